@@ -1,0 +1,247 @@
+"""The array namespaces the mathematics is written over.
+
+Every formula of the core is one body that takes its functions from a namespace ``xp``: numpy, ``keras.ops``
+(TensorFlow, JAX and torch backends) or raw torch tensors. Arrays themselves are used with operators and ``.shape`` only.
+The namespace is found from the type of the arguments through ``sys.modules``; nothing is imported to look.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from qi.errors import InputError
+from qi.typing import Array, Shape
+
+__all__ = ["NUMPY", "ArrayNamespace", "namespace_of"]
+
+
+class ArrayNamespace(Protocol):
+    """About twenty functions with numpy's spelling; `cast` and `asarray` take numpy dtype names."""
+
+    name: str
+
+    def asarray(self, x: Any, dtype: str | None = None) -> Array: ...
+    def frozen(self, x: np.ndarray) -> Array: ...
+    def cast(self, x: Array, dtype: str) -> Array: ...
+    def dtype(self, x: Array) -> str: ...
+    def divide(self, a: Array, b: Array) -> Array: ...
+    def round(self, x: Array) -> Array: ...
+    def floor(self, x: Array) -> Array: ...
+    def ceil(self, x: Array) -> Array: ...
+    def abs(self, x: Array) -> Array: ...
+    def sqrt(self, x: Array) -> Array: ...
+    def log2(self, x: Array) -> Array: ...
+    def exp2(self, x: Array) -> Array: ...
+    def tanh(self, x: Array) -> Array: ...
+    def minimum(self, a: Array, b: Array) -> Array: ...
+    def maximum(self, a: Array, b: Array) -> Array: ...
+    def clip(self, x: Array, lo: Array, hi: Array) -> Array: ...
+    def where(self, condition: Array, a: Array, b: Array) -> Array: ...
+    def isnan(self, x: Array) -> Array: ...
+    def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array: ...
+    def max(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array: ...
+    def min(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array: ...
+    def reshape(self, x: Array, shape: Shape) -> Array: ...
+    def repeat(self, x: Array, repeats: int, axis: int) -> Array: ...
+    def searchsorted(self, sorted_values: Array, x: Array) -> Array: ...
+    def take(self, values: Array, indices: Array) -> Array: ...
+    def stop_gradient(self, x: Array) -> Array: ...
+
+
+class _Numpy:
+    """numpy itself; floating-point warnings are silenced where overflow and NaN are part of the contract."""
+
+    name = "numpy"
+    def __init__(self) -> None:
+        names = "floor ceil abs sqrt log2 exp2 tanh minimum maximum where isnan sum max min reshape repeat take searchsorted"
+        for name in names.split():
+            setattr(self, name, getattr(np, name))
+        self.round = np.rint
+
+    @staticmethod
+    def asarray(x: Any, dtype: str | None = None) -> np.ndarray:
+        return np.asarray(x, dtype=dtype)
+
+    @staticmethod
+    def frozen(x: np.ndarray) -> np.ndarray:
+        return x
+
+    @staticmethod
+    def cast(x: np.ndarray, dtype: str) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(x).astype(_numpy_dtype(dtype), copy=False)
+
+    @staticmethod
+    def dtype(x: np.ndarray) -> str:
+        return str(np.asarray(x).dtype)
+
+    @staticmethod
+    def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            return np.divide(a, b)
+
+    @staticmethod
+    def clip(x: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+        return np.minimum(np.maximum(x, lo), hi)
+
+    @staticmethod
+    def stop_gradient(x: np.ndarray) -> np.ndarray:
+        return x
+
+
+def _numpy_dtype(name: str) -> np.dtype:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes  # registers nothing by itself; its types are looked up by name
+
+        return np.dtype(getattr(ml_dtypes, name))
+
+
+class _Keras:
+    """``keras.ops`` on whatever backend Keras runs; created only for arrays that prove Keras is loaded."""
+
+    name = "keras"
+
+    def __init__(self) -> None:
+        import keras
+
+        ops = keras.ops
+        self._keras, self._ops = keras, ops
+        for name in (
+            "floor ceil abs sqrt log2 exp2 tanh minimum maximum where isnan sum max min reshape "
+            "repeat take stop_gradient round divide"
+        ).split():
+            setattr(self, name, getattr(ops, name))
+
+    def asarray(self, x: Any, dtype: str | None = None) -> Array:
+        return self._ops.convert_to_tensor(x, dtype=dtype)
+
+    def frozen(self, x: np.ndarray) -> Array:
+        """A constant that graph optimizers can't fold.
+
+        They turn a division by a constant into a multiplication by its reciprocal, which moves codes at ties; a
+        captured resource is left alone.
+        """
+        if self._keras.backend.backend() == "tensorflow":
+            tf = sys.modules["tensorflow"]
+            with tf.init_scope():
+                return tf.Variable(x, trainable=False)
+        return self._ops.convert_to_tensor(x)
+
+    def cast(self, x: Array, dtype: str) -> Array:
+        return self._ops.cast(x, dtype)
+
+    def dtype(self, x: Array) -> str:
+        return str(self._keras.backend.standardize_dtype(x.dtype))
+
+    def clip(self, x: Array, lo: Array, hi: Array) -> Array:
+        # Written with `where` so that every backend gives gradient 1 at both edges (JAX's own clip halves it).
+        where = self._ops.where
+        x = where(x < lo, self._ops.cast(lo, x.dtype), x)
+        return where(x > hi, self._ops.cast(hi, x.dtype), x)
+
+    def searchsorted(self, sorted_values: Array, x: Array) -> Array:
+        flat = self._ops.searchsorted(sorted_values, self._ops.reshape(x, (-1,)))
+        return self._ops.reshape(flat, self._ops.shape(x))
+
+
+class _Torch:
+    """Raw torch tensors."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        torch = sys.modules["torch"]
+        self._torch = torch
+        for name in "floor ceil abs sqrt log2 exp2 tanh minimum maximum where isnan reshape round divide".split():
+            setattr(self, name, getattr(torch, name))
+
+    def asarray(self, x: Any, dtype: str | None = None) -> Array:
+        if isinstance(x, np.ndarray):  # torch warns about read-only memory, which shared parameters are
+            x = x.copy()
+        return self._torch.as_tensor(x, dtype=None if dtype is None else getattr(self._torch, dtype))
+
+    def frozen(self, x: np.ndarray) -> Array:
+        return self._torch.tensor(x)
+
+    def cast(self, x: Array, dtype: str) -> Array:
+        return x.to(getattr(self._torch, dtype))
+
+    def dtype(self, x: Array) -> str:
+        return str(x.dtype).removeprefix("torch.")
+
+    def clip(self, x: Array, lo: Array, hi: Array) -> Array:
+        return self._torch.clamp(x, self.asarray(lo, "float32"), self.asarray(hi, "float32"))
+
+    def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+        return self._torch.sum(x, dim=axis, keepdim=keepdims) if axis is not None else self._torch.sum(x)
+
+    def max(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+        return self._torch.amax(x, dim=() if axis is None else axis, keepdim=keepdims)
+
+    def min(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+        return self._torch.amin(x, dim=() if axis is None else axis, keepdim=keepdims)
+
+    def repeat(self, x: Array, repeats: int, axis: int) -> Array:
+        return self._torch.repeat_interleave(x, repeats, dim=axis)
+
+    def searchsorted(self, sorted_values: Array, x: Array) -> Array:
+        return self._torch.searchsorted(sorted_values, x.contiguous())
+
+    def take(self, values: Array, indices: Array) -> Array:
+        return values[indices]
+
+    def stop_gradient(self, x: Array) -> Array:
+        return x.detach()
+
+
+NUMPY: ArrayNamespace = _Numpy()  # type: ignore[assignment]
+
+
+@lru_cache(maxsize=1)
+def _keras() -> ArrayNamespace:
+    return _Keras()  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=1)
+def _torch() -> ArrayNamespace:
+    return _Torch()  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=256)
+def _namespace_of_type(kind: type) -> str:
+    if kind in (int, float, bool, list, tuple) or issubclass(kind, (np.ndarray, np.generic)):
+        return "numpy"
+    roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
+    if "torch" in roots and "keras" not in roots:
+        return "torch"
+    if roots & {"keras", "tensorflow", "jax", "jaxlib"}:
+        return "keras"
+    if hasattr(kind, "__array__"):
+        return "numpy"
+    raise InputError(
+        f"expected a numpy array, a Keras, TensorFlow or JAX tensor, or a torch tensor; received {kind.__name__}; "
+        "do numpy.asarray(...) first"
+    )
+
+
+def namespace_of(*arrays: Any) -> ArrayNamespace:
+    """Returns the namespace for `arrays`: torch before Keras before numpy where they are mixed.
+
+    Raises:
+        InputError: an argument is no array.
+
+    Example:
+        >>> import numpy as np
+        >>> namespace_of(np.zeros(3)).name
+        'numpy'
+    """
+    kinds = {_namespace_of_type(type(array)) for array in arrays}
+    if "keras" in kinds:
+        return _keras()
+    return _torch() if "torch" in kinds else NUMPY

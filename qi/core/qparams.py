@@ -1,0 +1,164 @@
+"""QParams (how a tensor is quantized) and QTensor (its codes together with how)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qi.core import affine
+from qi.core.granularity import Granularity, PerTensor
+from qi.core.grid import Grid, IntGrid
+from qi.core.namespace import NUMPY, namespace_of
+from qi.core.packing import packed_nbytes
+from qi.errors import ConfigError, InputError
+from qi.typing import Array, Shape
+
+__all__ = ["QParams", "QTensor"]
+
+
+def _owned(value: Any, dtype: str) -> np.ndarray:
+    """A private, read-only copy."""
+    array = np.array(value, dtype=dtype)
+    array.flags.writeable = False
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """Scale, zero point, grid and granularity of one tensor; immutable and checked.
+
+    Args:
+        scale: float32, positive and finite; rank of the tensor, 1 along shared axes (a scalar for any rank).
+        zero_point: integer codes within the grid, shaped like scale or a scalar.
+        grid: which codes exist.
+        granularity: which elements share a scale.
+
+    Raises:
+        ConfigError: a scale is zero, negative or not finite; a zero point is fractional or off the grid; shapes differ.
+
+    Example:
+        >>> params = QParams(0.5, 0, IntGrid(4))
+        >>> params.quantize([0.4, 1.3, 99.0]).codes.tolist()
+        [1, 3, 7]
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    grid: Grid
+    granularity: Granularity = field(default_factory=PerTensor)
+
+    def __post_init__(self) -> None:
+        scale = _owned(self.scale, "float32")
+        if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
+            bad = scale[~(np.isfinite(scale) & (scale > 0))].flat[0]
+            raise ConfigError(f"expected scales to be positive and finite; received scale={bad}")
+        raw = np.asarray(self.zero_point, np.float64)
+        if np.any(raw != np.rint(raw)):
+            raise ConfigError(f"expected zero points to be integers; received zero_point={self.zero_point!r}")
+        if raw.ndim and raw.shape != scale.shape:
+            raise ConfigError(f"expected zero_point shaped like scale {scale.shape}; received {raw.shape}")
+        zero_point = _owned(np.broadcast_to(raw, scale.shape), "int32")
+        if isinstance(self.grid, IntGrid) and (
+            np.any(zero_point < min(self.grid.qmin, 0)) or np.any(zero_point > max(self.grid.qmax, 0))
+        ):
+            raise ConfigError(
+                f"expected zero points from {self.grid.qmin} to {self.grid.qmax}; "
+                f"received {zero_point.min()} to {zero_point.max()}"
+            )
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "zero_point", zero_point)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QParams):
+            return NotImplemented
+        return (
+            (self.grid, self.granularity) == (other.grid, other.granularity)
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.grid, self.granularity, self.scale.tobytes(), self.zero_point.tobytes()))
+
+    def check_shape(self, shape: Shape) -> None:
+        """Raises InputError unless these parameters fit a tensor of `shape`."""
+        expected = self.granularity.param_shape(tuple(shape))
+        if self.scale.shape != expected and not (isinstance(self.granularity, PerTensor) and self.scale.size == 1):
+            raise InputError(
+                f"expected scales of shape {expected} for a tensor of shape {tuple(shape)} ({self.granularity}); "
+                f"received {self.scale.shape}"
+            )
+
+    def expanded(self, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+        """(scale, zero_point) as arrays that broadcast against a tensor of `shape`."""
+        self.check_shape(shape)
+        if self.scale.size == 1:
+            return self.scale.reshape(()), self.zero_point.reshape(())
+        expand = self.granularity.expand
+        return expand(self.scale, tuple(shape)), expand(self.zero_point, tuple(shape))
+
+    def quantize(self, x: Array, *, rounding: str = "nearest", noise: Array | None = None) -> QTensor:
+        """Codes of an array (brought to numpy) with these parameters; counts NaN (see `qi.core.affine.quantize`)."""
+        x = np.asarray(x)
+        codes = affine.quantize(x, *self.expanded(x.shape), self.grid, rounding=rounding, noise=noise)
+        nans = int(np.isnan(x).sum()) if x.dtype.kind not in "iub" else 0
+        return QTensor(codes, self, dtype=x.dtype.name if "float" in x.dtype.name else "float32", nan_count=nans)
+
+    def fake_quantize(self, x: Array) -> Array:
+        """Fake-quantized x, in x's own framework and dtype."""
+        scale, zero_point = self.expanded(tuple(np.shape(x) if namespace_of(x) is NUMPY else x.shape))
+        return affine.fake_quantize(x, scale, zero_point, self.grid)
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """Codes and the parameters that made them: immutable, shape-checked.
+
+    Attributes:
+        codes: integer numpy array in ``qparams.grid.storage_dtype``; read-only.
+        qparams: how to read the codes.
+        dtype: float dtype that `dequantize` gives.
+        nan_count: NaN inputs that were stored as the zero-point code.
+
+    Raises:
+        ConfigError: codes off the grid or of a wrong dtype.
+        InputError: the parameters don't fit the shape.
+    """
+
+    codes: np.ndarray
+    qparams: QParams
+    dtype: str = "float32"
+    nan_count: int = 0
+
+    def __post_init__(self) -> None:
+        raw = np.asarray(self.codes)
+        grid = self.qparams.grid
+        lowest, highest = (grid.qmin, grid.qmax) if isinstance(grid, IntGrid) else (0, grid.levels - 1)
+        if raw.dtype.kind not in "iu" or (raw.size and (raw.min() < lowest or raw.max() > highest)):
+            raise ConfigError(f"expected integer codes from {lowest} to {highest}; received {raw.dtype} codes outside")
+        self.qparams.check_shape(raw.shape)
+        object.__setattr__(self, "codes", _owned(raw, grid.storage_dtype.name))
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the tensor."""
+        return self.codes.shape
+
+    @property
+    def bits(self) -> int:
+        """Bits that one stored code takes."""
+        grid = self.qparams.grid
+        return grid.bits if isinstance(grid, IntGrid) else grid.index_bits
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when stored: packed codes, scales, and zero points where any is not 0."""
+        params = self.qparams.scale.nbytes + (self.qparams.zero_point.nbytes if self.qparams.zero_point.any() else 0)
+        return packed_nbytes(self.codes.size, self.bits) + params
+
+    def dequantize(self) -> np.ndarray:
+        """The real numbers that the codes stand for."""
+        scale, zero_point = self.qparams.expanded(self.shape)
+        return np.asarray(affine.dequantize(self.codes, scale, zero_point, self.qparams.grid, dtype=self.dtype))

@@ -1,0 +1,1 @@
+"""The tests of QI; `python -m tests` runs them and every other check."""

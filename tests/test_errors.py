@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from qi import errors
+
+BUILTIN_BASE = {
+    "ConfigError": ValueError,
+    "InputError": ValueError,
+    "UnsupportedError": TypeError,
+    "NotCalibratedError": RuntimeError,
+    "FileFormatError": ValueError,
+    "MissingDependencyError": ImportError,
+}
+
+
+@pytest.mark.parametrize(("name", "base"), BUILTIN_BASE.items())
+def test_each_error_is_caught_as_ours_and_as_pythons_own(name: str, base: type[Exception]) -> None:
+    error = getattr(errors, name)
+    assert issubclass(error, errors.QiError)
+    assert issubclass(error, base)
+    with pytest.raises(base, match="received bits=99"):
+        raise error("expected bits in 1..16; received bits=99")
+
+
+def test_the_table_above_names_every_error_class() -> None:
+    classes = {name for name, _ in inspect.getmembers(errors, inspect.isclass)}
+    assert classes == {*BUILTIN_BASE, "QiError", "QuantizationWarning"}
+
+
+def test_the_warning_can_be_filtered_as_a_user_warning() -> None:
+    assert issubclass(errors.QuantizationWarning, UserWarning)
+    assert not issubclass(errors.QuantizationWarning, errors.QiError)

@@ -1,0 +1,45 @@
+"""Each tutorial is a short script that runs in any folder, free of warnings, and asserts its own claims."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+TUTORIALS = sorted((CHECKOUT / "tutorials").glob("[0-9]*.py"))
+MAX_LINES = 200
+
+
+def test_the_tutorials_are_numbered_without_gaps() -> None:
+    assert [path.name[:2] for path in TUTORIALS] == [f"{n:02}" for n in range(1, len(TUTORIALS) + 1)]
+    assert len(TUTORIALS) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_runs(tutorial: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(tutorial)],
+        cwd=tmp_path,
+        env={**os.environ, "QI_FAST": "1", "PYTHONPATH": str(CHECKOUT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.strip(), "a tutorial shows something"
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_explains_itself_and_asserts_its_claim(tutorial: Path) -> None:
+    source = tutorial.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree)
+    assert any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+    assert len(source.splitlines()) <= MAX_LINES
