@@ -10,5 +10,5 @@ Array: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 """A fully known shape."""
 
-Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
-"""What `json.dumps` accepts without a custom encoder."""
+Json: TypeAlias = dict[str, Any]
+"""A JSON object: names to numbers, strings, booleans, None, and lists and objects of these."""

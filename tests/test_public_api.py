@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import subprocess
@@ -33,6 +34,13 @@ def test_an_exported_name_resolves_and_is_documented(name: str) -> None:
 def test_an_exported_name_is_exported_by_its_own_package_too(name: str) -> None:
     package = importlib.import_module(qi._EXPORTS[name])
     assert name in getattr(package, "__all__", dir(package))
+
+
+def test_type_checkers_see_the_same_names(checkout: Path) -> None:
+    tree = ast.parse((checkout / "qi" / "__init__.pyi").read_text(encoding="utf-8"))
+    froms = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    stubbed = {alias.asname: node.module for node in froms for alias in node.names}
+    assert stubbed == {**qi._EXPORTS, "__version__": "qi._version"}
 
 
 def test_a_resolved_name_is_kept() -> None:

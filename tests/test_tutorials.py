@@ -13,6 +13,11 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 TUTORIALS = sorted((CHECKOUT / "tutorials").glob("[0-9]*.py"))
 MAX_LINES = 200
+# Not ours to mend: see the same line in pyproject.toml.
+KERAS_COPIES = (
+    "ignore:__array__ implementation doesn't accept a copy"
+    ":DeprecationWarning:keras.src.backend.tensorflow.core"
+)
 
 
 def test_the_tutorials_are_numbered_without_gaps() -> None:
@@ -24,7 +29,7 @@ def test_the_tutorials_are_numbered_without_gaps() -> None:
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs(tutorial: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(tutorial)],
+        [sys.executable, "-W", "error", "-W", KERAS_COPIES, str(tutorial)],
         cwd=tmp_path,
         env={**os.environ, "QI_FAST": "1", "PYTHONPATH": str(CHECKOUT)},
         stdin=subprocess.DEVNULL,

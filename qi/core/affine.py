@@ -4,12 +4,14 @@
 
 * division by the scale (never by its reciprocal), round half to even, then the integer zero point;
 * arithmetic in float32 whatever the input's dtype, which the result gets back;
+* inside a compiled function the scale has to be an argument or a variable: compilers (TensorFlow's graph
+  optimizer, XLA, XLA under JAX) multiply by a constant's reciprocal instead, which moves codes next to ties;
 * 0 maps to exactly 0; infinities saturate; NaN becomes the zero-point code in `quantize` and stays NaN in
   `fake_quantize`;
 * ``fake_quantize(x)`` equals ``dequantize(quantize(x))`` bit for bit.
 
-Every function takes a scale and zero point that broadcast against x (see `qi.core.QParams` for groups) and works on
-numpy arrays, Keras tensors of every backend and torch tensors.
+Every function takes a scale and zero point that broadcast against x (see `qi.core.QParams` for groups) and
+works on numpy arrays, Keras tensors of every backend and torch tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def _real(x: Any, xp: ArrayNamespace) -> Array:
     """The input as an array of real numbers."""
     x = xp.asarray(x) if xp is NUMPY else x
     kind = xp.dtype(x)
-    if kind.startswith(("complex", "object", "str", "<U", "|S", "datetime", "timedelta", "void", "[")):
+    if not kind.startswith(("float", "bfloat", "int", "uint", "bool")):
         raise InputError(f"expected an array of real numbers; received dtype={kind}")
     return x
 
@@ -48,6 +50,12 @@ def _result_dtype(dtype: str) -> str:
     return dtype if "float" in dtype else "float32"
 
 
+def _clipped(x: Array, scale: Array, zero_point: Array, grid: IntGrid, xp: ArrayNamespace) -> Array:
+    """``x / scale`` clipped where the codes end: at integers, so clipping before rounding changes no code."""
+    u = xp.divide(xp.cast(x, "float32"), scale)
+    return xp.clip(u, np.float32(grid.qmin) - zero_point, np.float32(grid.qmax) - zero_point)
+
+
 def _midpoints(grid: LutGrid) -> np.ndarray:
     values = np.asarray(grid.values, np.float32)
     return (values[:-1] + values[1:]) / 2
@@ -59,7 +67,13 @@ def _lut_index(t: Array, grid: LutGrid, xp: ArrayNamespace) -> Array:
 
 
 def quantize(
-    x: Array, scale: Array, zero_point: Array, grid: Grid, *, rounding: str = "nearest", noise: Array | None = None
+    x: Array,
+    scale: Array,
+    zero_point: Array,
+    grid: Grid,
+    *,
+    rounding: str = "nearest",
+    noise: Array | None = None,
 ) -> Array:
     """Real numbers to codes: ``clip(round(x / scale) + zero_point, qmin, qmax)``.
 
@@ -83,14 +97,15 @@ def quantize(
         [0, 3, 6, 3, 15]
     """
     xp = namespace_of(x, scale, zero_point)
-    u = xp.divide(xp.cast(_real(x, xp), "float32"), _float(scale, xp))
+    x, s = _real(x, xp), _float(scale, xp)
     if isinstance(grid, LutGrid):
+        u = xp.divide(xp.cast(x, "float32"), s)
         nearest_zero = int(_lut_index(np.zeros((), np.float32), grid, NUMPY))
         index = xp.cast(_lut_index(u, grid, xp), "int32")
         return xp.cast(xp.where(xp.isnan(u), nearest_zero, index), grid.storage_dtype.name)
     z = _float(zero_point, xp)
+    u = _clipped(x, s, z, grid, xp)
     q = ROUNDINGS.get(rounding)(u, xp=xp, noise=noise) + z
-    q = xp.clip(q, np.float32(grid.qmin), np.float32(grid.qmax))
     return xp.cast(xp.where(xp.isnan(u), z, q), grid.storage_dtype.name)
 
 
@@ -112,17 +127,25 @@ def dequantize(codes: Array, scale: Array, zero_point: Array, grid: Grid, *, dty
     xp = namespace_of(codes, scale, zero_point)
     if isinstance(grid, LutGrid):
         values = xp.asarray(np.asarray(grid.values, np.float32))
-        return xp.cast(xp.take(values, xp.cast(codes, "int32")) * _float(scale, xp), dtype)
-    return xp.cast((xp.cast(codes, "float32") - _float(zero_point, xp)) * _float(scale, xp), dtype)
+        steps = xp.take(values, xp.cast(codes, "int32"))
+    else:
+        steps = xp.cast(codes, "float32") - _float(zero_point, xp)
+    return xp.cast(xp.multiply(steps, _float(scale, xp)), dtype)
 
 
 def fake_quantize(
-    x: Array, scale: Array, zero_point: Array, grid: Grid, *, rounding: str = "nearest", noise: Array | None = None
+    x: Array,
+    scale: Array,
+    zero_point: Array,
+    grid: Grid,
+    *,
+    rounding: str = "nearest",
+    noise: Array | None = None,
 ) -> Array:
     """What `quantize` then `dequantize` give, in x's dtype, with the straight-through gradient.
 
-    The estimator sits on the grid, after the clip, so automatic differentiation yields 1 inside the range and 0 outside
-    for x, and the gradient of LSQ (arXiv:1902.08153) for the scale. Integer input gives float32.
+    The estimator sits on the grid, after the clip, so automatic differentiation yields 1 inside the range and
+    0 outside for x, and the gradient of LSQ (arXiv:1902.08153) for the scale. Integer input gives float32.
 
     Args and Raises: as `quantize`.
 
@@ -132,30 +155,29 @@ def fake_quantize(
         [-2.0, 0.5, 0.5]
     """
     xp = namespace_of(x, scale, zero_point)
-    x = _real(x, xp)
-    s = _float(scale, xp)
-    u = xp.divide(xp.cast(x, "float32"), s)
+    x, s = _real(x, xp), _float(scale, xp)
     if isinstance(grid, LutGrid):
+        u = xp.divide(xp.cast(x, "float32"), s)
         u = xp.clip(u, np.float32(grid.values[0]), np.float32(grid.values[-1]))
         value = xp.take(xp.asarray(np.asarray(grid.values, np.float32)), _lut_index(u, grid, xp))
         value = surrogate(xp.where(xp.isnan(u), u, value), u, xp=xp)
     else:
-        z = _float(zero_point, xp)
-        u = xp.clip(u, np.float32(grid.qmin) - z, np.float32(grid.qmax) - z)
+        u = _clipped(x, s, _float(zero_point, xp), grid, xp)
         value = straight_through(u, ROUNDINGS.get(rounding)(u, xp=xp, noise=noise), xp=xp)
-    return xp.cast(value * s, _result_dtype(xp.dtype(x)))
+    return xp.cast(xp.multiply(value, s), _result_dtype(xp.dtype(x)))
 
 
 def requantize(
     codes: Array, scale: Array, zero_point: Array, new_scale: Array, new_zero_point: Array, grid: IntGrid
 ) -> Array:
-    """Codes (or int32 accumulators) of one scale to codes of another: one float32 multiplier, as integer kernels do.
+    """Codes (or int32 accumulators) of one scale to codes of another by one float32 multiplier.
 
-    ``clip(round(f32(codes - zero_point) * f32(scale / new_scale)) + new_zero_point, qmin, qmax)``: the multiplier is
-    derived first, so a result may differ by one step from `quantize` of the dequantized value next to a tie.
+    ``clip(round(f32(codes - zero_point) * f32(scale / new_scale)) + new_zero_point, qmin, qmax)``: the
+    multiplier is derived first, so next to a tie a result may differ by one step from `quantize` of the
+    dequantized value.
 
     Args:
-        codes: integer array, up to int32.
+        codes: integer array; ``codes - zero_point`` fits int32.
         scale: float32 of the codes.
         zero_point: integer of the codes.
         new_scale: float32 of the result.
@@ -169,6 +191,9 @@ def requantize(
     """
     xp = namespace_of(codes, scale, zero_point, new_scale, new_zero_point)
     multiplier = xp.divide(_float(scale, xp), _float(new_scale, xp))
+    multiplier = xp.clip(
+        multiplier, np.float32(0), np.finfo(np.float32).max
+    )  # an infinite one would make 0 NaN
     difference = xp.cast(codes, "int32") - xp.cast(_float(zero_point, xp), "int32")
-    q = xp.round(xp.cast(difference, "float32") * multiplier) + _float(new_zero_point, xp)
+    q = xp.round(xp.multiply(xp.cast(difference, "float32"), multiplier)) + _float(new_zero_point, xp)
     return xp.cast(xp.clip(q, np.float32(grid.qmin), np.float32(grid.qmax)), grid.storage_dtype.name)

@@ -1,7 +1,7 @@
 """Gradient algebra: exact forward values with a chosen gradient, by `stop_gradient` alone.
 
-No backend's custom-gradient machinery is needed, so higher derivatives, ``jit`` and ``vmap`` keep working, and on numpy
-every function is simply its forward value.
+No backend's custom-gradient machinery is needed, so higher derivatives, ``jit`` and ``vmap`` keep working,
+and on numpy every function is simply its forward value.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ __all__ = ["ceil_ste", "round_ste", "scale_gradient", "straight_through", "surro
 def straight_through(u: Array, value: Array, *, xp: ArrayNamespace) -> Array:
     """`value` in the forward pass, the gradient of `u` in the backward pass.
 
-    ``u + stop_gradient(value - u)`` is exactly `value` when `value` is u rounded to an integer: the difference is
-    representable. It is also +0 where rounding gave -0. For other values use `surrogate`.
+    ``u + stop_gradient(value - u)`` is exactly `value` when `value` is u rounded to an integer: its rounding
+    errors cancel. It is also +0 where rounding gave -0. For other values use `surrogate`.
 
-    Source: Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, 2013 (arXiv:1308.3432).
+    Source: Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, 2013
+    (arXiv:1308.3432).
     """
     return u + xp.stop_gradient(value - u)
 
 
 def surrogate(value: Array, gradient_of: Array, *, xp: ArrayNamespace) -> Array:
-    """`value` exactly in the forward pass, the gradient of `gradient_of` in the backward pass (finite inputs)."""
+    """`value` exactly in the forward pass, the gradient of `gradient_of` (finite) in the backward pass."""
     return xp.stop_gradient(value) + (gradient_of - xp.stop_gradient(gradient_of))
 
 

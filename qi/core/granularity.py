@@ -1,7 +1,7 @@
 """Granularity: which elements of a tensor share one scale.
 
-The shape of the scale *is* the granularity: it has the tensor's rank, 1 along every axis that shares, the axis' size
-where each index has its own, and ``ceil(size / group)`` where groups do.
+The shape of the scale *is* the granularity: it has the tensor's rank, 1 along every axis that shares, the
+axis' size where each index has its own, and ``ceil(size / group)`` where groups do.
 """
 
 from __future__ import annotations
@@ -19,19 +19,28 @@ from qi.typing import Array, Shape
 __all__ = ["Granularity", "PerChannel", "PerGroup", "PerTensor"]
 
 
+def _integer(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ConfigError(f"expected {name} to be an integer; received {name}={value!r}")
+    return int(value)
+
+
 def _axis(axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
-        raise InputError(f"expected channel_axis from {-rank} to {rank - 1} for a tensor of rank {rank}; received {axis}")
+        raise InputError(
+            f"expected channel_axis from {-rank} to {rank - 1} for a tensor of rank {rank}; received {axis}"
+        )
     return axis % rank
 
 
 class _Granularity:
     """What all granularities share: reductions written on `blocks`, a view with the shared axes to reduce."""
 
-    def param_shape(self, shape: Shape) -> Shape:
+    def param_shape(self, shape: Shape) -> Shape:  # noqa: ARG002
         raise TypeError("abstract")  # pragma: no cover - every granularity defines it
 
     def _blocks(self, x: np.ndarray, fill: float) -> tuple[np.ndarray, tuple[int, ...]]:
+        del fill  # only groups can be partial
         kept = self.param_shape(x.shape)
         return x, tuple(i for i, n in enumerate(kept) if n == 1)
 
@@ -60,9 +69,9 @@ class _Granularity:
     def absmax(self, x: Array) -> np.ndarray:
         """The greatest magnitude of each block in float64; an empty tensor gives 0."""
         lo, hi = self.minmax(x)
-        return np.maximum(-lo, hi).clip(min=0.0)
+        return np.asarray(np.maximum(-lo, hi).clip(min=0.0))
 
-    def expand(self, param: Array, shape: Shape) -> Array:
+    def expand(self, param: Array, shape: Shape) -> Array:  # noqa: ARG002 - groups need it
         """Gives a parameter of shape ``param_shape(shape)`` a shape that broadcasts against `shape`."""
         return param
 
@@ -93,9 +102,7 @@ class PerChannel(_Granularity):
     axis: int = -1
 
     def __post_init__(self) -> None:
-        if isinstance(self.axis, bool) or not isinstance(self.axis, (int, np.integer)):
-            raise ConfigError(f"expected channel_axis to be an integer; received channel_axis={self.axis!r}")
-        object.__setattr__(self, "axis", int(self.axis))
+        object.__setattr__(self, "axis", _integer("channel_axis", self.axis))
 
     def param_shape(self, shape: Shape) -> Shape:
         """The scale's shape for a tensor of `shape`."""
@@ -119,14 +126,17 @@ class PerGroup(_Granularity):
     channel_axis: int = -1
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, (int, np.integer)) or self.size < 1:
-            raise ConfigError(f"expected group_size to be a positive integer; received group_size={self.size!r}")
+        for name, value in (("axis", self.axis), ("size", self.size), ("channel_axis", self.channel_axis)):
+            object.__setattr__(self, name, _integer("group_size" if name == "size" else name, value))
+        if self.size < 1:
+            raise ConfigError(f"expected group_size to be at least 1; received group_size={self.size}")
 
     def _axes(self, rank: int) -> tuple[int, int]:
         axis, channel = _axis(self.axis, rank), _axis(self.channel_axis, rank)
         if axis == channel:
             raise InputError(
-                f"expected the grouped axis to differ from channel_axis; received both as {axis} for rank {rank}"
+                "expected the grouped axis to differ from channel_axis; "
+                f"received both as {axis} for a tensor of rank {rank}"
             )
         return axis, channel
 

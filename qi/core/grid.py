@@ -15,7 +15,9 @@ __all__ = ["Grid", "IntGrid", "LutGrid"]
 
 def _check_bits(bits: int, largest: int = 16) -> int:
     if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or not 1 <= bits <= largest:
-        raise ConfigError(f"expected num_bits to be an integer from 1 to {largest}; received num_bits={bits!r}")
+        raise ConfigError(
+            f"expected num_bits to be an integer from 1 to {largest}; received num_bits={bits!r}"
+        )
     return int(bits)
 
 
@@ -26,8 +28,8 @@ class IntGrid:
     Args:
         bits: 1 to 16.
         signed: two's complement (``-2**(bits-1) .. 2**(bits-1)-1``) or unsigned (``0 .. 2**bits-1``).
-        narrow: drops the lowest signed code, so the grid is symmetric about 0 (``-127 .. 127``): what integer kernels
-            ask of weights. A signed 1-bit grid can't be narrow (only 0 would be left).
+        narrow: drops the lowest signed code, so the grid is symmetric about 0 (``-127 .. 127``): what integer
+            kernels ask of weights. A signed 1-bit grid can't be narrow (only 0 would be left).
 
     Raises:
         ConfigError: bits outside 1..16, or a narrow grid that is unsigned or has a single code.
@@ -60,7 +62,7 @@ class IntGrid:
     @property
     def qmax(self) -> int:
         """The highest code."""
-        return 2 ** (self.bits - self.signed) - 1
+        return (1 << (self.bits - self.signed)) - 1
 
     @property
     def levels(self) -> int:
@@ -104,12 +106,15 @@ class LutGrid:
         base = IntGrid(bits, signed)
         array = np.asarray(values, dtype=np.float64).ravel()
         if array.size == 0 or not np.all(np.isfinite(array)) or np.any(array != np.rint(array)):
-            raise ConfigError(f"expected lut_values to be integers, at least one; received lut_values={values!r}")
+            raise ConfigError(
+                f"expected lut_values to be integers, at least one; received lut_values={values!r}"
+            )
         if len(np.unique(array)) != array.size:
             raise ConfigError(f"expected lut_values without repetitions; received lut_values={values!r}")
         if array.min() < base.qmin or array.max() > base.qmax:
             raise ConfigError(
-                f"expected lut_values from {base.qmin} to {base.qmax} (lut_values_bitwidth={bits}, signed={signed}); "
+                f"expected lut_values from {base.qmin} to {base.qmax} "
+                f"(lut_values_bitwidth={bits}, signed={signed}); "
                 f"received a range of {array.min():g} to {array.max():g}"
             )
         object.__setattr__(self, "values", tuple(int(v) for v in np.sort(array)))
@@ -129,7 +134,7 @@ class LutGrid:
     @property
     def edge(self) -> int:
         """The divisor of a threshold: ``2**(bits-1)`` signed, ``2**bits`` unsigned."""
-        return 2 ** (self.bits - self.signed)
+        return 1 << (self.bits - self.signed)
 
     @property
     def storage_dtype(self) -> np.dtype:

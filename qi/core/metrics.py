@@ -1,4 +1,7 @@
-"""Error metrics between an array and its quantized version (numpy, float64)."""
+"""Error metrics between an array and its quantized version (numpy, float64).
+
+Values that aren't finite give NaN or inf, silently.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,13 @@ from qi.typing import Array
 __all__ = ["cosine", "max_abs_error", "mse", "sqnr_db"]
 
 
-def _pair(x: Array, y: Array) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
+# Also a decorator: inf - inf and overflowing squares are results here, not surprises.
+_quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
+def _pair(
+    x: Array, y: Array
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
     a, b = np.asarray(x).astype(np.float64).ravel(), np.asarray(y).astype(np.float64).ravel()
     if np.shape(x) != np.shape(y):
         raise InputError(f"expected two arrays of one shape; received {np.shape(x)} and {np.shape(y)}")
@@ -22,6 +31,7 @@ def _pair(x: Array, y: Array) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np
     return a, b
 
 
+@_quiet
 def mse(x: Array, y: Array) -> float:
     """Mean squared error.
 
@@ -33,6 +43,7 @@ def mse(x: Array, y: Array) -> float:
     return float(np.mean((a - b) ** 2))
 
 
+@_quiet
 def max_abs_error(x: Array, y: Array) -> float:
     """Greatest absolute difference.
 
@@ -44,6 +55,7 @@ def max_abs_error(x: Array, y: Array) -> float:
     return float(np.max(np.abs(a - b)))
 
 
+@_quiet
 def sqnr_db(x: Array, y: Array) -> float:
     """Signal-to-quantization-noise ratio ``10 log10(sum x^2 / sum (x - y)^2)`` in dB.
 
@@ -57,9 +69,10 @@ def sqnr_db(x: Array, y: Array) -> float:
     signal, noise = float(a @ a), float((a - b) @ (a - b))
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return float(10 * np.log10(signal / noise))
 
 
+@_quiet
 def cosine(x: Array, y: Array) -> float:
     """Cosine similarity in [-1, 1]; 1 for two zero arrays, 0 for one.
 

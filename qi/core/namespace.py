@@ -1,7 +1,8 @@
 """The array namespaces the mathematics is written over.
 
 Every formula of the core is one body that takes its functions from a namespace ``xp``: numpy, ``keras.ops``
-(TensorFlow, JAX and torch backends) or raw torch tensors. Arrays themselves are used with operators and ``.shape`` only.
+(TensorFlow, JAX and torch backends) or raw torch tensors. Arrays themselves are used with operators and
+``.shape`` only.
 The namespace is found from the type of the arguments through ``sys.modules``; nothing is imported to look.
 """
 
@@ -19,46 +20,51 @@ from qi.typing import Array, Shape
 __all__ = ["NUMPY", "ArrayNamespace", "namespace_of"]
 
 
+# Same name and meaning everywhere.
+_COMMON = set("floor ceil abs sqrt log2 exp2 tanh minimum maximum where isnan reshape".split())  # noqa: SIM905
+
+
 class ArrayNamespace(Protocol):
     """About twenty functions with numpy's spelling; `cast` and `asarray` take numpy dtype names."""
 
     name: str
 
-    def asarray(self, x: Any, dtype: str | None = None) -> Array: ...
-    def frozen(self, x: np.ndarray) -> Array: ...
-    def cast(self, x: Array, dtype: str) -> Array: ...
-    def dtype(self, x: Array) -> str: ...
-    def divide(self, a: Array, b: Array) -> Array: ...
-    def round(self, x: Array) -> Array: ...
-    def floor(self, x: Array) -> Array: ...
-    def ceil(self, x: Array) -> Array: ...
-    def abs(self, x: Array) -> Array: ...
-    def sqrt(self, x: Array) -> Array: ...
-    def log2(self, x: Array) -> Array: ...
-    def exp2(self, x: Array) -> Array: ...
-    def tanh(self, x: Array) -> Array: ...
-    def minimum(self, a: Array, b: Array) -> Array: ...
-    def maximum(self, a: Array, b: Array) -> Array: ...
-    def clip(self, x: Array, lo: Array, hi: Array) -> Array: ...
-    def where(self, condition: Array, a: Array, b: Array) -> Array: ...
-    def isnan(self, x: Array) -> Array: ...
-    def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array: ...
-    def max(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array: ...
-    def min(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array: ...
-    def reshape(self, x: Array, shape: Shape) -> Array: ...
-    def repeat(self, x: Array, repeats: int, axis: int) -> Array: ...
-    def searchsorted(self, sorted_values: Array, x: Array) -> Array: ...
-    def take(self, values: Array, indices: Array) -> Array: ...
-    def stop_gradient(self, x: Array) -> Array: ...
+    def asarray(self, x: Any, dtype: str | None = None) -> Array: ...  # noqa: D102
+    def frozen(self, x: np.ndarray) -> Array: ...  # noqa: D102
+    def cast(self, x: Array, dtype: str) -> Array: ...  # noqa: D102
+    def dtype(self, x: Array) -> str: ...  # noqa: D102
+    def divide(self, a: Array, b: Array) -> Array: ...  # noqa: D102
+    def multiply(self, a: Array, b: Array) -> Array: ...  # noqa: D102
+    def round(self, x: Array) -> Array: ...  # noqa: D102
+    def floor(self, x: Array) -> Array: ...  # noqa: D102
+    def ceil(self, x: Array) -> Array: ...  # noqa: D102
+    def abs(self, x: Array) -> Array: ...  # noqa: D102
+    def sqrt(self, x: Array) -> Array: ...  # noqa: D102
+    def log2(self, x: Array) -> Array: ...  # noqa: D102
+    def exp2(self, x: Array) -> Array: ...  # noqa: D102
+    def tanh(self, x: Array) -> Array: ...  # noqa: D102
+    def minimum(self, a: Array, b: Array) -> Array: ...  # noqa: D102
+    def maximum(self, a: Array, b: Array) -> Array: ...  # noqa: D102
+    def clip(self, x: Array, lo: Array, hi: Array) -> Array: ...  # noqa: D102
+    def where(self, condition: Array, a: Array, b: Array) -> Array: ...  # noqa: D102
+    def isnan(self, x: Array) -> Array: ...  # noqa: D102
+    def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array: ...  # noqa: D102
+    def max(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array: ...  # noqa: D102
+    def min(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array: ...  # noqa: D102
+    def reshape(self, x: Array, shape: Shape) -> Array: ...  # noqa: D102
+    def repeat(self, x: Array, repeats: int, axis: int) -> Array: ...  # noqa: D102
+    def searchsorted(self, sorted_values: Array, x: Array) -> Array: ...  # noqa: D102
+    def take(self, values: Array, indices: Array) -> Array: ...  # noqa: D102
+    def stop_gradient(self, x: Array) -> Array: ...  # noqa: D102
 
 
 class _Numpy:
     """numpy itself; floating-point warnings are silenced where overflow and NaN are part of the contract."""
 
     name = "numpy"
+
     def __init__(self) -> None:
-        names = "floor ceil abs sqrt log2 exp2 tanh minimum maximum where isnan sum max min reshape repeat take searchsorted"
-        for name in names.split():
+        for name in _COMMON | {"sum", "max", "min", "repeat", "take", "searchsorted"}:
             setattr(self, name, getattr(np, name))
         self.round = np.rint
 
@@ -77,16 +83,21 @@ class _Numpy:
 
     @staticmethod
     def dtype(x: np.ndarray) -> str:
-        return str(np.asarray(x).dtype)
+        return np.asarray(x).dtype.name
 
     @staticmethod
     def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            return np.divide(a, b)
+            return np.asarray(np.divide(a, b))
+
+    @staticmethod
+    def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            return np.asarray(np.multiply(a, b))
 
     @staticmethod
     def clip(x: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
-        return np.minimum(np.maximum(x, lo), hi)
+        return np.asarray(np.minimum(np.maximum(x, lo), hi))
 
     @staticmethod
     def stop_gradient(x: np.ndarray) -> np.ndarray:
@@ -99,7 +110,12 @@ def _numpy_dtype(name: str) -> np.dtype:
     except TypeError:
         import ml_dtypes  # registers nothing by itself; its types are looked up by name
 
-        return np.dtype(getattr(ml_dtypes, name))
+        kind: type | None = getattr(ml_dtypes, name, None)
+        if kind is None:
+            raise InputError(
+                f"expected the name of a dtype, such as 'bfloat16'; received dtype={name!r}"
+            ) from None
+        return np.dtype(kind)
 
 
 class _Keras:
@@ -112,10 +128,8 @@ class _Keras:
 
         ops = keras.ops
         self._keras, self._ops = keras, ops
-        for name in (
-            "floor ceil abs sqrt log2 exp2 tanh minimum maximum where isnan sum max min reshape "
-            "repeat take stop_gradient round divide"
-        ).split():
+        more = {"round", "divide", "multiply", "sum", "max", "min", "repeat", "take", "stop_gradient"}
+        for name in _COMMON | more:
             setattr(self, name, getattr(ops, name))
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
@@ -124,8 +138,8 @@ class _Keras:
     def frozen(self, x: np.ndarray) -> Array:
         """A constant that graph optimizers can't fold.
 
-        They turn a division by a constant into a multiplication by its reciprocal, which moves codes at ties; a
-        captured resource is left alone.
+        They turn a division by a constant into a multiplication by its reciprocal, which moves codes at ties;
+        a captured resource is left alone.
         """
         if self._keras.backend.backend() == "tensorflow":
             tf = sys.modules["tensorflow"]
@@ -140,7 +154,7 @@ class _Keras:
         return str(self._keras.backend.standardize_dtype(x.dtype))
 
     def clip(self, x: Array, lo: Array, hi: Array) -> Array:
-        # Written with `where` so that every backend gives gradient 1 at both edges (JAX's own clip halves it).
+        # With `where` every backend gives gradient 1 at both edges (JAX's own clip halves it).
         where = self._ops.where
         x = where(x < lo, self._ops.cast(lo, x.dtype), x)
         return where(x > hi, self._ops.cast(hi, x.dtype), x)
@@ -158,7 +172,7 @@ class _Torch:
     def __init__(self) -> None:
         torch = sys.modules["torch"]
         self._torch = torch
-        for name in "floor ceil abs sqrt log2 exp2 tanh minimum maximum where isnan reshape round divide".split():
+        for name in _COMMON | {"round", "divide", "multiply"}:
             setattr(self, name, getattr(torch, name))
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
@@ -225,13 +239,13 @@ def _namespace_of_type(kind: type) -> str:
     if hasattr(kind, "__array__"):
         return "numpy"
     raise InputError(
-        f"expected a numpy array, a Keras, TensorFlow or JAX tensor, or a torch tensor; received {kind.__name__}; "
-        "do numpy.asarray(...) first"
+        "expected a numpy array, a Keras, TensorFlow or JAX tensor, or a torch tensor; "
+        f"received {kind.__name__}; do numpy.asarray(...) first"
     )
 
 
 def namespace_of(*arrays: Any) -> ArrayNamespace:
-    """Returns the namespace for `arrays`: torch before Keras before numpy where they are mixed.
+    """Returns the namespace for `arrays`: Keras before torch before numpy where they are mixed.
 
     Raises:
         InputError: an argument is no array.
@@ -241,7 +255,7 @@ def namespace_of(*arrays: Any) -> ArrayNamespace:
         >>> namespace_of(np.zeros(3)).name
         'numpy'
     """
-    kinds = {_namespace_of_type(type(array)) for array in arrays}
+    kinds = {_namespace_of_type(type(array)) for array in arrays}  # type: ignore[arg-type]  # classes are hashable
     if "keras" in kinds:
         return _keras()
     return _torch() if "torch" in kinds else NUMPY

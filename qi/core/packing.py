@@ -1,12 +1,15 @@
 """Packing of 1- to 16-bit codes into bytes.
 
-Layout: the codes, in C order, form one little-endian bit stream. Code ``i`` occupies bits ``i*b`` to ``i*b + b - 1`` of the
-stream, least significant bit first; bit ``k`` of the stream is bit ``k % 8`` of byte ``k // 8``. Signed codes are two's
-complement of ``b`` bits. The last byte is padded with zero bits. So 4-bit codes ``c0, c1`` make the byte ``c0 | c1 << 4``
-(low nibble first, as LiteRT and ONNX store int4), and 8- and 16-bit codes are plain little-endian integers.
+Layout: the codes, in C order, form one little-endian bit stream. Code ``i`` occupies bits ``i*b`` to
+``i*b + b - 1`` of the stream, least significant bit first; bit ``k`` of the stream is bit ``k % 8`` of byte
+``k // 8``. Signed codes are two's complement of ``b`` bits. The last byte is padded with zero bits. So 4-bit
+codes ``c0, c1`` make the byte ``c0 | c1 << 4`` (low nibble first, as LiteRT and ONNX store int4), and 8- and
+16-bit codes are plain little-endian integers.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -17,8 +20,8 @@ __all__ = ["pack", "packed_nbytes", "unpack"]
 
 
 def _check(bits: int) -> None:
-    if not 1 <= bits <= 16:
-        raise InputError(f"expected bits from 1 to 16; received bits={bits}")
+    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or not 1 <= bits <= 16:
+        raise InputError(f"expected bits to be an integer from 1 to 16; received bits={bits!r}")
 
 
 def _shifts(bits: int) -> np.ndarray:
@@ -60,7 +63,10 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     if flat.size and (int(flat.min()) < -(2 ** (bits - 1)) or int(flat.max()) >= 2**bits):
         raise InputError(f"expected codes that fit {bits} bits; received {flat.min()} to {flat.max()}")
     if flat.size and int(flat.min()) < 0 and int(flat.max()) >= 2 ** (bits - 1):
-        raise InputError(f"expected codes all signed or all unsigned; received {flat.min()} to {flat.max()} for {bits} bits")
+        raise InputError(
+            "expected codes all signed or all unsigned; "
+            f"received {flat.min()} to {flat.max()} for {bits} bits"
+        )
     used = packed_nbytes(flat.size, bits)
     if bits > 8:
         pairs = flat.astype(np.int64).astype("<u2").view(np.uint8).reshape(-1, 2)
@@ -70,7 +76,8 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     words = np.zeros((-(-flat.size // 8), 8), np.uint64)
     words.ravel()[: flat.size] = flat.astype(np.int64).astype(np.uint64) & np.uint64(2**bits - 1)
     joined = np.bitwise_or.reduce(words << _shifts(bits), axis=1).astype("<u8")
-    return joined.view(np.uint8).reshape(-1, 8)[:, :bits].ravel()[:used]
+    stored: np.ndarray = joined.view(np.uint8).reshape(-1, 8)[:, :bits].ravel()[:used]
+    return stored
 
 
 def unpack(data: np.ndarray, bits: int, shape: Shape, *, signed: bool) -> np.ndarray:
@@ -92,7 +99,8 @@ def unpack(data: np.ndarray, bits: int, shape: Shape, *, signed: bool) -> np.nda
         >>> unpack(np.array([241, 7], np.uint8), 4, (3,), signed=True).tolist()
         [1, -1, 7]
     """
-    count = int(np.prod(shape, dtype=np.int64))
+    # In Python's integers: a shape read from a broken file can't overflow to a small count.
+    count = math.prod(shape)
     data = np.asarray(data)
     if data.dtype != np.uint8 or data.ndim != 1 or data.size != packed_nbytes(count, bits):
         raise InputError(
@@ -108,7 +116,8 @@ def unpack(data: np.ndarray, bits: int, shape: Shape, *, signed: bool) -> np.nda
     else:
         single = np.unpackbits(stream, bitorder="little").reshape(-1, bits)[:count]
         codes = single.astype(np.uint64) @ (np.uint64(1) << np.arange(bits, dtype=np.uint64))
-    wide = codes.astype(np.int64)
+    wide = codes.astype(np.int64).reshape(shape)
     if signed:
         wide -= (wide >= 2 ** (bits - 1)).astype(np.int64) << bits
-    return wide.astype(f"{'' if signed else 'u'}int{8 if bits <= 8 else 16}").reshape(shape)
+    narrow: np.ndarray = wide.astype(f"{'' if signed else 'u'}int{8 if bits <= 8 else 16}")
+    return narrow

@@ -30,13 +30,15 @@ class QParams:
     """Scale, zero point, grid and granularity of one tensor; immutable and checked.
 
     Args:
-        scale: float32, positive and finite; rank of the tensor, 1 along shared axes (a scalar for any rank).
+        scale: float32, positive, finite and not subnormal (TensorFlow and XLA would take it for 0); rank of
+            the tensor, 1 along shared axes (a scalar for any rank).
         zero_point: integer codes within the grid, shaped like scale or a scalar.
         grid: which codes exist.
         granularity: which elements share a scale.
 
     Raises:
-        ConfigError: a scale is zero, negative or not finite; a zero point is fractional or off the grid; shapes differ.
+        ConfigError: a scale is zero, negative, subnormal or not finite; a zero point is fractional or off the
+            grid (for a `LutGrid`, not 0); shapes differ.
 
     Example:
         >>> params = QParams(0.5, 0, IntGrid(4))
@@ -50,25 +52,26 @@ class QParams:
     granularity: Granularity = field(default_factory=PerTensor)
 
     def __post_init__(self) -> None:
-        scale = _owned(self.scale, "float32")
-        if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
-            bad = scale[~(np.isfinite(scale) & (scale > 0))].flat[0]
-            raise ConfigError(f"expected scales to be positive and finite; received scale={bad}")
+        with np.errstate(over="ignore"):
+            scale = _owned(self.scale, "float32")
+        good = np.isfinite(scale) & (scale >= np.finfo(np.float32).tiny)
+        if not np.all(good):
+            raise ConfigError(
+                "expected scales to be positive and finite, at least 1.1754944e-38 (float32's smallest "
+                f"normal number); received scale={np.asarray(self.scale)[~good].flat[0]}"
+            )
         raw = np.asarray(self.zero_point, np.float64)
-        if np.any(raw != np.rint(raw)):
+        if not np.all(np.isfinite(raw)) or np.any(raw != np.rint(raw)):
             raise ConfigError(f"expected zero points to be integers; received zero_point={self.zero_point!r}")
         if raw.ndim and raw.shape != scale.shape:
             raise ConfigError(f"expected zero_point shaped like scale {scale.shape}; received {raw.shape}")
-        zero_point = _owned(np.broadcast_to(raw, scale.shape), "int32")
-        if isinstance(self.grid, IntGrid) and (
-            np.any(zero_point < min(self.grid.qmin, 0)) or np.any(zero_point > max(self.grid.qmax, 0))
-        ):
+        lowest, highest = (self.grid.qmin, self.grid.qmax) if isinstance(self.grid, IntGrid) else (0, 0)
+        if np.any(raw < lowest) or np.any(raw > highest):
             raise ConfigError(
-                f"expected zero points from {self.grid.qmin} to {self.grid.qmax}; "
-                f"received {zero_point.min()} to {zero_point.max()}"
+                f"expected zero points from {lowest} to {highest}; received {raw.min():g} to {raw.max():g}"
             )
         object.__setattr__(self, "scale", scale)
-        object.__setattr__(self, "zero_point", zero_point)
+        object.__setattr__(self, "zero_point", _owned(np.broadcast_to(raw, scale.shape), "int32"))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QParams):
@@ -85,10 +88,12 @@ class QParams:
     def check_shape(self, shape: Shape) -> None:
         """Raises InputError unless these parameters fit a tensor of `shape`."""
         expected = self.granularity.param_shape(tuple(shape))
-        if self.scale.shape != expected and not (isinstance(self.granularity, PerTensor) and self.scale.size == 1):
+        if self.scale.shape != expected and not (
+            isinstance(self.granularity, PerTensor) and self.scale.size == 1
+        ):
             raise InputError(
-                f"expected scales of shape {expected} for a tensor of shape {tuple(shape)} ({self.granularity}); "
-                f"received {self.scale.shape}"
+                f"expected scales of shape {expected} for a tensor of shape {tuple(shape)} "
+                f"({self.granularity}); received {self.scale.shape}"
             )
 
     def expanded(self, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
@@ -100,11 +105,13 @@ class QParams:
         return expand(self.scale, tuple(shape)), expand(self.zero_point, tuple(shape))
 
     def quantize(self, x: Array, *, rounding: str = "nearest", noise: Array | None = None) -> QTensor:
-        """Codes of an array (brought to numpy) with these parameters; counts NaN (see `qi.core.affine.quantize`)."""
+        """Codes of an array (brought to numpy), and how many NaN it has; see `qi.core.affine.quantize`."""
         x = np.asarray(x)
         codes = affine.quantize(x, *self.expanded(x.shape), self.grid, rounding=rounding, noise=noise)
         nans = int(np.isnan(x).sum()) if x.dtype.kind not in "iub" else 0
-        return QTensor(codes, self, dtype=x.dtype.name if "float" in x.dtype.name else "float32", nan_count=nans)
+        return QTensor(
+            codes, self, dtype=x.dtype.name if "float" in x.dtype.name else "float32", nan_count=nans
+        )
 
     def fake_quantize(self, x: Array) -> Array:
         """Fake-quantized x, in x's own framework and dtype."""
@@ -136,8 +143,14 @@ class QTensor:
         raw = np.asarray(self.codes)
         grid = self.qparams.grid
         lowest, highest = (grid.qmin, grid.qmax) if isinstance(grid, IntGrid) else (0, grid.levels - 1)
-        if raw.dtype.kind not in "iu" or (raw.size and (raw.min() < lowest or raw.max() > highest)):
-            raise ConfigError(f"expected integer codes from {lowest} to {highest}; received {raw.dtype} codes outside")
+        if raw.dtype.kind not in "iu":
+            raise ConfigError(
+                f"expected integer codes from {lowest} to {highest}; received dtype={raw.dtype}"
+            )
+        if raw.size and (raw.min() < lowest or raw.max() > highest):
+            raise ConfigError(
+                f"expected codes from {lowest} to {highest}; received {raw.min()} to {raw.max()}"
+            )
         self.qparams.check_shape(raw.shape)
         object.__setattr__(self, "codes", _owned(raw, grid.storage_dtype.name))
 
@@ -155,10 +168,14 @@ class QTensor:
     @property
     def nbytes(self) -> int:
         """Bytes when stored: packed codes, scales, and zero points where any is not 0."""
-        params = self.qparams.scale.nbytes + (self.qparams.zero_point.nbytes if self.qparams.zero_point.any() else 0)
+        params = self.qparams.scale.nbytes + (
+            self.qparams.zero_point.nbytes if self.qparams.zero_point.any() else 0
+        )
         return packed_nbytes(self.codes.size, self.bits) + params
 
     def dequantize(self) -> np.ndarray:
         """The real numbers that the codes stand for."""
         scale, zero_point = self.qparams.expanded(self.shape)
-        return np.asarray(affine.dequantize(self.codes, scale, zero_point, self.qparams.grid, dtype=self.dtype))
+        return np.asarray(
+            affine.dequantize(self.codes, scale, zero_point, self.qparams.grid, dtype=self.dtype)
+        )

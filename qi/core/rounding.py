@@ -1,4 +1,4 @@
-"""Roundings: a real number on the grid's scale to an integer, by name, each with its straight-through gradient."""
+"""Roundings, by name: from a real number on the grid's scale to an integer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qi.core.namespace import ArrayNamespace
+from qi.core.namespace import NUMPY, ArrayNamespace
 from qi.errors import InputError
 from qi.registry import Registry
 from qi.typing import Array
@@ -18,7 +18,7 @@ ROUNDINGS: Registry[Rounding] = Registry("rounding")
 
 
 @ROUNDINGS.register("nearest")
-def nearest(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:
+def nearest(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:  # noqa: ARG001
     """Rounds to the nearest integer, half to even (IEEE 754 roundTiesToEven).
 
     Example:
@@ -31,7 +31,7 @@ def nearest(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Arra
 
 
 @ROUNDINGS.register("floor")
-def floor(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:
+def floor(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:  # noqa: ARG001
     """Rounds towards minus infinity."""
     return xp.floor(u)
 
@@ -41,16 +41,22 @@ def stochastic(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> A
     """Rounds up with the probability of the fractional part: unbiased, ``E[round(u)] = u``.
 
     Args:
-        u: values on the grid's scale.
+        u: finite values on the grid's scale; NaN stays NaN.
         xp: the namespace.
-        noise: uniform numbers in ``[0, 1)`` of u's shape, from a generator of the caller's. Randomness never comes
-            from a hidden state.
+        noise: uniform numbers in ``[0, 1)`` of u's shape, from a generator of the caller's. Randomness never
+            comes from a hidden state.
 
     Raises:
-        InputError: no noise is given.
+        InputError: no noise is given, or numpy noise of another shape.
 
     Source: Gupta et al., Deep Learning with Limited Numerical Precision, 2015 (arXiv:1502.02551).
     """
-    if noise is None:
-        raise InputError("expected noise, uniform in [0, 1) and shaped like the input, for rounding='stochastic'; received None")
-    return xp.floor(u + np.float32(1) * noise)
+    if noise is None or (xp is NUMPY and np.shape(noise) != np.shape(u)):
+        received = None if noise is None else np.shape(noise)
+        raise InputError(
+            "expected noise, uniform in [0, 1) and shaped like the input, for rounding='stochastic'; "
+            f"received noise={received}"
+        )
+    # Compared with the fraction, not added to u: in float32, 65534 + 0.999 is 65535, an integer moved.
+    lower = xp.floor(u)
+    return lower + xp.cast(xp.cast(xp.asarray(noise), "float32") < u - lower, "float32")

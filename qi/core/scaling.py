@@ -1,6 +1,7 @@
 """Scales and zero points from ranges: the one place where a range becomes (scale, zero point).
 
-Derived on the host in float64, given back as float32, so that every backend computes with the very same numbers.
+Derived on the host in float64, given back as float32, so that every backend computes with the very same
+numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = ["SymmetricRule", "asymmetric_params", "power_of_two", "range_of", "sy
 
 # Below the smallest normal float32 a scale would be flushed to zero by TensorFlow's and XLA's kernels.
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+_GREATEST = float(np.finfo(np.float32).max)
 
 
 class SymmetricRule(Enum):
@@ -56,7 +58,7 @@ def _finite(name: str, values: Array) -> np.ndarray:
 def _float32_scale(scale: np.ndarray) -> np.ndarray:
     # A zero range has nothing to resolve: scale 1 keeps 0 at exactly 0 and every later division defined.
     scale = np.where(scale == 0.0, 1.0, np.maximum(scale, _SMALLEST_SCALE))
-    return np.asarray(np.minimum(scale, np.finfo(np.float32).max), np.float32)
+    return np.asarray(np.minimum(scale, _GREATEST), np.float32)
 
 
 def symmetric_scale(absmax: Array, grid: Grid, rule: SymmetricRule = SymmetricRule.QMAX) -> np.ndarray:
@@ -83,8 +85,8 @@ def symmetric_scale(absmax: Array, grid: Grid, rule: SymmetricRule = SymmetricRu
 def asymmetric_params(lo: Array, hi: Array, grid: IntGrid) -> tuple[np.ndarray, np.ndarray]:
     """Scale and zero point of the range [lo, hi], stretched to contain 0, which maps to exactly 0.
 
-    ``s = (hi - lo) / (qmax - qmin)``, ``z = qmin + floor(-lo / s + 1/2)``: the step is kept and the range shifts by at most
-    half a step, as TensorFlow's and Jacob et al.'s nudging does (arXiv:1712.05877).
+    ``s = (hi - lo) / (qmax - qmin)``, ``z = qmin + floor(-lo / s + 1/2)``: the step is kept and the range
+    shifts by at most half a step, as TensorFlow's and Jacob et al.'s nudging does (arXiv:1712.05877).
 
     Args:
         lo: lower ends, any shape, finite.
@@ -102,10 +104,13 @@ def asymmetric_params(lo: Array, hi: Array, grid: IntGrid) -> tuple[np.ndarray, 
         >>> float(scale).__round__(6), int(zero_point)
         (0.01, 100)
     """
-    lo, hi = np.broadcast_arrays(_finite("the lower end of the range", lo), _finite("the upper end of the range", hi))
+    lo, hi = np.broadcast_arrays(
+        _finite("the lower end of the range", lo), _finite("the upper end of the range", hi)
+    )
     if np.any(lo > hi):
         raise InputError(f"expected lo <= hi; received lo={lo[lo > hi].flat[0]}, hi={hi[lo > hi].flat[0]}")
-    lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
+    # The input is computed in float32, so a range ends where float32 does, and no difference below overflows.
+    lo, hi = np.clip(lo, -_GREATEST, 0.0), np.clip(hi, 0.0, _GREATEST)
     scale = _float32_scale((hi - lo) / (grid.qmax - grid.qmin))
     # Half up, as TensorFlow nudges; from the unrounded ratio, so that a tie is a tie.
     with np.errstate(invalid="ignore"):
@@ -117,17 +122,25 @@ def asymmetric_params(lo: Array, hi: Array, grid: IntGrid) -> tuple[np.ndarray, 
 def power_of_two(threshold: Array) -> np.ndarray:
     """The least power of two that is not below each threshold (float64); 0 stays 0.
 
+    Raises:
+        InputError: a threshold is negative or not finite.
+
     Example:
         >>> power_of_two([0.3, 2.0, 2.1]).tolist()
         [0.5, 2.0, 4.0]
     """
     threshold = _finite("threshold", threshold)
-    mantissa, exponent = np.frexp(np.abs(threshold))
-    return np.where(threshold == 0, 0.0, np.ldexp(1.0, exponent - (mantissa == 0.5)))
+    if np.any(threshold < 0):
+        raise InputError(f"expected threshold >= 0; received {threshold.min()}")
+    mantissa, exponent = np.frexp(threshold)
+    with np.errstate(over="ignore"):  # above 2**1023 there is no such float64: inf
+        return np.where(threshold == 0, 0.0, np.ldexp(1.0, exponent - (mantissa == 0.5)))
 
 
 def range_of(scale: Array, zero_point: Array, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """The least and greatest real number that (scale, zero_point) can represent, in float64."""
-    lowest, highest = (grid.values[0], grid.values[-1]) if not isinstance(grid, IntGrid) else (grid.qmin, grid.qmax)
+    lowest, highest = (
+        (grid.values[0], grid.values[-1]) if not isinstance(grid, IntGrid) else (grid.qmin, grid.qmax)
+    )
     scale, zero_point = np.asarray(scale, np.float64), np.asarray(zero_point, np.float64)
     return (lowest - zero_point) * scale, (highest - zero_point) * scale

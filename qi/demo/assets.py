@@ -31,10 +31,10 @@ _LICENCE = "Fashion-MNIST, Copyright (c) 2017 Zalando SE, MIT licence (text in q
 
 @dataclass(frozen=True, eq=False)
 class DemoData:
-    """500 training and 2,000 test images of Fashion-MNIST, ready for the demo's model; all classes equally often.
+    """500 training and 2,000 test images of Fashion-MNIST, every class equally often, scaled for the model.
 
     Attributes:
-        x_calib: float32 in [0, 1], `(500, 28, 28, 1)`: to calibrate with. Part of what the model was trained on.
+        x_calib: float32 in [0, 1], `(500, 28, 28, 1)`: to calibrate with; the model was trained on them too.
         y_calib: int64 class indices, `(500,)`.
         x_test: float32 in [0, 1], `(2000, 28, 28, 1)`: never seen in training.
         y_test: int64 class indices, `(2000,)`.
@@ -77,7 +77,8 @@ def load_demo_data() -> DemoData:
     """
     path = _asset("data.npz")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # opened here: numpy leaves a file that it opened itself open when the archive is damaged
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return DemoData(
                 x_calib=_images(stored["x_calib"]),
                 y_calib=stored["y_calib"].astype(np.int64),

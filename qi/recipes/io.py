@@ -1,8 +1,7 @@
 """Recipes as JSON: ``{"_type": "qi.Recipe", "_version": 1, "_data": {...}}``.
 
 ``_data`` is what `Recipe.to_config` returns. A file written by hand may say ``"base": "w8a8"`` in place of
-"weights" and "activations" (and of "name"). Reading never runs code: keys, types and versions that aren't known are
-refused.
+"weights" and "activations" (and "name"). Reading never runs code; unknown keys, types, versions are refused.
 """
 
 from __future__ import annotations

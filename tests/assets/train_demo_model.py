@@ -1,15 +1,15 @@
 """Makes the two binary assets of `qi demo`: `qi/demo/data.npz` and `qi/demo/model.keras`.
 
 The data are a subset of Fashion-MNIST (MIT licence, Zalando SE, 2017): the first 50 training images of every
-class to calibrate with, the first 200 test images of every class to measure on; nobody picked them by hand. The
-model is trained on all 60,000 training images. The four IDX files come from the Debian package
+class to calibrate with, the first 200 test images of every class to measure on; nobody picked them by hand.
+The model is trained on all 60,000 training images. The four IDX files come from the Debian package
 `dataset-fashion-mnist` or from https://github.com/zalandoresearch/fashion-mnist:
 
     python tests/assets/train_demo_model.py --source /usr/share/datasets/fashion-mnist
 
 Seeds are fixed and TensorFlow's operations are made deterministic, so the same versions on the same kind of
-machine give the same weights; elsewhere the accuracy agrees within a few tenths of a point. Training takes about
-a quarter of an hour on two CPU cores.
+machine give the same weights; elsewhere the accuracy agrees within a few tenths of a point. Training takes
+about a quarter of an hour on two CPU cores.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def batches(x: np.ndarray, y: np.ndarray, size: int, rng: np.random.Generator) -
 
 
 def train(x: np.ndarray, y: np.ndarray, epochs: int, batch_size: int = 128) -> keras.Model:
-    """Trains on uint8 images `(n, 28, 28, 1)`; returns a fresh, never compiled model with the weights found."""
+    """Trains on uint8 images `(n, 28, 28, 1)`; returns a never compiled model with the weights found."""
     keras.utils.set_random_seed(SEED)
     tf.config.experimental.enable_op_determinism()
     model = build_model()
@@ -146,9 +146,7 @@ def main() -> None:
     model.save(arguments.output / "model.keras")
     hits = model.predict(x_all[..., None] / np.float32(255.0), batch_size=500, verbose=0).argmax(-1) == y_all
     print(f"{model.count_params()} parameters")
-    print(
-        f"accuracy {hits[test].mean():.4f} on the demo's {len(test)} test images, {hits.mean():.4f} on all {len(hits)}"
-    )
+    print(f"accuracy {hits[test].mean():.4f} on the demo's test images, {hits.mean():.4f} on all {len(hits)}")
 
 
 if __name__ == "__main__":

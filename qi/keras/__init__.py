@@ -1,0 +1,17 @@
+"""QI on Keras 3. Importing this package registers every class of ours with Keras' serialization."""
+
+from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
+from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.ptq import calibrate, quantize_model
+from qi.keras.saving import load_model, save_model
+from qi.keras.wrapper import KerasQuantizationWrapper
+
+__all__ = [
+    "KerasActivationQuantizationHolder",
+    "KerasNodeQuantizationDispatcher",
+    "KerasQuantizationWrapper",
+    "calibrate",
+    "load_model",
+    "quantize_model",
+    "save_model",
+]

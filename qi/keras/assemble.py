@@ -1,0 +1,131 @@
+"""From a planned float graph to the quantized one: layers copied, wrapped and frozen, quantizers inserted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import keras
+
+from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
+from qi.keras.graph import Graph, Value
+from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.layers import copy_operation
+from qi.keras.plan import ActivationPlan
+from qi.keras.rows import original_weights, weight_rows
+from qi.keras.weights import weight_quantizers
+from qi.keras.wrapper import KerasQuantizationWrapper
+from qi.ledger import Row
+from qi.quantizers import BaseInferableQuantizer
+from qi.recipes import RuleBook
+
+__all__ = ["Weights", "copy_layers", "insert_holders", "wrap_layers"]
+
+
+@dataclass(eq=False)
+class Weights:
+    """What became of the weights: rows, and those matrices that stay float though nobody asked for it."""
+
+    rows: list[Row] = field(default_factory=list)
+    refused: list[Row] = field(default_factory=list)
+
+
+def copy_layers(graph: Graph) -> dict[str, str]:
+    """Puts a copy in the place of every operation, with names that are unique in the flat graph.
+
+    Returns:
+        by path, why an operation couldn't be copied.
+    """
+    notes: dict[str, str] = {}
+    taken = {value.name for value in graph.flat_inputs()}
+    raw = _renamed_outputs(graph)
+    for calls in graph.calls_of().values():
+        op, path = calls[0].op, calls[0].path
+        name = _unique(op.name + ("_raw" if id(op) in raw else ""), path, taken)
+        copy, why = copy_operation(op, name)
+        if why:
+            notes[path] = why
+        for call in calls:
+            call.op = copy
+    return notes
+
+
+def _renamed_outputs(graph: Graph) -> set[int]:
+    """Operations whose name goes to the quantizer behind them: Keras calls the outputs of a model after them."""
+    outputs = graph.flat_outputs()
+    return {id(value.producer.op) for value in outputs if value.producer is not None} if len(outputs) > 1 else set()
+
+
+def _unique(name: str, path: str, taken: set[str]) -> str:
+    candidate, count = name, 1
+    if candidate in taken:
+        candidate = path.replace("/", "_")
+    while candidate in taken:
+        count += 1
+        candidate = f"{path.replace('/', '_')}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def wrap_layers(
+    graph: Graph, book: RuleBook, unfolded: Mapping[str, str], notes: Mapping[str, str], types: Mapping[int, str]
+) -> Weights:
+    """Wraps and freezes every layer whose weights the recipe quantizes.
+
+    Args:
+        graph: its operations are copies; changed in place.
+        book: the recipe's decisions.
+        unfolded: why a batch normalization stays, by path.
+        notes: why a layer is no copy, by path: it is left alone.
+        types: description of each call's operation by ``id(call)``.
+    """
+    result = Weights()
+    for calls in graph.calls_of().values():
+        op, path = calls[0].op, calls[0].path
+        if not isinstance(op, keras.layers.Layer) or not op.weights:
+            continue
+        originals = original_weights(op)
+        quantizers, reasons = weight_quantizers(op, path, originals, book, unfolded.get(path, ""))
+        if path in notes:
+            reasons |= dict.fromkeys(quantizers, notes[path])
+            quantizers = {}
+        if quantizers:
+            wrapper = KerasQuantizationWrapper(op, KerasNodeQuantizationDispatcher(quantizers), name=op.name)
+            wrapper.build(None)
+            wrapper.freeze(in_place=True)
+            for call in calls:
+                call.op = wrapper
+        rows = weight_rows(calls[0], len(calls), originals, reasons, types[id(calls[0])])
+        result.rows += rows
+        result.refused += [row for row in rows if not row.quantized and _unasked(row, book)]
+    return result
+
+
+def _unasked(row: Row, book: RuleBook) -> bool:
+    matrix = row.shape is not None and len(row.shape) >= 2 and row.name.rpartition("/")[2] != "bias"
+    return matrix and "not real numbers" not in row.reason and "by rule" not in row.reason and (
+        book.recipe.weights is not None
+    )
+
+
+def insert_holders(
+    graph: Graph, plan: ActivationPlan, quantizers: Mapping[int, BaseInferableQuantizer]
+) -> dict[int, Value]:
+    """Inserts one quantizer layer a group, called on each value that needs it.
+
+    Returns:
+        the quantized value of each value that got a quantizer, by the ``id`` of the latter.
+    """
+    holders: dict[int, KerasActivationQuantizationHolder] = {}
+    taken = {call.op.name for call in graph.calls} | {value.name for value in graph.flat_inputs()}
+    held: dict[int, Value] = {}
+    for value in [*graph.flat_inputs(), *(value for call in list(graph.calls) for value in call.outputs)]:
+        group = plan.quantized.get(id(value))
+        if group is None:
+            continue
+        source = value.producer.op.name if value.producer is not None else value.name
+        if id(group) not in holders:
+            name = source.removesuffix("_raw") if source.endswith("_raw") and source.removesuffix("_raw") not in taken else f"{source}_quant"
+            holders[id(group)] = KerasActivationQuantizationHolder(quantizers[id(group)], name=_unique(name, name, taken))
+        held[id(value)] = graph.insert_after(value, holders[id(group)], source)
+    return held

@@ -1,0 +1,115 @@
+"""Calibration: one pass of the data through the float graph, statistics of every value that gets a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from qi.errors import ConfigError
+from qi.keras.data import batches
+from qi.keras.graph import Graph, Value, build_model
+from qi.keras.plan import Group, value_name
+from qi.observers import TensorStatistics
+
+__all__ = ["Calibration", "collect", "group_statistics", "run"]
+
+
+@dataclass(eq=False)
+class Calibration:
+    """What one pass gave.
+
+    Attributes:
+        statistics: of each watched value by its name.
+        samples: how many samples were seen.
+        sample: the inputs of the first few samples, for measuring errors.
+    """
+
+    statistics: dict[str, TensorStatistics] = field(default_factory=dict)
+    samples: int = 0
+    sample: list[np.ndarray] = field(default_factory=list)
+
+
+def run(graph: Graph, tensors: dict[int, Any], values: list[Value]) -> Any:
+    """A function from flat inputs to the numpy arrays of `values`."""
+    model = build_model(graph, tensors, values)
+    # XLA would compile once more for the last, smaller batch.
+    model.compile(jit_compile=False)
+
+    def call(inputs: list[np.ndarray]) -> list[np.ndarray]:
+        given = keras.tree.pack_sequence_as(graph.inputs, inputs)
+        return [np.asarray(array) for array in model.predict_on_batch(given)]
+
+    return call
+
+
+def collect(
+    graph: Graph,
+    tensors: dict[int, Any],
+    values: list[Value],
+    data: Any,
+    *,
+    batch_size: int,
+    progress: bool,
+    keep: int,
+) -> Calibration:
+    """Runs the data through the graph once; memory holds one batch of activations.
+
+    Args:
+        graph: the float graph.
+        tensors: its KerasTensors by ``id(value)``.
+        values: which values to watch.
+        data: see `qi.keras.data.batches`.
+        batch_size: for arrays.
+        progress: whether to show a progress bar.
+        keep: samples to keep as `Calibration.sample`.
+    """
+    result = Calibration({value_name(value): TensorStatistics() for value in values})
+    outputs_of = run(graph, tensors, values) if values else None
+    bar = keras.utils.Progbar(_total(data, batch_size), unit_name="batch", verbose=int(progress))
+    done = 0
+    for inputs, count in batches(data, graph, batch_size):
+        if not result.samples:
+            result.sample = [array[:keep] for array in inputs]
+        result.samples += count
+        arrays = outputs_of(inputs) if outputs_of is not None else []
+        for value, array in zip(values, arrays, strict=True):
+            result.statistics[value_name(value)].update(array)
+        done += 1
+        bar.update(done, finalize=False)
+    bar.update(done, finalize=True)
+    return result
+
+
+def group_statistics(group: Group, statistics: Mapping[str, TensorStatistics]) -> TensorStatistics | None:
+    """The statistics of all values of a group together; None where its range is fixed.
+
+    Raises:
+        ConfigError: a value wasn't calibrated.
+    """
+    if group.fixed is not None:
+        return None
+    missing = [name for name in group.names if name not in statistics]
+    if missing:
+        raise ConfigError(
+            f"expected statistics for {missing}; received those of {len(statistics)} other values; "
+            "do calibrate with this very model"
+        )
+    merged = statistics[group.names[0]]
+    for name in group.names[1:]:
+        merged = merged.merge(statistics[name])
+    return merged
+
+
+def _total(data: Any, batch_size: int) -> int | None:
+    first = data[0] if isinstance(data, tuple) else data
+    leaves = keras.tree.flatten(first) if isinstance(first, (list, dict)) else [first]
+    if leaves and getattr(leaves[0], "shape", ()):
+        return -(-len(leaves[0]) // batch_size)
+    try:
+        return len(data)
+    except TypeError:
+        return None

@@ -1,0 +1,254 @@
+"""A flat graph of a Functional or Sequential model: the form that folding, planning and assembly work on.
+
+Nested models are inlined, each call of a layer is a `Call` of its own, and a tensor is a `Value`. The given model is only
+read. This is the one module that walks Keras' graph (`KerasTensor._keras_history` and the nodes behind it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from qi.errors import InputError, UnsupportedError
+
+__all__ = ["Call", "Graph", "Value", "build_model", "build_tensors", "flatten_model", "is_graph_model"]
+
+
+@dataclass(eq=False)
+class Value:
+    """One tensor of the graph."""
+
+    shape: tuple[int | None, ...]
+    dtype: str
+    producer: Call | None = None
+    name: str = ""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds real numbers."""
+        return "float" in self.dtype
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer or operation.
+
+    Attributes:
+        op: the layer or operation; passes put other ones in its place.
+        path: the layer's place in the given model, such as "backbone/conv1".
+        site: `path`, with "@2", "@3"... for the later calls of a shared layer.
+        inputs: the values it takes, in argument order.
+        outputs: the values it gives.
+        arguments: makes (args, kwargs) from the tensors of its inputs.
+        fused: layers that were merged into it, as "BatchNormalization bn1".
+    """
+
+    op: Any
+    path: str
+    site: str
+    inputs: list[Value]
+    outputs: list[Value]
+    arguments: Callable[[list[Any]], tuple[Any, Any]] = lambda tensors: (tensors, {})
+    fused: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """Class name of the operation."""
+        return type(self.op).__name__
+
+
+@dataclass(eq=False)
+class Graph:
+    """Calls in topological order, with the model's inputs and outputs as nested structures of values."""
+
+    name: str
+    inputs: Any
+    outputs: Any
+    calls: list[Call]
+
+    def flat_inputs(self) -> list[Value]:
+        """The input values."""
+        return keras.tree.flatten(self.inputs)
+
+    def flat_outputs(self) -> list[Value]:
+        """The output values."""
+        return keras.tree.flatten(self.outputs)
+
+    def consumers(self) -> dict[int, list[Call]]:
+        """Calls that take each value, by ``id(value)``."""
+        table: dict[int, list[Call]] = {}
+        for call in self.calls:
+            for value in call.inputs:
+                table.setdefault(id(value), []).append(call)
+        return table
+
+    def calls_of(self) -> dict[int, list[Call]]:
+        """Calls of each operation, by ``id(op)``."""
+        table: dict[int, list[Call]] = {}
+        for call in self.calls:
+            table.setdefault(id(call.op), []).append(call)
+        return table
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Makes every consumer of `old`, the model's outputs included, take `new`."""
+        for call in self.calls:
+            call.inputs = [new if value is old else value for value in call.inputs]
+        self.outputs = keras.tree.map_structure(lambda value: new if value is old else value, self.outputs)
+
+    def insert_after(self, value: Value, op: Any, path: str) -> Value:
+        """Calls `op` on `value` and hands its result to all who took `value`."""
+        result = Value(value.shape, value.dtype, name=value.name)
+        self.replace(value, result)
+        call = Call(op, path, path, [value], [result])
+        result.producer = call
+        position = self.calls.index(value.producer) + 1 if value.producer is not None else 0
+        self.calls.insert(position, call)
+        return result
+
+
+def is_graph_model(op: Any) -> bool:
+    """Whether `op` is a plain Functional or Sequential model whose graph can be inlined."""
+    kind = type(op)
+    return kind.__module__.startswith("keras.") and kind.__name__ in ("Functional", "Sequential")
+
+
+def flatten_model(model: keras.Model) -> Graph:
+    """The flat graph of a built Functional or Sequential model.
+
+    Raises:
+        UnsupportedError: a subclassed model.
+        InputError: not a model, or one that isn't built yet.
+    """
+    if not isinstance(model, keras.Model):
+        raise InputError(f"expected a Keras model; received {model!r} of type {type(model).__name__}")
+    if not is_graph_model(model):
+        raise UnsupportedError(
+            f"expected a Functional or Sequential model; received {model.name!r} of class {type(model).__name__}, which "
+            "defines its own call; do rebuild it as keras.Model(inputs, outputs) from its layers"
+        )
+    if not model.built or not getattr(model, "outputs", None):
+        raise InputError(f"expected a built model; received {model.name!r}; do give it an Input, or call build(input_shape)")
+    structure = model.input if type(model).__name__ == "Functional" else model.inputs[0]
+    output = model.output if type(model).__name__ == "Functional" else model.outputs[0]
+    names = {id(tensor): _input_name(tensor) for tensor in model.inputs}
+    values = {id(t): Value(tuple(t.shape), str(t.dtype), name=names[id(t)]) for t in model.inputs}
+    walker = _Walker()
+    walker.walk(model, values, "")
+    pick = lambda tensor: values[id(tensor)]  # noqa: E731
+    return Graph(
+        model.name, keras.tree.map_structure(pick, structure), keras.tree.map_structure(pick, output), walker.calls
+    )
+
+
+def _input_name(tensor: Any) -> str:
+    return str(tensor._keras_history.operation.name)
+
+
+class _Walker:
+    """Collects calls; remembers the first path of every operation and how often it was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._paths: dict[int, str] = {}
+        self._sites: dict[int, int] = {}
+
+    def walk(self, model: keras.Model, values: dict[int, Value], prefix: str) -> None:
+        """Adds the calls that lead to the model's outputs; `values` maps known KerasTensors and gets the others."""
+        for node in _nodes(model.outputs, values):
+            op = node.operation
+            missing = [t for t in node.arguments.keras_tensors if id(t) not in values]
+            if missing:
+                raise InputError(f"expected a connected graph; layer {op.name!r} takes a tensor from outside the model")
+            path = self._paths.setdefault(id(op), prefix + op.name)
+            if is_graph_model(op):
+                self._inline(op, node, values, path)
+            else:
+                self._add(op, node, values, path)
+
+    def _inline(self, model: Any, node: Any, values: dict[int, Value], path: str) -> None:
+        taken = _model_inputs(model, node)
+        inner = {id(own): values[id(given)] for own, given in zip(model.inputs, taken, strict=True)}
+        self.walk(model, inner, path + "/")
+        for given, own in zip(node.outputs, model.outputs, strict=True):
+            values[id(given)] = inner[id(own)]
+
+    def _add(self, op: Any, node: Any, values: dict[int, Value], path: str) -> None:
+        self._sites[id(op)] = count = self._sites.get(id(op), 0) + 1
+        site = path if count == 1 else f"{path}@{count}"
+        tensors = list(node.arguments.keras_tensors)
+        symbolic = node.arguments
+
+        def arguments(given: Sequence[Any]) -> tuple[Any, Any]:
+            return symbolic.fill_in({id(t): g for t, g in zip(tensors, given, strict=True)})
+
+        outputs = [Value(tuple(t.shape), str(t.dtype)) for t in node.outputs]
+        call = Call(op, path, site, [values[id(t)] for t in tensors], outputs, arguments)
+        for tensor, value in zip(node.outputs, outputs, strict=True):
+            value.producer = call
+            values[id(tensor)] = value
+        self.calls.append(call)
+
+
+def _model_inputs(model: Any, node: Any) -> list[Any]:
+    """The tensors given to a nested model, in the order of its own inputs."""
+    args = node.arguments.args
+    given = args[0] if len(args) == 1 else list(args)
+    if isinstance(given, dict) and not isinstance(getattr(model, "input", None), dict):
+        return [given[_input_name(tensor)] for tensor in model.inputs]
+    flat = [t for t in keras.tree.flatten(given) if isinstance(t, keras.KerasTensor)]
+    return flat if len(flat) == len(model.inputs) else list(node.arguments.keras_tensors)
+
+
+def _nodes(outputs: Sequence[Any], known: dict[int, Value]) -> Iterator[Any]:
+    """Nodes behind `outputs` in topological order, without recursion (graphs can be thousands of calls deep)."""
+    done: set[int] = set()
+    stack = [(tensor, False) for tensor in reversed(outputs)]
+    while stack:
+        tensor, ready = stack.pop()
+        if id(tensor) in known:
+            continue
+        history = tensor._keras_history
+        node = history.operation._inbound_nodes[history.node_index]
+        if id(node) in done:
+            continue
+        if ready:
+            done.add(id(node))
+            yield node
+        else:
+            stack.append((tensor, True))
+            stack.extend((t, False) for t in reversed(node.arguments.keras_tensors))
+
+
+def build_tensors(graph: Graph) -> dict[int, Any]:
+    """Calls the graph's operations on fresh inputs; gives the KerasTensor of every value by ``id(value)``.
+
+    The operations then belong to whatever models are made from these tensors.
+    """
+    tensors: dict[int, Any] = {}
+    for value in graph.flat_inputs():
+        tensors[id(value)] = keras.Input(batch_shape=value.shape, dtype=value.dtype, name=value.name)
+    for call in graph.calls:
+        args, kwargs = call.arguments([tensors[id(value)] for value in call.inputs])
+        results = keras.tree.flatten(call.op(*args, **kwargs))
+        for value, tensor in zip(call.outputs, results, strict=True):
+            tensors[id(value)] = tensor
+    return tensors
+
+
+def build_model(graph: Graph, tensors: dict[int, Any], outputs: Any = None) -> keras.Model:
+    """A Keras model over tensors of `build_tensors`.
+
+    Args:
+        graph: gives the structure of inputs and outputs.
+        tensors: by ``id(value)``.
+        outputs: another structure of values to give instead of the graph's own.
+    """
+    pick = lambda value: tensors[id(value)]  # noqa: E731
+    return keras.Model(
+        keras.tree.map_structure(pick, graph.inputs),
+        keras.tree.map_structure(pick, graph.outputs if outputs is None else outputs),
+        name=graph.name,
+    )

@@ -1,0 +1,166 @@
+"""The plan of a model's activations: which values share a scale, which get a quantizer, which stay float and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qi.keras.graph import Call, Graph, Value
+from qi.keras.traits import Role, fuses_activation, is_fusable_activation, known_range, role_of
+from qi.recipes import RuleBook, TensorSpec
+
+__all__ = ["ActivationPlan", "Group", "plan_activations"]
+
+
+@dataclass(eq=False)
+class Group:
+    """Values that share one scale.
+
+    Attributes:
+        spec: how they are quantized.
+        fixed: a range that is known beforehand, or None where calibration finds it.
+        observed: the values whose statistics make the range.
+        names: where each observed value comes from.
+    """
+
+    spec: TensorSpec
+    fixed: tuple[float, float] | None = None
+    observed: list[Value] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """The group's name in statistics files: that of its first value."""
+        return self.names[0]
+
+
+@dataclass(eq=False)
+class ActivationPlan:
+    """What becomes of every value.
+
+    Attributes:
+        groups: all groups, in graph order.
+        quantized: values that get a quantizer, with their group, by ``id(value)``.
+        inherited: values that are on a group's grid without a quantizer of their own, by ``id(value)``.
+        floats: why a value stays float, by ``id(value)``.
+        fused: values that don't exist once the activation after them is fused, by ``id(value)``.
+    """
+
+    groups: list[Group] = field(default_factory=list)
+    quantized: dict[int, Group] = field(default_factory=dict)
+    inherited: dict[int, Group] = field(default_factory=dict)
+    floats: dict[int, str] = field(default_factory=dict)
+    fused: set[int] = field(default_factory=set)
+
+    def group_of(self, value: Value) -> Group | None:
+        """The group whose grid a value is on."""
+        return self.quantized.get(id(value)) or self.inherited.get(id(value))
+
+
+class _Union:
+    """Union-find over values."""
+
+    def __init__(self) -> None:
+        self._parent: dict[int, int] = {}
+
+    def root(self, value: Value) -> int:
+        node = id(value)
+        while self._parent.get(node, node) != node:
+            node = self._parent[node]
+        return node
+
+    def join(self, a: Value, b: Value) -> None:
+        first, second = self.root(a), self.root(b)
+        if first != second:
+            self._parent[second] = first
+
+
+def plan_activations(graph: Graph, book: RuleBook) -> ActivationPlan:
+    """Decides for every value of a folded graph, in the order of the graph.
+
+    One quantizer sits after a fused activation and none in between; values that runtimes demand to be on one scale share
+    one; softmax, sigmoid and tanh have fixed grids; whatever merely moves values around needs no quantizer.
+    """
+    plan = ActivationPlan()
+    values = [*graph.flat_inputs(), *(value for call in graph.calls for value in call.outputs)]
+    specs = {id(value): _spec_of(value, book, plan) for value in values}
+    _mark_fused(graph, plan)
+    groups: dict[int, Group] = {}
+    union = _tie(graph, specs, plan)
+    for value in values:
+        spec = specs[id(value)]
+        if spec is None or id(value) in plan.fused:
+            continue
+        call = value.producer
+        fixed = known_range(call) if call is not None and role_of(call) is Role.FIXED else None
+        root = union.root(value)
+        group = groups.get(root)
+        if group is None:
+            group = groups[root] = Group(spec, fixed)
+            plan.groups.append(group)
+        if call is not None and _on_grid(call, group, plan):
+            plan.inherited[id(value)] = group
+        else:
+            plan.quantized[id(value)] = group
+            group.observed.append(value)
+            group.names.append(value_name(value))
+    plan.groups = [group for group in plan.groups if group.observed]
+    return plan
+
+
+def value_name(value: Value) -> str:
+    """The call site that gives a value, or the input's name; further outputs get ":1", ":2"..."""
+    if value.producer is None:
+        return value.name
+    index = next(i for i, other in enumerate(value.producer.outputs) if other is value)
+    return value.producer.site + (f":{index}" if index else "")
+
+
+def _spec_of(value: Value, book: RuleBook, plan: ActivationPlan) -> TensorSpec | None:
+    call = value.producer
+    path, kind = (call.path, call.kind) if call is not None else (value.name, "InputLayer")
+    if not value.is_float:
+        plan.floats[id(value)] = f"holds {value.dtype}, not real numbers"
+        return None
+    spec, reason = book.activations_for(path, kind)
+    if spec is None:
+        plan.floats[id(value)] = reason
+    return spec
+
+
+def _mark_fused(graph: Graph, plan: ActivationPlan) -> None:
+    consumers = graph.consumers()
+    outputs = {id(value) for value in graph.flat_outputs()}
+    for call in graph.calls:
+        after = consumers.get(id(call.outputs[0]), [])
+        if len(after) == 1 and id(call.outputs[0]) not in outputs:
+            if is_fusable_activation(after[0]) and fuses_activation(call):
+                plan.fused.add(id(call.outputs[0]))
+
+
+def _tie(graph: Graph, specs: dict[int, TensorSpec | None], plan: ActivationPlan) -> _Union:
+    """Joins the values that must share a scale; a fixed grid is never joined with another."""
+    union = _Union()
+    fixed: dict[int, tuple[float, float] | None] = {}
+
+    def tie(a: Value, b: Value) -> None:
+        first, second = union.root(a), union.root(b)
+        free = fixed.get(first) is None and fixed.get(second) is None
+        if specs[id(a)] is not None and specs[id(a)] == specs[id(b)] and free and not {id(a), id(b)} & plan.fused:
+            union.join(a, b)
+
+    for call in graph.calls:
+        role, result = role_of(call), call.outputs[0]
+        if role is Role.FIXED:
+            fixed[union.root(result)] = known_range(call)
+        elif role in (Role.KEEPS, Role.SAME):
+            source = call.inputs[0]
+            if specs[id(source)] == specs[id(result)] and specs[id(result)] is not None and id(source) not in plan.fused:
+                union.join(source, result)  # the grid of the source, fixed or not, serves the result
+        elif role is Role.JOINS:
+            for value in call.inputs:
+                tie(value, result)
+    return union
+
+
+def _on_grid(call: Call, group: Group, plan: ActivationPlan) -> bool:
+    return role_of(call) in (Role.KEEPS, Role.JOINS) and all(plan.group_of(value) is group for value in call.inputs)

@@ -1,0 +1,172 @@
+"""The report's rows: one for every weight and every activation of the quantized graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from qi.core import QTensor, sqnr_db
+from qi.keras.choose import describe_granularity
+from qi.keras.graph import Call, Graph, Value
+from qi.keras.macs import multiply_accumulates
+from qi.keras.plan import ActivationPlan, Group, value_name
+from qi.keras.variables import to_numpy, weights_of
+from qi.keras.wrapper import KerasQuantizationWrapper
+from qi.ledger import Row
+from qi.observers import TensorStatistics, clipped_share
+from qi.quantizers import BaseInferableQuantizer
+
+__all__ = ["activation_rows", "weight_rows"]
+
+
+def _grid(quantizer: BaseInferableQuantizer) -> str:
+    grid = quantizer.grid
+    if hasattr(grid, "qmin"):
+        return f"{'' if grid.signed else 'u'}int{grid.bits} {grid.qmin}..{grid.qmax}"
+    return f"table of {grid.levels} values"
+
+
+def weight_rows(
+    call: Call, calls: int, originals: Mapping[str, np.ndarray], reasons: Mapping[str, str], type_name: str
+) -> list[Row]:
+    """Rows of one layer's weights.
+
+    Args:
+        call: its (first) call in the quantized graph.
+        calls: how often it is called.
+        originals: float values by path, after folding.
+        reasons: why a path stays float.
+        type_name: the layer's class with what was folded into it.
+    """
+    wrapper = call.op if isinstance(call.op, KerasQuantizationWrapper) else None
+    layer = wrapper.layer if wrapper is not None else call.op
+    tensors = wrapper.get_quantized_tensors() if wrapper is not None else {}
+    quantizers = wrapper.quantizers if wrapper is not None else {}
+    inner = Call(layer, call.path, call.site, call.inputs, call.outputs)
+    counts = {path: _macs(inner, path, array.shape, calls) for path, array in originals.items()}
+    rows = []
+    for path, array in originals.items():
+        common = {"kind": "weight", "layer": call.path, "layer_type": type_name, "name": path}
+        common |= {"shape": array.shape, "size_before": int(array.nbytes), "macs": counts[path]}
+        if path in tensors:
+            quantized = _quantized_weight(array, tensors[path], quantizers[path])
+            rows.append(Row(**common, status="quantized", **quantized))
+        else:
+            reason = reasons.get(path, "no rule of the recipe covers it")
+            rows.append(Row(**common, status="float", reason=reason, size_after=int(array.nbytes)))
+    return rows
+
+
+def _macs(call: Call, path: str, shape: tuple[int, ...], calls: int) -> int | None:
+    if len(shape) < 2:
+        return None
+    count = multiply_accumulates(call, path, shape)
+    return None if count is None else count * calls
+
+
+def _quantized_weight(array: np.ndarray, tensor: QTensor, quantizer: BaseInferableQuantizer) -> dict[str, object]:
+    return _described(quantizer, array.ndim) | {
+        "scale_min": float(tensor.qparams.scale.min()),
+        "scale_max": float(tensor.qparams.scale.max()),
+        "size_after": tensor.nbytes,
+        "sqnr_db": sqnr_db(array, tensor.dequantize()) if array.size else None,
+    }
+
+
+def _described(quantizer: BaseInferableQuantizer, rank: int) -> dict[str, object]:
+    return {
+        "bits": quantizer.num_bits,
+        "method": quantizer.quantization_method[0].value,
+        "granularity": describe_granularity(quantizer, rank),
+        "grid": _grid(quantizer),
+        "range_lo": float(np.min(quantizer.min_range)),
+        "range_hi": float(np.max(quantizer.max_range)),
+    }
+
+
+def activation_rows(
+    graph: Graph,
+    plan: ActivationPlan,
+    quantizers: Mapping[int, BaseInferableQuantizer],
+    statistics: Mapping[str, TensorStatistics],
+    errors: Mapping[int, tuple[float, float]],
+    types: Mapping[int, str],
+) -> list[Row]:
+    """Rows of all activations.
+
+    Args:
+        graph: the float graph before quantizers were inserted.
+        plan: what became of each value.
+        quantizers: by ``id(group)``.
+        statistics: by group key; absent where ranges were fixed.
+        errors: own and total SQNR in dB by ``id(value)``, where measured.
+        types: description of each call's operation by ``id(call)``.
+    """
+    rows = []
+    for value in [*graph.flat_inputs(), *(v for call in graph.calls for v in call.outputs)]:
+        if id(value) in plan.fused:
+            continue
+        call = value.producer
+        common = {
+            "kind": "activation",
+            "layer": value_name(value),
+            "layer_type": types.get(id(call), "InputLayer") if call is not None else "InputLayer",
+            "name": "output" if call is not None else "input",
+            "shape": value.shape,
+        }
+        group = plan.group_of(value)
+        if group is None:
+            rows.append(Row(**common, status="float", reason=plan.floats.get(id(value), "not planned")))
+            continue
+        quantizer = quantizers[id(group)]
+        own, total = errors.get(id(value), (None, None))
+        described = _described(quantizer, 1) | {"sqnr_db": own, "total_sqnr_db": total}
+        described |= _clipping(group, quantizer, statistics)
+        rows.append(Row(**common, status="quantized", **described))
+    return rows
+
+
+def _clipping(
+    group: Group, quantizer: BaseInferableQuantizer, statistics: Mapping[str, TensorStatistics]
+) -> dict[str, float]:
+    seen = statistics.get(group.key)
+    scale = float(np.max(quantizer.parameters((1,))["scale"]))
+    found = {"scale_min": scale, "scale_max": scale}
+    if seen is None or group.fixed is not None:
+        return found
+    # Half a step beyond the last code still rounds to it.
+    lo, hi = float(np.min(quantizer.min_range)) - scale / 2, float(np.max(quantizer.max_range)) + scale / 2
+    return found | {"clipped_share": float(clipped_share(seen, lo, hi))}
+
+
+def original_weights(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
+    """All variables of a layer by path, but for the states of random generators."""
+    return {p: to_numpy(v) for p, v in weights_of(layer).items() if "seed_generator" not in p}
+
+
+def describe(call: Call) -> str:
+    """An operation with what was folded into it, such as "Conv2D + BatchNormalization"."""
+    return " + ".join([call.kind, *(name.split()[0] for name in call.fused)])
+
+
+def errors_of(
+    values: list[Value],
+    before: list[np.ndarray],
+    after: list[np.ndarray],
+    quantizers: Mapping[int, BaseInferableQuantizer],
+) -> dict[int, tuple[float, float]]:
+    """(own, total) SQNR in dB of each value by ``id``: its own quantizer's error, and all error up to there.
+
+    Args:
+        values: the measured values.
+        before: their arrays in the float model.
+        after: their arrays in the quantized model.
+        quantizers: of each value by ``id``.
+    """
+    return {
+        id(value): (sqnr_db(exact, quantizers[id(value)](exact)), sqnr_db(exact, quantized))
+        for value, exact, quantized in zip(values, before, after, strict=True)
+        if exact.size
+    }

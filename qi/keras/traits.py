@@ -1,0 +1,89 @@
+"""What an operation does to the grid of its input: the table behind the rules that keep a deployed graph integer.
+
+Four roles matter; every other operation gives its output a quantizer of its own:
+
+* KEEPS: its output holds only values of its (single) input, or 0: the output is on the input's grid already.
+* SAME: its output must share the input's scale, but is computed, so it is quantized again (average pooling).
+* JOINS: all inputs and the output share one scale (concatenation).
+* FIXED: its output range is known, and runtimes demand exactly that grid (softmax, sigmoid, tanh).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from qi.keras.fold import activation_name
+from qi.keras.graph import Call
+
+__all__ = ["Role", "fuses_activation", "is_fusable_activation", "known_range", "role_of"]
+
+
+class Role(Enum):
+    """How an operation's output relates to the grid of its inputs."""
+
+    OWN = "own"
+    KEEPS = "keeps"
+    SAME = "same"
+    JOINS = "joins"
+    FIXED = "fixed"
+
+
+_KEEPS = frozenset(
+    # layers
+    "Reshape Flatten Permute RepeatVector ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D Cropping3D "
+    "MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D UpSampling1D "
+    "UpSampling3D Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout GaussianNoise "
+    "ActivityRegularization Identity Masking "
+    # keras.ops
+    "Transpose GetItem Squeeze ExpandDims Flip Max Amax StopGradient Ravel SwapAxes Moveaxis".split()
+)
+_SAME = frozenset("AveragePooling1D AveragePooling2D AveragePooling3D Resizing".split())
+_JOINS = frozenset("Concatenate Concatenate1 Stack Hstack Vstack".split())
+_FIXED = {"softmax": (0.0, 1.0), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+# Kernels of these take a clamp (ReLU, ReLU6) into themselves.
+_TAKES_ACTIVATION = frozenset(
+    "Dense EinsumDense Conv1D Conv2D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose DepthwiseConv1D "
+    "DepthwiseConv2D SeparableConv1D SeparableConv2D BatchNormalization Add Subtract Multiply".split()
+)
+
+
+def _function_of(call: Call) -> str:
+    """The activation function a call is, in lower case: of an Activation, Softmax or keras.ops call."""
+    if call.kind == "Activation":
+        return activation_name(call.op)
+    return call.kind.lower()
+
+
+def role_of(call: Call) -> Role:
+    """The role of a call."""
+    if call.kind == "Activation" and activation_name(call.op) == "linear":
+        return Role.KEEPS
+    if call.kind == "UpSampling2D":
+        return Role.KEEPS if call.op.interpolation == "nearest" else Role.SAME
+    if call.kind in _KEEPS and len(call.inputs) == 1:
+        return Role.KEEPS
+    if call.kind in _SAME:
+        return Role.SAME
+    if call.kind in _JOINS:
+        return Role.JOINS
+    return Role.FIXED if _function_of(call) in _FIXED else Role.OWN
+
+
+def known_range(call: Call) -> tuple[float, float] | None:
+    """The range that a FIXED operation's grid covers."""
+    return _FIXED.get(_function_of(call))
+
+
+def is_fusable_activation(call: Call) -> bool:
+    """Whether a call is a clamp that the kernel before it can take over: ReLU or ReLU6."""
+    if call.kind == "ReLU":
+        op: Any = call.op
+        plain = not op.negative_slope and not op.threshold
+        return plain and op.max_value in (None, 6, 6.0)
+    return _function_of(call) in ("relu", "relu6")
+
+
+def fuses_activation(call: Call) -> bool:
+    """Whether a call's kernel takes over a clamp that follows it."""
+    return call.kind in _TAKES_ACTIVATION and activation_name(call.op) == "linear"

@@ -1,0 +1,128 @@
+"""Variables of Keras layers: finding them by path, and keeping quantizer parameters as variables."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from qi.errors import InputError
+
+__all__ = ["add_parameter", "build_layer", "class_names", "to_numpy", "weights_of"]
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """A tensor or variable as a numpy array."""
+    return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def class_names(layer: Any) -> list[str]:
+    """Names along the method resolution order, nearest first: what policies and rules match."""
+    return [cls.__name__ for cls in type(layer).__mro__]
+
+
+def weights_of(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """All variables of a built layer by their path below it ("kernel", "query/kernel"), sub-layers included.
+
+    A path joins the names of sub-layers and of the variable. Names that Keras made up ("dense_7") count on through a
+    process; in classes of users the attribute's name stands for them, so that a reloaded or rebuilt layer has the same
+    paths. Where two variables have one path, a counter keeps them apart.
+    """
+    found: dict[str, keras.Variable] = {}
+    seen: set[int] = set()
+    for path, variable in _walk(layer, ""):
+        if id(variable) in seen:
+            continue
+        seen.add(id(variable))
+        count, unique = 1, path
+        while unique in found:
+            count += 1
+            unique = f"{path}_{count}"
+        found[unique] = variable
+    return found
+
+
+def _walk(layer: Any, prefix: str) -> Iterator[tuple[str, keras.Variable]]:
+    children = layer._flatten_layers(include_self=False, recursive=False)
+    below = {id(variable) for child in children for variable in child.variables}
+    attributes = _attribute_names(layer)
+    for variable in layer.variables:
+        if id(variable) not in below:
+            yield prefix + _stable_name(variable, attributes), variable
+    for child in children:
+        yield from _walk(child, f"{prefix}{_stable_name(child, attributes)}/")
+
+
+def _stable_name(item: Any, attributes: dict[int, str]) -> str:
+    made_up = re.sub(r"_\d+$", "", item.name).replace("_", "") == type(item).__name__.strip("_").lower()
+    return attributes.get(id(item), item.name) if made_up else item.name
+
+
+def _attribute_names(layer: Any) -> dict[int, str]:
+    """The attribute that holds each object; none for Keras' own classes and models, whose names are kept in the config."""
+    if type(layer).__module__.partition(".")[0] == "keras" or isinstance(layer, keras.Sequential):
+        return {}
+    if hasattr(layer, "operations"):  # a functional model
+        return {}
+    held = vars(layer) | vars(layer).get("_modules", {})  # the torch backend keeps sub-layers apart
+    names: dict[int, str] = {}
+    for name, value in held.items():
+        if name in ("_layers", "_modules"):
+            continue
+        if isinstance(value, (list, tuple)):
+            several = {f"{name}/{i}": item for i, item in enumerate(value)}
+        elif isinstance(value, dict):
+            several = {f"{name}/{key}": item for key, item in value.items()}
+        else:
+            several = {name: value}
+        for path, item in several.items():
+            names.setdefault(id(item), path)
+    return names
+
+
+def build_layer(layer: keras.layers.Layer, input_shape: Any) -> None:
+    """Builds a layer from the shape of its first argument; one without a ``build`` of its own is traced.
+
+    Raises:
+        InputError: the layer is built from several inputs, or tracing it failed.
+    """
+    required = [p.name for p in inspect.signature(layer.build).parameters.values() if p.default is p.empty]
+    if len(required) > 1:
+        raise InputError(
+            f"expected layer {layer.name!r} to be built, since it is built from several inputs ({', '.join(required)}); "
+            "do call it once before wrapping it"
+        )
+    unbuilt = any(not child.built for child in layer._flatten_layers(include_self=False))
+    if getattr(layer.build, "_is_default", False) and unbuilt:
+        try:
+            layer.compute_output_spec(keras.tree.map_shape_structure(keras.KerasTensor, input_shape))
+        except Exception as error:
+            raise InputError(
+                f"expected layer {layer.name!r} to be built; tracing it on input_shape={input_shape} failed: {error}; "
+                "do call it once before wrapping it"
+            ) from error
+    layer.build(input_shape)
+    layer.built = True
+
+
+def add_parameter(layer: keras.layers.Layer, name: str, value: np.ndarray, dtype: str = "float32") -> keras.Variable:
+    """A non-trainable variable of `layer` that mixed precision never casts; also after the layer is built."""
+    array = np.asarray(value)
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        return layer.add_weight(
+            name=name,
+            shape=array.shape,
+            initializer=lambda shape, dtype=None: keras.ops.convert_to_tensor(array, dtype=dtype),
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+        )
+    finally:
+        if locked:
+            layer._lock_state()

@@ -1,0 +1,68 @@
+"""Which weights of a layer are quantized, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qi.dispatch import LayerPolicy, policy_for
+from qi.keras.choose import weight_quantizer
+from qi.keras.variables import class_names
+from qi.quantizers import BaseInferableQuantizer
+from qi.recipes import RuleBook
+
+__all__ = ["has_policy", "layer_policy", "weight_quantizers"]
+
+
+def layer_policy(op: Any) -> LayerPolicy | None:
+    """The policy of a layer's class or its nearest ancestor."""
+    return policy_for(class_names(op))
+
+
+def has_policy(op: Any) -> bool:
+    """Whether any weight of a layer can be quantized."""
+    return layer_policy(op) is not None
+
+
+def weight_quantizers(
+    op: Any, path: str, weights: Mapping[str, np.ndarray], book: RuleBook, unfolded: str
+) -> tuple[dict[str, BaseInferableQuantizer], dict[str, str]]:
+    """The quantizer of each weight path that gets one, and the reason of each that doesn't.
+
+    Args:
+        op: the layer.
+        path: its place in the model.
+        weights: its float weights by path.
+        book: the recipe's decisions.
+        unfolded: why it wasn't folded, where it is a batch normalization.
+    """
+    policy = layer_policy(op)
+    quantizers: dict[str, BaseInferableQuantizer] = {}
+    reasons: dict[str, str] = {}
+    for name, array in weights.items():
+        slot = policy.slot(name) if policy is not None else None
+        if slot is None:
+            reasons[name] = _reason(op, name, array, policy, unfolded)
+            continue
+        spec, reason = book.weights_for(path, type(op).__name__, name)
+        if spec is None:
+            reasons[name] = reason
+        elif array.size == 0:
+            reasons[name] = "has no elements"
+        else:
+            quantizers[name] = weight_quantizer(array, spec, slot)
+    return quantizers, reasons
+
+
+def _reason(op: Any, name: str, array: np.ndarray, policy: LayerPolicy | None, unfolded: str) -> str:
+    if "float" not in array.dtype.name:
+        return f"holds {array.dtype}, not real numbers"
+    if unfolded:
+        return f"batch normalization is kept: {unfolded}"
+    if name.rpartition("/")[2] == "bias":
+        return "bias: float32 here, int32 at input scale x weight scale in an integer file"
+    if policy is None:
+        return f"{type(op).__name__} has no policy that says which of its weights to quantize"
+    return f"the policy of {policy.layer_type} doesn't quantize it"

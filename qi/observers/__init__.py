@@ -1,0 +1,35 @@
+"""What was seen of a tensor (statistics), and which range to quantize it with (selections)."""
+
+from qi.observers.io import load_statistics, save_statistics
+from qi.observers.presets import (
+    EmaObserver,
+    EntropyObserver,
+    MinMaxObserver,
+    MSEObserver,
+    Observer,
+    PercentileObserver,
+)
+from qi.observers.selection import SELECTIONS, clipped_share, select_range
+from qi.observers.statistics import EmaMinMax, Histogram, MinMax, Statistic, TensorStatistics
+from qi.observers.weights import WEIGHT_SELECTIONS, select_weight_threshold
+
+__all__ = [
+    "SELECTIONS",
+    "WEIGHT_SELECTIONS",
+    "EmaMinMax",
+    "EmaObserver",
+    "EntropyObserver",
+    "Histogram",
+    "MSEObserver",
+    "MinMax",
+    "MinMaxObserver",
+    "Observer",
+    "PercentileObserver",
+    "Statistic",
+    "TensorStatistics",
+    "clipped_share",
+    "load_statistics",
+    "save_statistics",
+    "select_range",
+    "select_weight_threshold",
+]
