@@ -33,26 +33,31 @@ def lut_grids(draw: st.DrawFn) -> LutGrid:
     """Look-up tables of 1 to 20 entries."""
     bits, signed = draw(st.integers(2, 12)), draw(st.booleans())
     base = IntGrid(bits, signed)
-    entries = st.lists(st.integers(base.qmin, base.qmax), min_size=1, max_size=min(20, base.levels), unique=True)
+    entries = st.lists(
+        st.integers(base.qmin, base.qmax), min_size=1, max_size=min(20, base.levels), unique=True
+    )
     return LutGrid(draw(entries), bits, signed)
 
 
 @st.composite
 def params(draw: st.DrawFn, grid: IntGrid, scale: st.SearchStrategy[Any] = scales) -> tuple[np.float32, int]:
     """A scale and a zero point on the grid, 0 as often as not."""
-    on_grid = st.integers(grid.qmin, grid.qmax)
-    return draw(scale), draw(on_grid if grid.qmin > 0 or grid.qmax < 0 else st.just(0) | on_grid)
+    return draw(scale), draw(st.just(0) | st.integers(grid.qmin, grid.qmax))
 
 
 @st.composite
-def values(draw: st.DrawFn, scale: float, zero_point: int, grid: IntGrid, *, finite: bool = True) -> np.ndarray:
+def values(
+    draw: st.DrawFn, scale: float, zero_point: int, grid: IntGrid, *, finite: bool = True
+) -> np.ndarray:
     """A float32 vector for these parameters: ties and their neighbours, the ends, one-signed, constant, denormal,
     huge and plain numbers; with NaN, infinities and -0.0 where `finite` is False."""
     exact = float(scale)
     steps = st.integers(grid.qmin - zero_point - 2, grid.qmax - zero_point + 2)
     plain = st.floats(-2.0, 2.0, width=32).map(lambda v: v * grid.levels * exact)
     kinds = {
-        "ties": st.tuples(steps, st.sampled_from([-1, 0, 1])).map(lambda t: _nudged((t[0] + 0.5) * exact, t[1])),
+        "ties": st.tuples(steps, st.sampled_from([-1, 0, 1])).map(
+            lambda t: _nudged((t[0] + 0.5) * exact, t[1])
+        ),
         "codes": steps.map(lambda k: k * exact),
         "plain": plain,
         "positive": plain.map(abs),
@@ -73,8 +78,8 @@ def values(draw: st.DrawFn, scale: float, zero_point: int, grid: IntGrid, *, fin
 
 def _nudged(value: float, direction: int) -> float:
     """`value` as float32, or the float32 beside it."""
-    value = np.float32(np.clip(value, -GREATEST, GREATEST))
-    return float(value if direction == 0 else np.nextafter(value, np.float32(direction * np.inf)))
+    nearest = np.float32(np.clip(value, -GREATEST, GREATEST))
+    return float(np.nextafter(nearest, np.float32(direction * GREATEST)) if direction else nearest)
 
 
 def arrays(shape: tuple[int, ...] | st.SearchStrategy[tuple[int, ...]]) -> st.SearchStrategy[np.ndarray]:

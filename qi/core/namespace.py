@@ -31,6 +31,7 @@ class ArrayNamespace(Protocol):
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array: ...  # noqa: D102
     def frozen(self, x: np.ndarray) -> Array: ...  # noqa: D102
+    def opaque(self, x: np.ndarray) -> Array: ...  # noqa: D102
     def cast(self, x: Array, dtype: str) -> Array: ...  # noqa: D102
     def dtype(self, x: Array) -> str: ...  # noqa: D102
     def divide(self, a: Array, b: Array) -> Array: ...  # noqa: D102
@@ -74,6 +75,10 @@ class _Numpy:
 
     @staticmethod
     def frozen(x: np.ndarray) -> np.ndarray:
+        return x
+
+    @staticmethod
+    def opaque(x: np.ndarray) -> np.ndarray:
         return x
 
     @staticmethod
@@ -139,13 +144,21 @@ class _Keras:
         """A constant that graph optimizers can't fold.
 
         They turn a division by a constant into a multiplication by its reciprocal, which moves codes at ties;
-        a captured resource is left alone.
+        a captured resource is left alone. JAX has none: its array stays on the host, until `opaque` takes it where it
+        is used (kept, an array made while a function is traced would leak a tracer).
         """
         if self._keras.backend.backend() == "tensorflow":
             tf = sys.modules["tensorflow"]
             with tf.init_scope():
                 return tf.Variable(x, trainable=False)
-        return self._ops.convert_to_tensor(x)
+        return x if self._keras.backend.backend() == "jax" else self._ops.convert_to_tensor(x)
+
+    def opaque(self, x: np.ndarray) -> Array:
+        """A host array as a tensor; under JAX behind a barrier that keeps XLA from folding divisions by it."""
+        tensor = self._ops.convert_to_tensor(x)
+        if self._keras.backend.backend() == "jax":
+            return sys.modules["jax"].lax.optimization_barrier(tensor)
+        return tensor
 
     def cast(self, x: Array, dtype: str) -> Array:
         return self._ops.cast(x, dtype)
@@ -182,6 +195,9 @@ class _Torch:
 
     def frozen(self, x: np.ndarray) -> Array:
         return self._torch.tensor(x)
+
+    def opaque(self, x: np.ndarray) -> Array:
+        return self.asarray(x)
 
     def cast(self, x: Array, dtype: str) -> Array:
         return x.to(getattr(self._torch, dtype))

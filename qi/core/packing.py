@@ -93,7 +93,7 @@ def unpack(data: np.ndarray, bits: int, shape: Shape, *, signed: bool) -> np.nda
         array of `shape`, int8/uint8 up to 8 bits, else int16/uint16.
 
     Raises:
-        InputError: the length of data doesn't fit the shape.
+        InputError: the length of data doesn't fit the shape, or the shape is none.
 
     Example:
         >>> unpack(np.array([241, 7], np.uint8), 4, (3,), signed=True).tolist()
@@ -102,10 +102,12 @@ def unpack(data: np.ndarray, bits: int, shape: Shape, *, signed: bool) -> np.nda
     # In Python's integers: a shape read from a broken file can't overflow to a small count.
     count = math.prod(shape)
     data = np.asarray(data)
+    if min(shape, default=0) < 0:
+        raise InputError(f"expected a shape without negative sizes; received shape={shape}")
     if data.dtype != np.uint8 or data.ndim != 1 or data.size != packed_nbytes(count, bits):
         raise InputError(
             f"expected {packed_nbytes(count, bits)} bytes for {count} codes of {bits} bits; "
-            f"received {data.size} of dtype {data.dtype}"
+            f"received {data.size} of dtype {data.dtype}, shape {data.shape}"
         )
     stream = np.zeros(-(-count // 8) * bits, np.uint8)
     stream[: data.size] = data

@@ -212,11 +212,18 @@ class NodeQuantizationDispatcher:
         Raises:
             FileFormatError: a version or a record this release can't read.
         """
-        if config.get("version") != _VERSION:
-            raise FileFormatError(f"expected dispatcher version {_VERSION}; received version={config.get('version')!r}")
+        version = config.get("version") if isinstance(config, Mapping) else None
+        if version != _VERSION:
+            raise FileFormatError(f"expected dispatcher version {_VERSION}; received version={version!r}")
+        weights, activations = config.get("weight_quantizers"), config.get("activation_quantizers")
+        if not isinstance(weights, Mapping) or not isinstance(activations, Sequence):
+            raise FileFormatError(
+                "expected a dispatcher record with 'weight_quantizers' and 'activation_quantizers'; "
+                f"received {sorted(config)}"
+            )
         return cls(
-            {path: quantizer_from_dict(q) for path, q in config["weight_quantizers"].items()},
-            [quantizer_from_dict(q) for q in config["activation_quantizers"]],
+            {path: quantizer_from_dict(q) for path, q in weights.items()},
+            [quantizer_from_dict(q) for q in activations],
         )
 
     def __repr__(self) -> str:

@@ -2,15 +2,18 @@
 
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.inspect import Inspection, inspect_model
 from qi.keras.ptq import calibrate, quantize_model
 from qi.keras.saving import load_model, save_model
 from qi.keras.wrapper import KerasQuantizationWrapper
 
 __all__ = [
+    "Inspection",
     "KerasActivationQuantizationHolder",
     "KerasNodeQuantizationDispatcher",
     "KerasQuantizationWrapper",
     "calibrate",
+    "inspect_model",
     "load_model",
     "quantize_model",
     "save_model",

@@ -30,30 +30,29 @@ class Weights:
     refused: list[Row] = field(default_factory=list)
 
 
-def copy_layers(graph: Graph) -> dict[str, str]:
+def copy_layers(graph: Graph, plan: ActivationPlan) -> dict[str, str]:
     """Puts a copy in the place of every operation, with names that are unique in the flat graph.
+
+    Keras calls the outputs of a model after the operations that give them: those names stay with the outputs, also where
+    a quantizer now gives one; whatever else had the name gets the ending "_raw".
 
     Returns:
         by path, why an operation couldn't be copied.
     """
     notes: dict[str, str] = {}
-    taken = {value.name for value in graph.flat_inputs()}
-    raw = _renamed_outputs(graph)
+    outputs = {value.name for value in graph.flat_outputs() if value.producer is not None}
+    taken = {value.name for value in graph.flat_inputs()} | outputs
+    giving = {id(v.producer.op): v.name for v in graph.flat_outputs() if v.producer and id(v) not in plan.quantized}
     for calls in graph.calls_of().values():
         op, path = calls[0].op, calls[0].path
-        name = _unique(op.name + ("_raw" if id(op) in raw else ""), path, taken)
+        wanted = op.name + ("_raw" if op.name in outputs else "")
+        name = giving.pop(id(op), None) or _unique(wanted, path, taken)
         copy, why = copy_operation(op, name)
         if why:
             notes[path] = why
         for call in calls:
             call.op = copy
     return notes
-
-
-def _renamed_outputs(graph: Graph) -> set[int]:
-    """Operations whose name goes to the quantizer behind them: Keras calls the outputs of a model after them."""
-    outputs = graph.flat_outputs()
-    return {id(value.producer.op) for value in outputs if value.producer is not None} if len(outputs) > 1 else set()
 
 
 def _unique(name: str, path: str, taken: set[str]) -> str:
@@ -125,7 +124,8 @@ def insert_holders(
             continue
         source = value.producer.op.name if value.producer is not None else value.name
         if id(group) not in holders:
-            name = source.removesuffix("_raw") if source.endswith("_raw") and source.removesuffix("_raw") not in taken else f"{source}_quant"
-            holders[id(group)] = KerasActivationQuantizationHolder(quantizers[id(group)], name=_unique(name, name, taken))
+            output = value.producer is not None and value.name not in ("", *(call.op.name for call in graph.calls))
+            name = value.name if output else _unique(f"{source}_quant", f"{source}_quant", taken)
+            holders[id(group)] = KerasActivationQuantizationHolder(quantizers[id(group)], name=name)
         held[id(value)] = graph.insert_after(value, holders[id(group)], source)
     return held

@@ -26,11 +26,20 @@ class Calibration:
         statistics: of each watched value by its name.
         samples: how many samples were seen.
         sample: the inputs of the first few samples, for measuring errors.
+        source: where the statistics come from if not from data just seen.
     """
 
     statistics: dict[str, TensorStatistics] = field(default_factory=dict)
     samples: int = 0
     sample: list[np.ndarray] = field(default_factory=list)
+    source: str = ""
+
+    @property
+    def settings(self) -> dict[str, str | float | bool | None]:
+        """What the report says of the calibration."""
+        if self.source:
+            return {"calibration": self.source}
+        return {"calibration_samples": self.samples} if self.samples else {}
 
 
 def run(graph: Graph, tensors: dict[int, Any], values: list[Value]) -> Any:

@@ -29,36 +29,39 @@ def activation_name(op: Any) -> str:
 def fold_batch_norms(graph: Graph) -> dict[str, str]:
     """Folds every batch normalization that directly follows a linear layer into that layer's weights.
 
-    ``g = gamma / sqrt(variance + epsilon)``; ``kernel' = kernel * g``, ``bias' = beta + (bias - mean) * g``, in float64.
+    ``g = gamma / sqrt(variance + epsilon)``; ``kernel' = kernel * g``, ``bias' = beta + (bias - mean) * g``, in float64. A pair
+    that is called several times, always together, is folded as well.
 
     Returns:
         for each normalization that stays, by its path, why.
     """
     kept: dict[str, str] = {}
-    for call in [c for c in graph.calls if c.kind == "BatchNormalization"]:
-        why = _why_not(graph, call)
+    norms = [calls for calls in graph.calls_of().values() if calls[0].kind == "BatchNormalization"]
+    for calls in norms:
+        why = _why_not(graph, calls)
         if why:
-            kept[call.path] = why
+            kept[calls[0].path] = why
         else:
-            _fold(graph, call)
+            _fold(graph, calls)
     return kept
 
 
-def _why_not(graph: Graph, call: Call) -> str:
-    before = call.inputs[0].producer
+def _why_not(graph: Graph, norms: list[Call]) -> str:
+    first = norms[0]
+    before = first.inputs[0].producer
     if before is None or _kernel_axis(before) is None:
         what = "the model's input" if before is None else f"{before.kind} {before.path!r}"
         return f"it follows {what}, into which it can't be folded"
     if activation_name(before.op) != "linear":
         return f"it follows the activation {activation_name(before.op)!r} of {before.path!r}"
-    calls = graph.calls_of()
-    if len(calls[id(before.op)]) > 1 or len(calls[id(call.op)]) > 1:
-        return f"it or {before.path!r} is shared by several calls"
-    value = call.inputs[0]
-    if len(graph.consumers().get(id(value), [])) > 1 or any(value is out for out in graph.flat_outputs()):
+    pairs = {id(call.inputs[0].producer) for call in norms}
+    if pairs != {id(call) for call in graph.calls_of()[id(before.op)]} or len(pairs) != len(norms):
+        return f"it or {before.path!r} is called without the other elsewhere"
+    consumers, outputs = graph.consumers(), {id(value) for value in graph.flat_outputs()}
+    if any(len(consumers[id(call.inputs[0])]) > 1 or id(call.inputs[0]) in outputs for call in norms):
         return f"the output of {before.path!r} is used elsewhere too"
-    rank = len(value.shape)
-    axis = call.op.axis if isinstance(call.op.axis, int) else call.op.axis[0]
+    rank = len(first.inputs[0].shape)
+    axis = first.op.axis if isinstance(first.op.axis, int) else first.op.axis[0]
     channel = 1 if getattr(before.op, "data_format", "channels_last") == "channels_first" else rank - 1
     return "" if axis % rank == channel else f"it normalizes axis {axis}, not the channels of {before.path!r}"
 
@@ -79,10 +82,8 @@ def _kernel_axis(call: Call) -> tuple[str, int] | None:
     return None
 
 
-def _fold(graph: Graph, call: Call) -> None:
-    norm, before = call.op, call.inputs[0].producer
-    if before is None:
-        return
+def _folded(before: Call, norm: Any) -> Any:
+    """The layer of `before` with the normalization in its weights."""
     own, weights = weight_values(norm), weight_values(before.op)
     mean, variance = own["moving_mean"].astype(np.float64), own["moving_variance"].astype(np.float64)
     gain = own.get("gamma", np.ones_like(mean)) / np.sqrt(variance + norm.epsilon)
@@ -91,15 +92,24 @@ def _fold(graph: Graph, call: Call) -> None:
     path, axis = located if located is not None else ("kernel", -1)
     kernel = weights[path].astype(np.float64)
     # A depthwise kernel is [*window, channels, multiplier]; its output channels run over both.
-    shape = kernel.shape[-2:] if before.kind in _DEPTHWISE else [-1 if i == axis % kernel.ndim else 1 for i in range(kernel.ndim)]
+    own_shape = [-1 if i == axis % kernel.ndim else 1 for i in range(kernel.ndim)]
+    shape = kernel.shape[-2:] if before.kind in _DEPTHWISE else own_shape
     values = {path: (kernel * gain.reshape(shape)).astype(np.float32), "bias": bias.astype(np.float32)}
     changes: dict[str, Any] = {"use_bias": True}
     if before.kind == "EinsumDense":
         changes = {"bias_axes": before.op.equation.replace(" ", "").split("->")[1][-1]}
-    before.op = rebuild_layer(before.op, changes, values)
-    before.fused.append(f"{call.kind} {call.path}")
-    graph.calls.remove(call)
-    graph.replace(call.outputs[0], call.inputs[0])
+    return rebuild_layer(before.op, changes, values)
+
+
+def _fold(graph: Graph, norms: list[Call]) -> None:
+    pairs = [(call.inputs[0].producer, call) for call in norms]
+    folded = _folded(pairs[0][0], norms[0].op) if pairs[0][0] is not None else None
+    for before, call in pairs:
+        if before is not None:
+            before.op = folded
+            before.fused.append(f"{call.kind} {call.path}")
+        graph.calls.remove(call)
+        graph.replace(call.outputs[0], call.inputs[0])
 
 
 def split_activations(graph: Graph, has_policy: Any) -> None:

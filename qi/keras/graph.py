@@ -19,7 +19,7 @@ __all__ = ["Call", "Graph", "Value", "build_model", "build_tensors", "flatten_mo
 
 @dataclass(eq=False)
 class Value:
-    """One tensor of the graph."""
+    """One tensor of the graph; `name` is that of a model input, or the name Keras gives a model output."""
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -94,13 +94,14 @@ class Graph:
 
     def replace(self, old: Value, new: Value) -> None:
         """Makes every consumer of `old`, the model's outputs included, take `new`."""
+        new.name = new.name or old.name
         for call in self.calls:
             call.inputs = [new if value is old else value for value in call.inputs]
         self.outputs = keras.tree.map_structure(lambda value: new if value is old else value, self.outputs)
 
     def insert_after(self, value: Value, op: Any, path: str) -> Value:
         """Calls `op` on `value` and hands its result to all who took `value`."""
-        result = Value(value.shape, value.dtype, name=value.name)
+        result = Value(value.shape, value.dtype)
         self.replace(value, result)
         call = Call(op, path, path, [value], [result])
         result.producer = call
@@ -133,17 +134,19 @@ def flatten_model(model: keras.Model) -> Graph:
         raise InputError(f"expected a built model; received {model.name!r}; do give it an Input, or call build(input_shape)")
     structure = model.input if type(model).__name__ == "Functional" else model.inputs[0]
     output = model.output if type(model).__name__ == "Functional" else model.outputs[0]
-    names = {id(tensor): _input_name(tensor) for tensor in model.inputs}
+    names = {id(tensor): _operation_name(tensor) for tensor in model.inputs}
     values = {id(t): Value(tuple(t.shape), str(t.dtype), name=names[id(t)]) for t in model.inputs}
     walker = _Walker()
     walker.walk(model, values, "")
+    for tensor in model.outputs:
+        values[id(tensor)].name = values[id(tensor)].name or _operation_name(tensor)
     pick = lambda tensor: values[id(tensor)]  # noqa: E731
     return Graph(
         model.name, keras.tree.map_structure(pick, structure), keras.tree.map_structure(pick, output), walker.calls
     )
 
 
-def _input_name(tensor: Any) -> str:
+def _operation_name(tensor: Any) -> str:
     return str(tensor._keras_history.operation.name)
 
 
@@ -197,7 +200,7 @@ def _model_inputs(model: Any, node: Any) -> list[Any]:
     args = node.arguments.args
     given = args[0] if len(args) == 1 else list(args)
     if isinstance(given, dict) and not isinstance(getattr(model, "input", None), dict):
-        return [given[_input_name(tensor)] for tensor in model.inputs]
+        return [given[_operation_name(tensor)] for tensor in model.inputs]
     flat = [t for t in keras.tree.flatten(given) if isinstance(t, keras.KerasTensor)]
     return flat if len(flat) == len(model.inputs) else list(node.arguments.keras_tensors)
 

@@ -6,11 +6,18 @@ from typing import Any
 
 import keras
 
-from qi.errors import ConfigError
+from qi.errors import ConfigError, InputError
 from qi.keras.variables import add_parameter
 from qi.quantizers import BaseInferableQuantizer, QuantizationTarget, quantizer_from_dict
 
 __all__ = ["KerasActivationQuantizationHolder"]
+
+
+def _check_one(inputs: Any) -> None:
+    if isinstance(inputs, (list, tuple, dict)):
+        raise InputError(
+            f"expected one tensor; received {type(inputs).__name__} of {len(inputs)}; do use one holder for each tensor"
+        )
 
 
 @keras.saving.register_keras_serializable(package="qi")
@@ -51,12 +58,23 @@ class KerasActivationQuantizationHolder(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: Any) -> Any:
-        """The fake-quantized input."""
+        """The fake-quantized input.
+
+        Raises:
+            InputError: inputs is a structure of tensors.
+        """
+        _check_one(inputs)
         return self.quantizer.apply(inputs, self._parameters)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The input's shape."""
         return input_shape
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        """The symbolic output, with the input's dtype."""
+        _check_one(inputs)
+        # Given outright: Keras calls some dense tensors sparse (a product with a number), and tracing would believe it.
+        return keras.KerasTensor(inputs.shape, dtype=inputs.dtype if "float" in inputs.dtype else "float32")
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments; the quantizer as a plain record."""

@@ -58,7 +58,7 @@ def _prepare(model: keras.Model, recipe: RecipeLike) -> _Prepared:
     if any(book.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
         split_activations(graph, has_policy)
     plan = plan_activations(graph, book)
-    notes = copy_layers(graph)
+    notes = copy_layers(graph, plan)
     return _Prepared(graph, book, plan, unfolded, notes, build_tensors(graph))
 
 
@@ -160,7 +160,7 @@ def _statistics(
         if data is not None:
             raise InputError("expected data or statistics; received both; do give one of them")
         found = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
-        return Calibration(samples=-1), found
+        return Calibration(source="stored statistics"), found
     if not ready.plan.groups and data is None:
         return Calibration(), {}
     calibration = _collect(ready, data, batch_size, progress)
@@ -196,19 +196,18 @@ def _report(
     model: keras.Model, result: keras.Model, ready: _Prepared, rows: list[Row], calibration: Calibration
 ) -> QuantizationReport:
     found = _warnings(rows, calibration)
-    unused = list(ready.book.unused_rules())
-    found += [f"a rule decided nothing: {line}" for line in unused]
-    for line in found:
-        warnings.warn(line, QuantizationWarning, stacklevel=3)
     report = QuantizationReport(
         recipe=ready.book.recipe.name,
-        rows=rows,
-        unused_rules=unused,
+        model=model.name,
+        rows=tuple(rows),
+        unused_rules=ready.book.unused_rules(),
         warnings=found,
-        settings={"model": model.name, "calibration_samples": calibration.samples} if calibration.samples >= 0 else {"model": model.name},
+        settings=calibration.settings,
         float_file_bytes=size_on_disk(model),
         quantized_file_bytes=size_on_disk(result),
     )
+    for line in report.all_warnings:
+        warnings.warn(line, QuantizationWarning, stacklevel=3)
     report.attach(float_model=model, quantized_model=result, predict=lambda m, x: m.predict(x, verbose=0))
     return report
 
@@ -216,7 +215,7 @@ def _report(
 def _warnings(rows: list[Row], calibration: Calibration) -> list[str]:
     found = []
     calibrated = any(row.kind == "activation" and row.clipped_share is not None for row in rows)
-    if calibrated and 0 <= calibration.samples < _FEW_SAMPLES:
+    if calibrated and not calibration.source and calibration.samples < _FEW_SAMPLES:
         found.append(f"only {calibration.samples} calibration samples; ranges need at least {_FEW_SAMPLES}, better some hundreds")
     clipped = [row for row in rows if (row.clipped_share or 0) > _SATURATED]
     if clipped:

@@ -71,16 +71,12 @@ def _attribute_names(layer: Any) -> dict[int, str]:
     held = vars(layer) | vars(layer).get("_modules", {})  # the torch backend keeps sub-layers apart
     names: dict[int, str] = {}
     for name, value in held.items():
-        if name in ("_layers", "_modules"):
-            continue
-        if isinstance(value, (list, tuple)):
-            several = {f"{name}/{i}": item for i, item in enumerate(value)}
-        elif isinstance(value, dict):
-            several = {f"{name}/{key}": item for key, item in value.items()}
-        else:
-            several = {name: value}
-        for path, item in several.items():
-            names.setdefault(id(item), path)
+        if not isinstance(value, (list, tuple, dict)):
+            names.setdefault(id(value), name)
+        elif not name.startswith("_"):  # frameworks keep lists of their own
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in items:
+                names.setdefault(id(item), f"{name}/{key}")
     return names
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -14,7 +14,7 @@ from qi.core.packing import pack
 from qi.dispatch import NodeQuantizationDispatcher
 from qi.errors import ConfigError, FileFormatError, InputError
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
-from qi.keras.variables import add_parameter, to_numpy, weights_of
+from qi.keras.variables import add_parameter, build_layer, to_numpy, weights_of
 from qi.quantizers import BaseInferableQuantizer
 
 __all__ = ["KerasQuantizationWrapper"]
@@ -28,6 +28,7 @@ class _Binding:
     variable: keras.Variable
     parameters: dict[str, keras.Variable]
     frozen: keras.Variable | None = None  # holds the quantized value; the variable itself when the wrapper owns the layer
+    beside: keras.Variable | None = None  # the variable made for a frozen value outside the layer
 
     def qparams(self) -> QParams:
         granularity = self.quantizer.granularity(len(self.variable.shape))
@@ -37,6 +38,23 @@ class _Binding:
     def current(self) -> BaseInferableQuantizer:
         """The quantizer with the parameters that its variables hold now."""
         return self.quantizer.with_qparams(*(to_numpy(self.parameters[name]) for name in ("scale", "zero_point")))
+
+
+@dataclass(eq=False)
+class _Inside:
+    """The wrapped layer's variables by path, in an object of ours: a dict Keras would track as the wrapper's own state."""
+
+    weights: dict[str, keras.Variable] = field(default_factory=dict)
+
+
+def _unshared(record: Any, owner: str) -> Any:
+    """A layer's record whose objects are shared within it only: another part of the model may need the float layer."""
+    if isinstance(record, list):
+        return [_unshared(item, owner) for item in record]
+    if not isinstance(record, dict):
+        return record
+    copy = {key: _unshared(value, owner) for key, value in record.items()}
+    return copy | ({"shared_object_id": f"{owner}/{copy['shared_object_id']}"} if "shared_object_id" in copy else {})
 
 
 @keras.saving.register_keras_serializable(package="qi")
@@ -87,23 +105,24 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         self.supports_masking = layer.supports_masking
         self._owns_layer = frozen  # only a wrapper read from a config is made frozen, and its layer is its own
         self._is_frozen = frozen
+        self._inside = _Inside()
         self._bindings: dict[str, _Binding] = {}
         self._outputs: list[dict[str, keras.Variable]] = []
 
     # Building -----------------------------------------------------------------------------------------------------------
 
     def build(self, input_shape: Any = None) -> None:
-        """Builds the layer, binds the quantizers and makes their parameter variables."""
+        """Builds the layer, binds the quantizers and makes their parameter variables.
+
+        Raises:
+            ConfigError: as the class says.
+            InputError: the layer isn't built and can't be built from one shape.
+        """
         if not self.layer.built:
-            self.layer.build(input_shape)
-            self.layer.built = True
-        variables = weights_of(self.layer)
-        bound = self.dispatcher.bind_layer(self.layer)
-        for path, quantizer in bound.items():
+            build_layer(self.layer, input_shape)
+        variables = self._inside.weights = weights_of(self.layer)
+        for path, quantizer in self.dispatcher.bind_layer(self.layer).items():
             arrays = quantizer.parameters(tuple(variables[path].shape))
-            if self._is_frozen:  # read from a file: the arrays' shapes are the weight's, whatever the placeholder's
-                shape = quantizer.granularity(len(variables[path].shape)).param_shape(tuple(variables[path].shape))
-                arrays = {name: np.broadcast_to(array, shape) for name, array in arrays.items()}
             prefix = path.replace("/", "_")
             parameters = {name: add_parameter(self, f"{prefix}_{name}", array) for name, array in arrays.items()}
             self._bindings[path] = _Binding(quantizer, variables[path], parameters)
@@ -122,14 +141,44 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             binding.frozen = binding.variable
             binding.variable.trainable = False
 
+    @property
+    def trainable(self) -> bool:
+        """Whether what isn't frozen trains."""
+        return keras.layers.Layer.trainable.fget(self)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        if self._owns_layer:
+            self._settle()
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All state; a weight frozen beside its layer stands in place of the layer's own."""
+        return self._with_frozen(super().variables)
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """All weights; a weight frozen beside its layer stands in place of the layer's own."""
+        return self._with_frozen(super().weights)
+
+    def _with_frozen(self, variables: list[keras.Variable]) -> list[keras.Variable]:
+        bindings = self._bindings.values()
+        swapped = {id(b.variable): b.frozen for b in bindings if b.frozen is not None}
+        made = {id(b.beside) for b in bindings if b.beside is not None}
+        return [swapped.get(id(variable), variable) for variable in variables if id(variable) not in made]
+
     def get_build_config(self) -> dict[str, Any]:
         """How the inner layer was built."""
         return {"layer": self.layer.get_build_config()}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds the inner layer as it was, then binds."""
-        if config.get("layer") and not self.layer.built:
-            self.layer.build_from_config(config["layer"])
+        how = config.get("layer") or {}
+        if "input_shape" in how and not self.layer.built:
+            build_layer(self.layer, how["input_shape"])
+        elif how and not self.layer.built:
+            self.layer.build_from_config(how)
         if self.layer.built:
             self.build(None)
 
@@ -149,7 +198,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
     def _run_with(self, substitutes: Mapping[int, Any], inputs: Any, args: Any, kwargs: Any) -> Any:
         # All variables are snapshot, since an inner scope doesn't see an outer one.
-        before = [(v, substitutes.get(id(v), v.value)) for v in weights_of(self.layer).values()]
+        before = [(v, substitutes.get(id(v), v.value)) for v in self._inside.weights.values()]
         with keras.StatelessScope(state_mapping=before, collect_losses=True) as scope:
             outputs = self.layer(inputs, *args, **kwargs)
         for variable, value in before:
@@ -157,6 +206,9 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             if after is not value and id(variable) not in substitutes:
                 variable.assign(after)
         for loss in scope.losses:
+            # It is the wrapper's from here on: within an outer scope its maker would count it once more.
+            for sub_layer in self.layer._flatten_layers():
+                sub_layer._loss_ids.discard(id(loss))
             self.add_loss(loss)
         return outputs
 
@@ -166,6 +218,14 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         quantizers = self.dispatcher.activation_quantizers
         done = [q.apply(x, p) for q, x, p in zip(quantizers, flat, self._outputs, strict=True)]
         return keras.tree.pack_sequence_as(outputs, done)
+
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output shape."""
+        return self.layer.compute_output_shape(*args, **kwargs)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Symbolic outputs, found by tracing `call`: the layer's dtype policy decides their dtype."""
+        return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         """The layer's mask."""
@@ -192,24 +252,31 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         return {path: self._qtensor(path, binding) for path, binding in self._bindings.items()}
 
     def _qtensor(self, path: str, binding: _Binding) -> QTensor:
-        qparams = binding.qparams()
-        source = to_numpy(binding.variable if binding.frozen is None else binding.frozen)
-        if np.isnan(source).any():
-            raise InputError(f"expected finite weights; received NaN in {path!r} of layer {self.layer.name!r}")
-        tensor = qparams.quantize(source)
-        if binding.frozen is not None and not np.array_equal(tensor.dequantize(), source):
+        if binding.frozen is None:
+            return self._quantized(path, binding)
+        source = to_numpy(binding.frozen)
+        tensor = binding.qparams().quantize(source)
+        if not np.array_equal(tensor.dequantize(), source):
             raise InputError(
                 f"expected frozen weight {path!r} of layer {self.layer.name!r} on its grid; it was changed after freeze(); "
                 "do call freeze() again"
             )
         return tensor
 
+    def _quantized(self, path: str, binding: _Binding) -> QTensor:
+        source = to_numpy(binding.variable)
+        if np.isnan(source).any():
+            raise InputError(f"expected finite weights; received NaN in {path!r} of layer {self.layer.name!r}")
+        return binding.qparams().quantize(source)
+
     def freeze(self, *, in_place: bool = False) -> KerasQuantizationWrapper:
         """Quantizes the weights now, once, instead of at every call.
 
+        Frozen again, it takes the layer's weights as they are then. A compiled model must be compiled again to notice.
+
         Args:
             in_place: True writes the quantized values into the wrapped layer itself, which saves memory; False keeps the
-                layer as it is and holds them beside it.
+                layer as it is and holds them beside it (unless they are in place already).
 
         Returns:
             the wrapper.
@@ -219,17 +286,17 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         """
         if not self.built:
             raise InputError(f"expected a built wrapper; {self.name!r} has no weights yet; do call it once, or build it")
-        for binding in self._bindings.values():
-            if binding.frozen is not binding.variable:
-                binding.frozen = None
-        values = self.get_quantized_weights()
-        self._is_frozen, self._owns_layer = True, in_place
+        values = {path: self._quantized(path, binding).dequantize() for path, binding in self._bindings.items()}
+        self._is_frozen, self._owns_layer = True, in_place or self._owns_layer
         for path, binding in self._bindings.items():
-            if in_place:
+            if self._owns_layer:
                 binding.variable.assign(values[path])
+            elif binding.beside is None:
+                name, dtype = f"{path.replace('/', '_')}_quantized", binding.variable.dtype
+                binding.frozen = binding.beside = add_parameter(self, name, values[path], dtype)
             else:
-                binding.frozen = add_parameter(self, path.replace("/", "_") + "_quantized", values[path])
-        if in_place:
+                binding.beside.assign(values[path])
+        if self._owns_layer:
             self._settle()
         return self
 
@@ -241,7 +308,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
     def save_own_variables(self, store: Any) -> None:
         """Stores every variable by name: frozen weights as packed codes, the rest as they are."""
-        for path, variable in weights_of(self.layer).items():
+        for path, variable in self._inside.weights.items():
             key, binding = path.replace("/", "."), self._bindings.get(path)
             if binding is not None:
                 qparams = binding.qparams()
@@ -266,7 +333,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
                 raise FileFormatError(f"expected {key!r} for layer {self.layer.name!r}; the file holds {sorted(present)}")
             return np.asarray(store[key])
 
-        for path, variable in weights_of(self.layer).items():
+        for path, variable in self._inside.weights.items():
             key, binding = path.replace("/", "."), self._bindings.get(path)
             if binding is not None:
                 zero = f"{key}:zero_point"
@@ -296,9 +363,11 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         bound = {p: (b.quantizer.placeholder() if self._is_frozen else b.current()) for p, b in self._bindings.items()}
         if bound:
             record["weight_quantizers"] = {path: quantizer.to_dict() for path, quantizer in bound.items()}
+        layer = keras.saving.serialize_keras_object(self.layer)
+        layer.pop("build_config", None)  # ours does it, tracing where a layer has no build of its own
         return {
             **super().get_config(),
-            "layer": keras.saving.serialize_keras_object(self.layer),
+            "layer": layer,
             "dispatcher": record,
             "frozen": self._is_frozen,
         }
@@ -307,5 +376,8 @@ class KerasQuantizationWrapper(keras.layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> KerasQuantizationWrapper:
         """A wrapper from `get_config`'s record, with a layer of its own."""
         config = dict(config)
-        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        record = config.pop("layer")
+        if config.get("frozen"):
+            record = _unshared(record, config.get("name", ""))
+        layer = keras.saving.deserialize_keras_object(record)
         return cls(layer, KerasNodeQuantizationDispatcher.from_config(config.pop("dispatcher")), **config)

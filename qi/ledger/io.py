@@ -76,7 +76,10 @@ def fields_of(document: object) -> dict[str, Any]:
         fields["rows"] = tuple(map(Row.from_dict, fields["rows"]))
         fields["evaluations"] = list(map(Evaluation.from_dict, fields.get("evaluations", ())))
         fields["settings"] = {name: _setting(value) for name, value in fields.get("settings", {}).items()}
-    except (TypeError, AttributeError) as error:  # a number where a list should be, a list where a dict should be
+    except (
+        TypeError,
+        AttributeError,
+    ) as error:  # a number where a list should be, a list where a dict should be
         raise FileFormatError(f"expected lists of rows and evaluations; received others: {error}") from error
     return fields
 

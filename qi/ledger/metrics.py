@@ -172,6 +172,7 @@ def _same_shape(
 
 def _mismatch(metric: str, truth: NDArray[Any], prediction: NDArray[Any]) -> InputError:
     return InputError(
-        f"expected shapes that go together for {metric}; received y_true of shape {truth.shape} and "
-        f"predictions of shape {prediction.shape}; do: pass a function (y_true, y_pred) -> float as the metric"
+        f"expected shapes that go together for {metric}; received y_true of shape {truth.shape} "
+        f"and predictions of shape {prediction.shape}; "
+        "do: pass a function (y_true, y_pred) -> float as the metric"
     )

@@ -13,7 +13,7 @@ from qi.ledger.table import table
 if TYPE_CHECKING:
     from qi.ledger.report import QuantizationReport
 
-__all__ = ["MAX_ROWS", "MAX_NAMES", "names_text", "plain_text", "shown_rows"]
+__all__ = ["MAX_NAMES", "MAX_ROWS", "names_text", "plain_text", "shown_rows"]
 
 MAX_ROWS = 60
 """With more quantized tensors than these, a text shows half as many: the worst."""

@@ -55,10 +55,10 @@ class QuantizationReport:
 
     Example:
         >>> report = QuantizationReport(recipe="w8", rows=[
-        ...     Row(kind="weight", layer="fc", layer_type="Dense", name="kernel", status="quantized", bits=8,
-        ...         method="symmetric", size_before=4000, size_after=1040, macs=1000, sqnr_db=42.0),
-        ...     Row(kind="weight", layer="fc", layer_type="Dense", name="bias", status="float", reason="a bias",
-        ...         size_before=40)])
+        ...     Row(kind="weight", layer="fc", layer_type="Dense", name="kernel", status="quantized",
+        ...         bits=8, method="symmetric", size_before=4000, size_after=1040, sqnr_db=42.0),
+        ...     Row(kind="weight", layer="fc", layer_type="Dense", name="bias", status="float",
+        ...         reason="a bias", size_before=40)])
         >>> report.totals.size_ratio, [row.path for row in report.unquantized]
         (0.26732673267326734, ['fc/bias'])
     """
@@ -80,6 +80,14 @@ class QuantizationReport:
         self.unused_rules = _every("unused_rules", self.unused_rules, str)
         self.warnings = list(_every("warnings", self.warnings, str))
         self.evaluations = list(_every("evaluations", self.evaluations, Evaluation))
+        for name in ("recipe", "model", "description"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"expected {name} to be text; received {name}={getattr(self, name)!r}")
+        for name in ("float_file_bytes", "quantized_file_bytes"):
+            size = getattr(self, name)
+            if size is not None and (not isinstance(size, int) or size < 0):
+                raise ConfigError(f"expected {name} to be a number of bytes; received {name}={size!r}")
+        self.settings = dict(self.settings)
         _every("settings", self.settings, str)
         _every("settings", self.settings.values(), (str, int, float, bool, type(None)))
 
@@ -120,10 +128,8 @@ class QuantizationReport:
         groups: dict[str, list[Row]] = {}
         for row in self.unquantized:
             groups.setdefault(row.reason, []).append(row)
-        weight = {reason: sum(row.size_before or 0 for row in rows) for reason, rows in groups.items()}
-        return {
-            reason: tuple(groups[reason]) for reason in sorted(groups, key=lambda reason: -weight[reason])
-        }
+        size = {reason: sum(row.size_before or 0 for row in rows) for reason, rows in groups.items()}
+        return {reason: tuple(groups[reason]) for reason in sorted(groups, key=lambda reason: -size[reason])}
 
     def worst(self, n: int = 10, kind: str | None = None) -> tuple[Row, ...]:
         """Return the quantized rows with the lowest signal-to-noise ratio, the lowest first.
@@ -150,7 +156,7 @@ class QuantizationReport:
         return tuple(self.rows[index] for _, index in sorted(measured)[:n])
 
     def find(self, pattern: str) -> tuple[Row, ...]:
-        """Return the rows whose layer ("backbone/conv1") or path ("backbone/conv1/kernel") fits a glob pattern."""
+        """Return the rows whose layer ("a/conv1") or path ("a/conv1/kernel") fits a glob pattern."""
         return tuple(
             row for row in self.rows if fnmatchcase(row.layer, pattern) or fnmatchcase(row.path, pattern)
         )

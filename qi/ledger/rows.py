@@ -48,8 +48,8 @@ class Row:
         ConfigError: If the fields contradict each other.
 
     Example:
-        >>> row = Row(kind="weight", layer="fc", layer_type="Dense", name="kernel", status="quantized", bits=8,
-        ...           method="symmetric", shape=(64, 10), size_before=2560, size_after=680, sqnr_db=42.0)
+        >>> row = Row(kind="weight", layer="fc", layer_type="Dense", name="kernel", status="quantized",
+        ...           bits=8, method="symmetric", shape=(64, 10), size_before=2560, size_after=680)
         >>> row.path, row.quantized
         ('fc/kernel', True)
         >>> Row.from_dict(row.to_dict()) == row
@@ -101,6 +101,12 @@ class Row:
     def quantized(self) -> bool:
         """Whether the tensor is quantized."""
         return self.status == "quantized"
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of a weight after: `size_after`, or `size_before` where it stayed in float; 0 if unknown."""
+        after = self.size_after if self.quantized else None
+        return (self.size_before if after is None else after) or 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are set as a dict for strict JSON: non-finite numbers become text."""

@@ -40,8 +40,8 @@ def facts(report: QuantizationReport) -> list[Fact]:
         ),
         Fact(
             "multiply-accumulates",
-            f"{format_share(totals.mac_share)} with quantized weights",
-            f"{format_count(totals.macs_quantized)} of {format_count(totals.macs)} a sample",
+            format_share(totals.mac_share),
+            f"with quantized weights, of {format_count(totals.macs)} a sample",
         ),
         Fact(
             "size of the weights",
@@ -62,8 +62,8 @@ def row_cells(row: Row) -> tuple[str, ...]:
     """Return a row as text, in the columns of `ROW_HEADER`.
 
     Example:
-        >>> row_cells(Row(kind="activation", layer="relu", layer_type="ReLU", name="output", status="quantized",
-        ...               bits=8, method="uniform", granularity="per_tensor", sqnr_db=39.06))
+        >>> row_cells(Row(kind="activation", layer="relu", layer_type="ReLU", name="output", bits=8,
+        ...               status="quantized", method="uniform", granularity="per_tensor", sqnr_db=39.06))
         ('relu/output', 'ReLU', '8 bits uniform, per tensor', '39.1', '-', '-', '-')
     """
     sizes = "-"

@@ -49,7 +49,7 @@ class Totals:
             activations=len(activations),
             activations_quantized=sum(row.quantized for row in activations),
             bytes_before=sum(row.size_before or 0 for row in weights),
-            bytes_after=sum(_bytes_after(row) for row in weights),
+            bytes_after=sum(row.stored_bytes for row in weights),
             bytes_quantized=sum(row.size_before or 0 for row in quantized),
             macs=sum(row.macs or 0 for row in weights),
             macs_quantized=sum(row.macs or 0 for row in quantized),
@@ -69,9 +69,3 @@ class Totals:
     def size_ratio(self) -> float | None:
         """Bytes after over bytes before; None for a model without weights."""
         return self.bytes_after / self.bytes_before if self.bytes_before else None
-
-
-def _bytes_after(row: Row) -> int:
-    if not row.quantized or row.size_after is None:
-        return row.size_before or 0
-    return row.size_after

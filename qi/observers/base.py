@@ -23,8 +23,8 @@ _NO_AXIS = np.empty(0, np.int64)
 class Statistic(ABC):
     """Something remembered about all values of a tensor, without the values.
 
-    NaN and infinities are skipped and counted. Values are taken as float32. Not for use by several threads at once:
-    give each its own and merge them.
+    NaN and infinities are skipped and counted. Values are taken as float32. Not for use by several threads at
+    once: give each its own and merge them.
 
     Args:
         axis: Channel axis (negative ones count from the end), or None for the tensor as a whole.
@@ -37,7 +37,8 @@ class Statistic(ABC):
         channels: Number of channels (1 per tensor), None before the first batch.
     """
 
-    # Every array of the state besides the bookkeeping, with its dtype; each has the channels as its first axis.
+    # Every array of the state besides the bookkeeping, with its dtype; each has the channels as its first
+    # axis.
     _ARRAYS: ClassVar[dict[str, type[np.generic]]]
 
     def __init__(self, axis: int | None = None) -> None:
@@ -55,8 +56,8 @@ class Statistic(ABC):
         """See one batch.
 
         Args:
-            x: Real numbers of any shape and dtype; with an `axis`, always as many channels. An empty batch counts as
-                a batch and changes nothing else.
+            x: Real numbers of any shape and dtype; with an `axis`, always as many channels. An empty batch
+                counts as a batch and changes nothing else.
 
         Raises:
             InputError: If the dtype isn't real, or the channels don't fit those of earlier batches.
@@ -131,7 +132,9 @@ class Statistic(ABC):
                 )
             setattr(self, f"_{name}", array.copy())
         if not self._is_consistent():
-            raise InputError(f"expected the arrays of a {type(self).__name__} to fit each other; received damaged ones")
+            raise InputError(
+                f"expected the arrays of a {type(self).__name__} to fit each other; received damaged ones"
+            )
 
     def _config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
@@ -162,8 +165,8 @@ class Statistic(ABC):
     def _require_data(self) -> None:
         if self.count == 0:
             raise NotCalibratedError(
-                f"expected a {type(self).__name__} that has seen finite values; received {self.batches} batches with "
-                f"none ({self.nonfinite} NaN or infinite values); update it with data first"
+                f"expected a {type(self).__name__} that has seen finite values; received "
+                f"{self.batches} batches with none ({self.nonfinite} NaN or infinite values); update it first"
             )
 
     def _shaped(self, per_channel: np.ndarray) -> np.ndarray:
@@ -183,7 +186,7 @@ class Statistic(ABC):
         """See one block of a batch."""
 
     def _end_batch(self, lo: np.ndarray, hi: np.ndarray) -> None:  # noqa: B027 - nothing to do for most
-        """See the end of a batch that had `lo` and `hi` as its extremes (inf, -inf where nothing was finite)."""
+        """See the end of a batch with these extremes (inf and -inf where nothing was finite)."""
 
     @abstractmethod
     def _combine(self, first: Self, second: Self) -> None:
@@ -218,7 +221,11 @@ def _number(arrays: Mapping[str, np.ndarray], name: str, *, optional: bool = Fal
     array = arrays.get(name, np.empty(2))
     if optional and array.shape == (0,):
         return None
-    if array.shape != () or array.dtype.kind not in "iuf" or (array.dtype.kind == "f") != (name == "momentum"):
+    if (
+        array.shape != ()
+        or array.dtype.kind not in "iuf"
+        or (array.dtype.kind == "f") != (name == "momentum")
+    ):
         raise InputError(f"expected a single number {name}; received {array.dtype} {array.shape}")
     if name != "axis" and array < 0:
         raise InputError(f"expected {name} >= 0; received {array}")

@@ -5,6 +5,7 @@ Every statistic is fed with the same blocks, so that one pass over the data serv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,7 +61,8 @@ def as_planes(x: Array, axis: int | None) -> np.ndarray:
     """View a batch as ``[outer, channels, inner]``; one channel when `axis` is None.
 
     Args:
-        x: Real numbers of any shape and of any integer, boolean or floating dtype, those of `ml_dtypes` included.
+        x: Real numbers of any shape and of any integer, boolean or floating dtype, those of `ml_dtypes`
+            included.
         axis: The channel axis, negative ones counting from the end; None for a single channel.
 
     Raises:
@@ -69,24 +71,21 @@ def as_planes(x: Array, axis: int | None) -> np.ndarray:
     x = np.asarray(x)
     if x.dtype.kind not in "biuf" and not x.dtype.name.startswith(("bfloat", "float", "int", "uint")):
         raise InputError(
-            f"expected an array of real numbers; received dtype={x.dtype}; convert it, to float32 for instance"
+            f"expected an array of real numbers; received dtype={x.dtype}; convert it to a float dtype"
         )
     if axis is None:
-        return x.reshape(1, 1, x.size)
+        return np.asarray(x.reshape(1, 1, x.size))
     if not -x.ndim <= axis < x.ndim:
         raise InputError(f"expected a batch with the channel axis {axis}; received shape {x.shape}")
     axis %= x.ndim
-    return x.reshape(
-        int(np.prod(x.shape[:axis], dtype=np.int64)),
-        x.shape[axis],
-        int(np.prod(x.shape[axis + 1 :], dtype=np.int64)),
-    )
+    return np.asarray(x.reshape(math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :])))
 
 
 def blocks(planes: np.ndarray) -> Iterator[Block]:
     """Cut the planes of `as_planes` into blocks; a batch without values has none.
 
-    Values are taken as float32, as the arithmetic of `qi.core` does: one beyond float32's range counts as infinite.
+    Values are taken as float32, as the arithmetic of `qi.core` does: one beyond float32's range counts as
+    infinite.
     """
     outer, channels, inner = planes.shape
     if planes.size == 0:

@@ -45,7 +45,7 @@ class Cells:
         return float(self.mass.sum())
 
     def quantile(self, share: float) -> float:
-        """The value below which a share from 0 to 1 lies, as `numpy.quantile` defines it, to within one bin."""
+        """The value below which a share from 0 to 1 lies: `numpy.quantile`, to within one bin."""
         cumulated = np.cumsum(self.mass)
         position = share * (round(float(cumulated[-1])) - 1)
         below = self._ranked(np.floor(position), cumulated)

@@ -1,18 +1,18 @@
 """The threshold whose quantized distribution loses the least information: KL divergence on a histogram.
 
-Source: S. Migacz, 8-bit Inference with TensorRT, GTC 2017. With the magnitudes' histogram ``h[0..n)`` and L levels,
-every i from L to n is a candidate threshold ``i * width``:
+Source: S. Migacz, 8-bit Inference with TensorRT, GTC 2017. With the magnitudes' histogram ``h[0..n)`` and L
+levels, every i from L to n is a candidate threshold ``i * width``:
 
 * P is ``h[0..i)`` with everything beyond added to its last bin (saturation), divided by its sum;
-* Q is ``h[0..i)`` *without* what lies beyond, merged into L runs of equal length, each run's sum spread evenly over
-  those of its bins where P isn't 0, divided by its sum;
+* Q is ``h[0..i)`` *without* what lies beyond, merged into L runs of equal length, each run's sum spread
+  evenly over those of its bins where P isn't 0, divided by its sum;
 * the i of least ``KL(P || Q) = sum P * log(P / Q)`` wins.
 
-Three known traps. Exact zeros are left out: every threshold quantizes them exactly, and after a ReLU they would drown
-the rest. A Q of 0 where P isn't, which happens when a whole last run is empty but for saturated values, makes that
-candidate infinitely bad instead of being smoothed away. A candidate with fewer than L bins that aren't empty, as data
-of few distinct values have, is skipped: its Q would be P, as if nothing was lost. Running sums give all candidates at
-once.
+Three known traps. Exact zeros are left out: every threshold quantizes them exactly, and after a ReLU they
+would drown the rest. A Q of 0 where P isn't, which happens when a whole last run is empty but for saturated
+values, makes that candidate infinitely bad instead of being smoothed away. A candidate with fewer than L bins
+that aren't empty, as data of few distinct values have, is skipped: its Q would be P, as if nothing was lost.
+Running sums give all candidates at once.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def entropy_threshold(histogram: Histogram, channel: int, grid: Grid, *, symmetr
         symmetric: Whether codes are spent evenly on both sides of 0.
 
     Returns:
-        The upper end of the best candidate's last bin, at most the greatest magnitude; that magnitude itself when the
-        histogram is too coarse for the grid.
+        The upper end of the best candidate's last bin, at most the greatest magnitude; that magnitude itself
+        when the histogram is too coarse for the grid.
     """
     _, _, lo, hi, width = histogram.row(channel)
     if lo > hi:
@@ -49,9 +49,10 @@ def entropy_threshold(histogram: Histogram, channel: int, grid: Grid, *, symmetr
     absmax = hi if positive else max(-lo, hi)
     counts = _magnitude_counts(histogram, channel, positive=positive)
     if symmetric:
-        levels = max(grid.qmax + 1, 2) if isinstance(grid, IntGrid) else max(sum(v >= 0 for v in grid.values), 2)
+        levels = grid.qmax + 1 if isinstance(grid, IntGrid) else sum(v >= 0 for v in grid.values)
     else:
-        levels = max(round(grid.levels * absmax / (hi - lo)), 2) if hi > lo else 2
+        levels = round(grid.levels * absmax / (hi - lo)) if hi > lo else 0
+    levels = max(levels, 2)
     counts = counts[: int(absmax / width) + 1]
     if np.count_nonzero(counts) <= levels:
         return absmax
@@ -67,7 +68,8 @@ def kl_divergences(counts: np.ndarray, levels: int) -> np.ndarray:
         levels: L, at most n.
 
     Returns:
-        float64 ``[n - levels + 1]``: entry j is that of the first ``levels + j`` bins, inf for one that is skipped.
+        float64 ``[n - levels + 1]``: entry j is that of the first ``levels + j`` bins, inf for one that is
+        skipped.
     """
     n = len(counts)
     rows = max(1, _TABLE // levels)
@@ -91,7 +93,8 @@ def _kl(counts: np.ndarray, candidates: np.ndarray, levels: int) -> np.ndarray:
     used_bins[:, -1] += (last == 0) & (beyond > 0)
     log_q = np.log(np.maximum(q_runs, 1) / np.maximum(used_bins, 1))
 
-    # sum p log p of the unnormalised P: running sums, but for the last bin, which also holds what lies beyond.
+    # sum p log p of the unnormalised P: running sums, but for the last bin, which also holds what lies
+    # beyond.
     p_part = plogp[candidates] - last * _log(last) + (last + beyond) * _log(last + beyond)
     q_part = np.sum(q_runs * log_q, axis=1) + beyond * log_q[:, -1]
     divergence = (p_part - q_part) / total - np.log(total) + _log(kept)
@@ -101,7 +104,7 @@ def _kl(counts: np.ndarray, candidates: np.ndarray, levels: int) -> np.ndarray:
 
 def _log(counts: np.ndarray) -> np.ndarray:
     """The logarithm of whole numbers, 0 for 0: such terms have the factor 0."""
-    return np.log(np.maximum(counts, 1))
+    return np.asarray(np.log(np.maximum(counts, 1)))
 
 
 def _magnitude_counts(histogram: Histogram, channel: int, *, positive: bool) -> np.ndarray:

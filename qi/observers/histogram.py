@@ -1,4 +1,4 @@
-"""A histogram that grows by doubling its range, so that any order of batches and merges gives the same bins."""
+"""A histogram that grows by doubling its range: any order of batches and merges gives the same bins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qi.observers.minmax import MinMax
 
 __all__ = ["Histogram"]
 
-# The finest range is [-2**-96, 2**-96]: smaller values share the bin next to 0, and 1 / width stays a normal float32.
+# Of the finest range: smaller values share the bins next to 0, and 1 / width stays a normal float32.
 _LEAST_EXPONENT = -96
 _MOST_EXPONENT = 128  # every float32 is below 2**128 in magnitude
 _MOST_BINS = 1 << 20
@@ -21,17 +21,18 @@ _MOST_BINS = 1 << 20
 class Histogram(MinMax):
     """Counts of values in equal bins around 0, besides the exact extremes.
 
-    The range is ``(-2**e, 2**e)`` with the least integer e that holds everything seen, and ``width = 2**(e+1) / bins``.
-    A value falls into the bin numbered ``trunc(x / width)``: bin k > 0 is ``[k*width, (k+1)*width)``, negative bins
-    are its mirror image, and bin 0 is ``(-width, width)``. As the width is a power of two, the division is exact in
-    float32 (where it underflows, truncation gives 0 all the same), and doubling the range adds bins up in pairs
-    exactly. So counts, zeros, extremes and range depend on the values alone: ``merge(a, b)`` equals seeing both bit
-    for bit, in any order. `sum` and `sum_squares` are the exception: they agree to about 1e-5 of their terms' sizes.
+    The range is ``(-2**e, 2**e)`` with the least integer e that holds everything seen, and the width of a bin
+    is ``2**(e+1) / bins``. A value falls into bin ``trunc(x / width)``: bin k > 0 is ``[k, k+1) * width``,
+    negative bins are the mirror image, and bin 0 is ``(-width, width)``. As the width is a power of two, the
+    division is exact in float32 (where it underflows, truncation gives 0 all the same), and doubling the
+    range adds bins up in pairs exactly. So counts, zeros, extremes and range depend on the values alone, not
+    on their order: ``merge(a, b)`` equals seeing both, bit for bit. `sum` and `sum_squares` are the
+    exception: they agree to about 1e-5 of ``sum(abs(x))`` and of themselves.
 
-    Exact zeros are counted apart as well (a ReLU makes them by the million, and every range quantizes them exactly).
+    Exact zeros are counted apart as well: a ReLU makes many, and every range quantizes them exactly.
 
-    One outlier coarsens all bins: a range is known to about 1/2000 of the greatest magnitude seen with 8192 bins.
-    Memory: ``8 * bins`` bytes per channel.
+    One outlier coarsens all bins: with 8192 of them, a range is known to within 1/2048 of the greatest
+    magnitude seen. Memory: ``8 * bins`` bytes per channel.
 
     Args:
         axis: Channel axis, or None for the tensor as a whole.
@@ -64,13 +65,15 @@ class Histogram(MinMax):
             or not 64 <= bins <= _MOST_BINS
             or bins & (bins - 1)
         ):
-            raise ConfigError(f"expected bins to be a power of two from 64 to {_MOST_BINS}; received bins={bins!r}")
+            raise ConfigError(
+                f"expected bins to be a power of two from 64 to {_MOST_BINS}; received bins={bins!r}"
+            )
         self.bins = int(bins)
         super().__init__(axis)
 
     @property
     def counts(self) -> np.ndarray:
-        """Values per bin, zeros included: int64 ``[bins]`` or ``[channels, bins]``; bin k is at ``bins // 2 + k``."""
+        """Values per bin, zeros included: int64 ``[(channels,) bins]``; bin k is at ``bins // 2 + k``."""
         return self._counts.copy() if self.axis is not None else self._counts[0].copy()
 
     @property
@@ -116,11 +119,12 @@ class Histogram(MinMax):
             and self._counts.sum() == self.count
             and ((self._zeros >= 0) & (self._zeros <= middle)).all()
             and (self._exponent == exponents).all()
+            and (np.isfinite(self._sum) & np.isfinite(self._sum_squares) & (self._sum_squares >= 0)).all()
             and (self._counts.any(axis=1) == (self._lo <= self._hi)).all()
         )
 
     def _width(self) -> np.ndarray:
-        return np.ldexp(1.0, self._exponent - (self.bins.bit_length() - 2))
+        return np.asarray(np.ldexp(1.0, self._exponent - (self.bins.bit_length() - 2)))
 
     def _add(self, block: Block) -> None:
         super()._add(block)
@@ -167,9 +171,10 @@ class Histogram(MinMax):
 
 
 def _exponents(lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
-    """The least e with ``|x| < 2**e`` for all values from lo to hi (the least of all where there are none)."""
+    """The least e with ``|x| < 2**e`` for all x from lo to hi (the least allowed where there are none)."""
     magnitude = np.where(lo <= hi, np.maximum(-lo, hi), 0.0)
-    return np.clip(np.frexp(magnitude)[1].astype(np.int64), _LEAST_EXPONENT, _MOST_EXPONENT)
+    exponents = np.where(magnitude > 0, np.frexp(magnitude)[1], _LEAST_EXPONENT)
+    return np.clip(exponents.astype(np.int64), _LEAST_EXPONENT, _MOST_EXPONENT)
 
 
 def _coarsened(counts: np.ndarray, doublings: int) -> np.ndarray:

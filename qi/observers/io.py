@@ -1,8 +1,8 @@
 """Statistics in a file: calibrate once, quantize later without the data.
 
 The file is one NumPy ``.npz`` archive of plain arrays. ``header`` is UTF-8 JSON as uint8:
-``{"format": "qi.statistics", "version": 1, "names": [...]}``; the arrays of the i-th name are ``i.histogram.counts``
-and so on, as `TensorStatistics.state` gives them. Nothing in it is executed or unpickled.
+``{"format": "qi.statistics", "version": 1, "names": [...]}``; the arrays of the i-th name are
+``i.histogram.counts`` and so on, as `TensorStatistics.state` gives them. Nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FORMAT = "qi.statistics"
 _VERSION = 1
 # What reading a damaged archive may raise, from zipfile, zlib, NumPy's header parser, JSON and from_state.
 _DAMAGE = (
-    ConfigError, InputError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, OSError,
+    ConfigError, InputError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, NotImplementedError, OSError,
     OverflowError, MemoryError, RuntimeError, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
 
@@ -57,7 +57,7 @@ def save_statistics(path: str | os.PathLike[str], statistics: Mapping[str, Tenso
     header = json.dumps({"format": _FORMAT, "version": _VERSION, "names": list(statistics)})
     arrays["header"] = np.frombuffer(header.encode(), np.uint8)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return write_atomically(path, buffer.getvalue())
 
 
@@ -89,8 +89,8 @@ def load_statistics(path: str | os.PathLike[str]) -> dict[str, TensorStatistics]
         raise FileFormatError(f"{error}; the file is {os.fspath(path)}") from None
     except _DAMAGE as error:
         raise FileFormatError(
-            f"expected a file of statistics as save_statistics writes it; received {os.fspath(path)}, which is damaged "
-            f"or something else ({type(error).__name__}: {error}); calibrate again"
+            f"expected a file of statistics as save_statistics writes it; received {os.fspath(path)}, "
+            f"which is damaged or something else ({type(error).__name__}: {error}); calibrate again"
         ) from error
 
 
@@ -100,8 +100,8 @@ def _names(header: Any) -> list[str]:
         raise FileFormatError("expected a file of statistics; received a file of another format")
     if header.get("version") != _VERSION:
         raise FileFormatError(
-            f"expected version {_VERSION} of the statistics format; received version={header.get('version')!r}; "
-            "update quantizers-infrastructure or calibrate again"
+            f"expected version {_VERSION} of the statistics format; received "
+            f"version={header.get('version')!r}; update quantizers-infrastructure or calibrate again"
         )
     names = header["names"]
     if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):

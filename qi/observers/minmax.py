@@ -68,8 +68,8 @@ class MinMax(Statistic):
 class EmaMinMax(Statistic):
     """Exponential moving averages of each batch's least and greatest value.
 
-    ``average = (1 - m) * sum(m**(n-i) * x_i, i=1..n) / (1 - m**n)``: the division removes the bias towards 0 of a short
-    history, so one batch alone gives its own extremes. Later batches weigh more, so the order counts;
+    ``average = (1 - m) * sum(m**(n-i) * x_i, i=1..n) / (1 - m**n)``: the division removes a short history's
+    bias towards 0, so one batch alone gives its own extremes. Later batches weigh more, so the order counts;
     ``merge(a, b)`` means a's batches first, then b's, and equals seeing them so up to float64 rounding.
     A batch in which a channel has no finite value doesn't age that channel's averages.
 
@@ -96,13 +96,15 @@ class EmaMinMax(Statistic):
 
     def __init__(self, axis: int | None = None, momentum: float = 0.9) -> None:
         if not (isinstance(momentum, int | float) and 0 <= momentum < 1):
-            raise ConfigError(f"expected momentum from 0 up to, not including, 1; received momentum={momentum!r}")
+            raise ConfigError(
+                f"expected momentum from 0 up to, not including, 1; received momentum={momentum!r}"
+            )
         self.momentum = float(momentum)
         super().__init__(axis)
 
     @property
     def lo(self) -> np.ndarray:
-        """Average of the least values, float64, 0-d or ``[channels]`` (inf for a channel without finite values).
+        """Average of the least values, float64, 0-d or ``[channels]`` (inf for a channel without any).
 
         Raises:
             NotCalibratedError: If no finite value was seen at all.
@@ -136,8 +138,12 @@ class EmaMinMax(Statistic):
 
     def _end_batch(self, lo: np.ndarray, hi: np.ndarray) -> None:
         seen, new = lo <= hi, 1.0 - self.momentum
-        self._lo_sum = np.where(seen, self.momentum * self._lo_sum + new * np.where(seen, lo, 0.0), self._lo_sum)
-        self._hi_sum = np.where(seen, self.momentum * self._hi_sum + new * np.where(seen, hi, 0.0), self._hi_sum)
+        self._lo_sum = np.where(
+            seen, self.momentum * self._lo_sum + new * np.where(seen, lo, 0.0), self._lo_sum
+        )
+        self._hi_sum = np.where(
+            seen, self.momentum * self._hi_sum + new * np.where(seen, hi, 0.0), self._hi_sum
+        )
         self._steps = self._steps + seen
 
     def _combine(self, first: Self, second: Self) -> None:

@@ -1,8 +1,9 @@
 """The range of least expected squared quantization error, searched on a histogram.
 
-For a candidate range `qi.core.scaling` gives the scale s and zero point z that would be deployed, and the error is
-integrated exactly over the histogram's cells: with ``u = x / s`` and the nearest code ``k = clip(round(u), ...)``,
-the integral of ``(u - k)**2`` from 0 is ``k / 12 + (u - k)**3 / 3`` on an integer grid, clipped ends included.
+For a candidate range `qi.core.scaling` gives the scale s and zero point z that would be deployed, and the
+error is integrated exactly over the histogram's cells: with ``u = x / s`` and the nearest code ``k =
+clip(round(u), ...)``, the integral of ``(u - k)**2`` from 0 is ``k / 12 + (u - k)**3 / 3`` on an integer
+grid, clipped ends included.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from typing import TypeVar
 import numpy as np
 
 from qi.core.grid import Grid, IntGrid, LutGrid
-from qi.core.scaling import SymmetricRule, asymmetric_params, symmetric_scale
-from qi.core.scaling import power_of_two as next_power_of_two
+from qi.core.scaling import (
+    SymmetricRule,
+    asymmetric_params,
+    power_of_two as next_power_of_two,
+    symmetric_scale,
+)
 from qi.errors import ConfigError
 from qi.observers.cells import Cells
 
@@ -47,7 +52,8 @@ class ExpectedError:
         self._point_mass = cells.mass[thin]
         left, right = cells.left[~thin], cells.right[~thin]
         density = cells.mass[~thin] / (right - left)
-        # The integral over all cells is one sum over their ends, each weighted by how much the density falls there.
+        # The integral over all cells is one sum over their ends, each weighted by how much the density falls
+        # there.
         self._ends, place = np.unique(np.concatenate((left, right)), return_inverse=True)
         self._falls = np.bincount(place, np.concatenate((-density, density)), minlength=len(self._ends))
 
@@ -60,9 +66,10 @@ class ExpectedError:
     def _nearest(self, u: np.ndarray, zero_point: int) -> np.ndarray:
         if isinstance(self._grid, LutGrid):
             values = np.asarray(self._grid.values, np.float64)
-            return values[np.searchsorted((values[:-1] + values[1:]) / 2, u)]
-        nearest = np.rint(u)
-        return np.clip(nearest, self._grid.qmin - zero_point, self._grid.qmax - zero_point, out=nearest)
+            return np.asarray(values[np.searchsorted((values[:-1] + values[1:]) / 2, u)])
+        nearest: np.ndarray = np.rint(u)
+        np.clip(nearest, self._grid.qmin - zero_point, self._grid.qmax - zero_point, out=nearest)
+        return nearest
 
     def _integrals(self, u: np.ndarray, zero_point: int) -> np.ndarray:
         nearest = self._nearest(u, zero_point)
@@ -125,7 +132,9 @@ def best_range(cells: Cells, grid: Grid) -> tuple[float, float]:
         ConfigError: If the grid is a look-up table, which has no zero point.
     """
     if not isinstance(grid, IntGrid):
-        raise ConfigError(f"expected an integer grid for an asymmetric range; received {grid}; use symmetric=True")
+        raise ConfigError(
+            f"expected an integer grid for an asymmetric range; received {grid}; use symmetric=True"
+        )
     error = ExpectedError(cells, grid)
     lo, hi = min(cells.lo, 0.0), max(cells.hi, 0.0)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-import numpy as np
-
 from qi.core.grid import Grid
 from qi.core.scaling import SymmetricRule
 from qi.errors import ConfigError
@@ -13,7 +11,14 @@ from qi.observers.selection import SELECTIONS, Range, check_options, select_rang
 from qi.observers.statistics import EmaMinMax, Histogram, MinMax, Statistic, TensorStatistics
 from qi.typing import Array
 
-__all__ = ["EmaObserver", "EntropyObserver", "MSEObserver", "MinMaxObserver", "Observer", "PercentileObserver"]
+__all__ = [
+    "EmaObserver",
+    "EntropyObserver",
+    "MSEObserver",
+    "MinMaxObserver",
+    "Observer",
+    "PercentileObserver",
+]
 
 
 class Observer:

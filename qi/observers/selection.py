@@ -23,7 +23,7 @@ import numpy as np
 
 from qi.core.grid import Grid
 from qi.core.scaling import SymmetricRule
-from qi.errors import ConfigError
+from qi.errors import ConfigError, InputError
 from qi.observers.cells import Cells, cells_of
 from qi.observers.entropy import entropy_threshold
 from qi.observers.mse import best_range, best_threshold
@@ -52,13 +52,14 @@ def select_range(
         stats: What was seen of the tensor.
         name: A name from `SELECTIONS`.
         grid: The codes that will be used.
-        symmetric: Whether 0 is to lie in the middle: the range is ``(-t, t)``, on an unsigned grid ``(0, t)``. If
-            not, the range follows the data: where nothing negative was seen, lo is exactly 0.
+        symmetric: Whether 0 is to lie in the middle: the range is ``(-t, t)``, on an unsigned grid ``(0,
+            t)``. If not, the range follows the data: where nothing negative was seen, lo is exactly 0.
         **options: Of that selection: see `percentile`, `mse` and `entropy`.
 
     Returns:
-        (lo, hi) with ``lo <= 0 <= hi``, float64, 0-d per tensor or ``[channels]``. A channel without finite values
-        gets (0, 0), as does one of zeros. A selection that would clip all values to 0 gives way to the extremes.
+        (lo, hi) with ``lo <= 0 <= hi``, float64, 0-d per tensor or ``[channels]``. A channel without finite
+        values gets (0, 0), as does one of zeros. A selection that would clip all values to 0 gives way to the
+        extremes.
 
     Raises:
         NotCalibratedError: If nothing finite was seen.
@@ -76,11 +77,8 @@ def select_range(
     select = SELECTIONS.get(name)
     check_options(name, select, options, skip=3)
     lo, hi = _with_zero(*select(stats, grid, symmetric, **options), grid, symmetric=symmetric)
-    if name not in ("minmax", "ema"):
-        widest = _with_zero(*minmax(stats, grid, symmetric), grid, symmetric=symmetric)
-        empty = lo == hi
-        lo, hi = np.where(empty, widest[0], lo), np.where(empty, widest[1], hi)
-    return lo, hi
+    widest = _with_zero(*minmax(stats, grid, symmetric), grid, symmetric=symmetric)
+    return np.where(lo == hi, widest[0], lo), np.where(lo == hi, widest[1], hi)
 
 
 def check_options(name: str, function: Callable[..., Any], options: dict[str, Any], *, skip: int) -> None:
@@ -107,12 +105,13 @@ def clipped_share(stats: TensorStatistics | Histogram, lo: Any, hi: Any) -> floa
         hi: Upper ends, likewise.
 
     Returns:
-        From 0 to 1, over all channels: exactly 0 when the range holds the extremes, exactly 1 when it holds nothing,
-        and to within the values of one bin on each side in between.
+        From 0 to 1, over all channels: exactly 0 when the range holds the extremes, exactly 1 when it holds
+        nothing, and to within the values of one bin on each side in between.
 
     Raises:
         NotCalibratedError: If nothing finite was seen.
         ConfigError: If the statistic isn't a histogram and has none.
+        InputError: If the ends are neither one number nor one per channel.
 
     Example:
         >>> seen = Histogram()
@@ -122,21 +121,26 @@ def clipped_share(stats: TensorStatistics | Histogram, lo: Any, hi: Any) -> floa
     """
     histogram = _part(stats, Histogram)
     channels = histogram.channels or 0
-    lows, highs = (np.broadcast_to(np.asarray(end, np.float64), (channels,)) for end in (lo, hi))
+    ends = np.asarray(lo, np.float64), np.asarray(hi, np.float64)
+    if any(end.shape not in ((), (channels,)) for end in ends):
+        raise InputError(
+            f"expected ends of shape () or ({channels},); received {ends[0].shape} and {ends[1].shape}"
+        )
+    lows, highs = (np.broadcast_to(end, (channels,)) for end in ends)
     cells = [cells_of(histogram, channel) for channel in range(channels)]
     outside = sum(c.outside(lows[i], highs[i]) for i, c in enumerate(cells) if c is not None)
     return float(outside / histogram.count)
 
 
 @SELECTIONS.register("minmax")
-def minmax(stats: TensorStatistics | Statistic, grid: Grid, symmetric: bool) -> Range:
+def minmax(stats: TensorStatistics | Statistic, grid: Grid, symmetric: bool) -> Range:  # noqa: ARG001
     """The extremes of all values."""
     seen = _part(stats, MinMax) if isinstance(stats, TensorStatistics | MinMax) else _part(stats, EmaMinMax)
     return seen.lo, seen.hi
 
 
 @SELECTIONS.register("ema")
-def ema(stats: TensorStatistics | Statistic, grid: Grid, symmetric: bool) -> Range:
+def ema(stats: TensorStatistics | Statistic, grid: Grid, symmetric: bool) -> Range:  # noqa: ARG001
     """Moving averages of each batch's extremes."""
     seen = _part(stats, EmaMinMax)
     return seen.lo, seen.hi
@@ -154,7 +158,7 @@ def percentile(
         symmetric: Whether the quantile is one of the magnitudes, of which 0.01 % are then clipped in all.
         percentile: Above 50, up to 100, which gives the extremes.
     """
-    if not 50 < percentile <= 100:
+    if not (isinstance(percentile, int | float) and 50 < percentile <= 100):
         raise ConfigError(f"expected a percentile above 50, up to 100; received percentile={percentile!r}")
     share, magnitudes = percentile / 100, symmetric and grid.signed
 
@@ -174,8 +178,8 @@ def mse(
 ) -> Range:
     """The range of least expected squared error of `grid`; the extremes unless clipping gains at least 1 %.
 
-    A grid of more levels than half the histogram's bins (13 bits and more by default) gets the extremes: so fine a
-    grid gains nothing by clipping that a histogram could tell.
+    A grid of more levels than half the histogram's bins (13 bits and more by default) gets the extremes: so
+    fine a grid gains nothing by clipping that a histogram could tell.
 
     Args:
         stats: A histogram.
@@ -216,7 +220,7 @@ def _part(stats: TensorStatistics | Statistic, kind: type[S]) -> S:
             statistic._require_data()
             return statistic
     raise ConfigError(
-        f"expected TensorStatistics or a {kind.__name__} for this selection; received a {type(stats).__name__}"
+        f"expected TensorStatistics or a {kind.__name__} for this choice; received a {type(stats).__name__}"
     )
 
 

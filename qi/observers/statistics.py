@@ -84,7 +84,7 @@ class TensorStatistics:
         feed([self.histogram, self.ema], x)
 
     def merge(self, other: Self) -> Self:
-        """Return new statistics that have seen what these and then `other` have seen; see `Statistic.merge`."""
+        """Return new statistics that have seen what these, then `other` have seen: `Statistic.merge`."""
         if not isinstance(other, TensorStatistics):
             raise ConfigError(f"expected TensorStatistics to merge with; received a {type(other).__name__}")
         return self._of(self.histogram.merge(other.histogram), self.ema.merge(other.ema))
@@ -110,7 +110,9 @@ class TensorStatistics:
             parts[part][rest] = array
         histogram, ema = Histogram.from_state(parts["histogram"]), EmaMinMax.from_state(parts["ema"])
         if (histogram.axis, histogram.count, histogram.channels) != (ema.axis, ema.count, ema.channels):
-            raise InputError("expected a histogram and averages of the same data; received those of different data")
+            raise InputError(
+                "expected a histogram and averages of the same data; received those of different data"
+            )
         return cls._of(histogram, ema)
 
     @classmethod

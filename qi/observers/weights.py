@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,7 @@ import numpy as np
 from qi.core.affine import fake_quantize
 from qi.core.granularity import Granularity
 from qi.core.grid import Grid
-from qi.core.scaling import SymmetricRule, symmetric_scale
-from qi.core.scaling import power_of_two as next_power_of_two
+from qi.core.scaling import SymmetricRule, power_of_two as next_power_of_two, symmetric_scale
 from qi.errors import ConfigError, InputError
 from qi.observers.batch import as_planes
 from qi.observers.entropy import entropy_threshold
@@ -24,11 +24,12 @@ from qi.typing import Array
 __all__ = ["WEIGHT_SELECTIONS", "select_weight_threshold"]
 
 WeightSelection = Callable[..., np.ndarray]
-"""``(w float32, grid, granularity, rule, **options) -> thresholds`` of shape ``granularity.param_shape(w.shape)``."""
+"""``(w float32, grid, granularity, rule, **options) -> thresholds`` of the granularity's parameter shape."""
 
 WEIGHT_SELECTIONS: Registry[WeightSelection] = Registry("weight range selection")
 
-# The search goes down to this share of the greatest magnitude, then halves its steps this often around the best.
+# The search goes down to this share of the greatest magnitude, then halves its steps this often around the
+# best.
 _SMALLEST_FACTOR = 2.0**-4
 _REFINEMENTS = 3
 
@@ -67,7 +68,9 @@ def select_weight_threshold(
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
         bad = int(np.count_nonzero(~np.isfinite(values)))
-        raise InputError(f"expected finite weights; received {bad} NaN or infinite of {values.size}; repair the model")
+        raise InputError(
+            f"expected finite weights; received {bad} NaN or infinite of {values.size}; repair the model"
+        )
     widest = minmax(values, grid, granularity, rule)
     if values.size == 0 or not widest.any():
         return widest
@@ -76,17 +79,17 @@ def select_weight_threshold(
 
 
 @WEIGHT_SELECTIONS.register("minmax")
-def minmax(w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule) -> np.ndarray:
+def minmax(w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule) -> np.ndarray:  # noqa: ARG001
     """The greatest magnitude; of the positive weights only, on an unsigned grid."""
     lo, hi = granularity.minmax(w)
-    return np.maximum(np.maximum(-lo, hi) if grid.signed else hi, 0.0)
+    return np.asarray(np.maximum(np.maximum(-lo, hi) if grid.signed else hi, 0.0))
 
 
 @WEIGHT_SELECTIONS.register("mse")
 def mse(
     w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule, power_of_two: bool = False
 ) -> np.ndarray:
-    """The threshold of least true squared quantization error, per channel or group; never worse than "minmax".
+    """The threshold of least true squared quantization error; never worse than "minmax".
 
     Args:
         w: The weights.
@@ -95,15 +98,14 @@ def mse(
         rule: How a threshold becomes a scale.
         power_of_two: Whether thresholds are limited to powers of two.
     """
-    best = minmax(w, grid, granularity, rule)
     largest = largest_factor(grid, rule)
-    widest = best * largest
-    if power_of_two:
-        best = next_power_of_two(best)
+    start = minmax(w, grid, granularity, rule)
+    widest = start * largest
     factors = shrink_factors(_SMALLEST_FACTOR, largest)
     if power_of_two:
-        factors = np.exp2(np.arange(np.ceil(np.log2(largest)), -5, -1))
-    least = _errors(w, best, grid, granularity, rule)
+        start = next_power_of_two(start)
+        factors = np.exp2(np.arange(np.ceil(np.log2(largest)), np.log2(_SMALLEST_FACTOR) - 1, -1))
+    best, least = start, _errors(w, start, grid, granularity, rule)
 
     def consider(thresholds: np.ndarray) -> None:
         nonlocal best, least
@@ -111,8 +113,7 @@ def mse(
         better = errors < least
         best, least = np.where(better, thresholds, best), np.where(better, errors, least)
 
-    start = best
-    for factor in factors:
+    for factor in factors[factors != 1]:
         consider(start * factor)
     for halving in range(0 if power_of_two else _REFINEMENTS):
         centre = best
@@ -123,7 +124,11 @@ def mse(
 
 @WEIGHT_SELECTIONS.register("percentile")
 def percentile(
-    w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule, percentile: float = 99.99
+    w: np.ndarray,
+    grid: Grid,
+    granularity: Granularity,
+    rule: SymmetricRule,  # noqa: ARG001
+    percentile: float = 99.99,
 ) -> np.ndarray:
     """A percentile of the magnitudes (of the weights above 0, on an unsigned grid).
 
@@ -134,14 +139,14 @@ def percentile(
         rule: Not used.
         percentile: Above 0, up to 100.
     """
-    if not 0 < percentile <= 100:
+    if not (isinstance(percentile, int | float) and 0 < percentile <= 100):
         raise ConfigError(f"expected a percentile above 0, up to 100; received percentile={percentile!r}")
     magnitudes = np.abs(w) if grid.signed else np.maximum(w, 0)
     return _by_row(magnitudes, granularity, lambda row: float(np.nanpercentile(row, percentile)))
 
 
 @WEIGHT_SELECTIONS.register("entropy")
-def entropy(w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule) -> np.ndarray:
+def entropy(w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule) -> np.ndarray:  # noqa: ARG001
     """The threshold of least KL divergence, on a histogram (see `qi.observers.entropy`)."""
 
     def threshold(row: np.ndarray) -> float:
@@ -164,10 +169,10 @@ def _errors(
 def _by_row(w: np.ndarray, granularity: Granularity, function: Callable[[np.ndarray], float]) -> np.ndarray:
     """Apply a function to the weights that share a threshold, as one row; NaN fills a partial group."""
 
-    def reduction(blocks: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
+    def reduction(blocks: np.ndarray, axis: tuple[int, ...], **_: bool) -> np.ndarray:
         kept = [i for i in range(blocks.ndim) if i not in axis]
         ordered = blocks.transpose([*kept, *axis])
-        rows = ordered.reshape(int(np.prod(ordered.shape[: len(kept)], dtype=np.int64)), -1)
+        rows = ordered.reshape(math.prod(ordered.shape[: len(kept)]), -1)
         return np.array([function(row) for row in rows], np.float64)
 
     return granularity.reduce(reduction, w, fill=np.nan)

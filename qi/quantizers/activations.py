@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from qi.errors import ConfigError
-from qi.quantizers.base import QuantizationMethod, QuantizationTarget, mark_quantizer
+from qi.quantizers.base import QuantizationMethod, QuantizationTarget, mark_quantizer, numbers
 from qi.quantizers.families import LutQuantizer, SymmetricQuantizer, UniformQuantizer, check_power_of_two
 from qi.typing import Json
 
@@ -24,7 +22,7 @@ __all__ = [
 
 
 def _one(name: str, value: Any) -> Any:
-    if np.size(value) != 1:
+    if numbers(name, value).size != 1:
         raise ConfigError(f"expected one {name} (activations have one scale a tensor); received {name}={value!r}")
     return value
 

@@ -156,17 +156,25 @@ def quantizer_from_dict(data: Mapping[str, Any]) -> BaseInferableQuantizer:
 def numbers(name: str, value: Any, *, positive: bool = False) -> np.ndarray:
     """A constructor's numeric parameter as a read-only float64 array, checked."""
     try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    if isinstance(value, (bool, str)) or array.size == 0:
+        given = np.asarray(value)
+    except (TypeError, ValueError):  # ragged
+        given = np.empty(0)
+    if given.size == 0 or not (given.dtype.kind in "iuf" or "float" in given.dtype.name):  # ml_dtypes have no kind
         raise ConfigError(f"expected {name} to be a number or a sequence of numbers; received {name}={value!r}")
+    array = given.astype(np.float64)
     bad = ~np.isfinite(array) | ((array <= 0) if positive else False)
     if np.any(bad):
         kind = "positive and finite" if positive else "finite"
         raise ConfigError(f"expected {name} to be {kind}; received {name}={array[bad].flat[0]}")
     array.flags.writeable = False
     return array
+
+
+def flag(name: str, value: Any) -> bool:
+    """A constructor's yes-or-no parameter, checked."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ConfigError(f"expected {name} to be True or False; received {name}={value!r}")
+    return bool(value)
 
 
 class BaseInferableQuantizer:
@@ -200,8 +208,9 @@ class BaseInferableQuantizer:
         for name, value in (("channel_axis", channel_axis), ("input_rank", input_rank), ("group_axis", group_axis)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
                 raise ConfigError(f"expected {name} to be an integer or None; received {name}={value!r}")
-        if not isinstance(per_channel, (bool, np.bool_)):
-            raise ConfigError(f"expected per_channel to be True or False; received per_channel={per_channel!r}")
+        self.per_channel = flag("per_channel", per_channel)
+        if input_rank is not None and input_rank < 0:
+            raise ConfigError(f"expected input_rank >= 0; received input_rank={input_rank}")
         if group_size is None and group_axis is not None:
             raise ConfigError(f"expected group_axis only with group_size; received group_axis={group_axis!r}")
         if group_size is not None:
@@ -211,7 +220,6 @@ class BaseInferableQuantizer:
         if input_rank is not None and channel_axis is not None and not -input_rank <= channel_axis < input_rank:
             raise ConfigError(f"expected channel_axis within input_rank={input_rank}; received channel_axis={channel_axis}")
         self.grid: Grid = grid
-        self.per_channel = bool(per_channel)
         self.channel_axis, self.input_rank = channel_axis, input_rank
         self.group_size, self.group_axis = group_size, group_axis
         self._frozen: dict[tuple[str, Shape], tuple[Array, Array]] = {}

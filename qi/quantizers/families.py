@@ -9,7 +9,7 @@ import numpy as np
 
 from qi.core import IntGrid, LutGrid, SymmetricRule, asymmetric_params, symmetric_scale
 from qi.errors import ConfigError
-from qi.quantizers.base import BaseInferableQuantizer, numbers
+from qi.quantizers.base import BaseInferableQuantizer, flag, numbers
 from qi.typing import Json
 
 __all__ = ["LutQuantizer", "SymmetricQuantizer", "UniformQuantizer"]
@@ -21,7 +21,7 @@ def _plain(values: np.ndarray) -> Any:
 
 def _check_size(name: str, values: np.ndarray, per_channel: bool) -> None:
     if not per_channel and values.size != 1:
-        raise ConfigError(f"expected one {name} with per_channel=False; received {values.size}: {name}={values!r}")
+        raise ConfigError(f"expected one {name} with per_channel=False; received {name}={values.tolist()}")
 
 
 def check_power_of_two(threshold: np.ndarray) -> None:
@@ -55,7 +55,8 @@ class SymmetricQuantizer(_ByThreshold):
     def __init__(
         self, num_bits: int, threshold: Any, signed: bool, narrow_range: bool = False, **granularity: Any
     ) -> None:
-        super().__init__(IntGrid(num_bits, signed, narrow_range), **granularity)
+        grid = IntGrid(num_bits, flag("signed", signed), flag("narrow_range", narrow_range))
+        super().__init__(grid, **granularity)
         self._set_threshold(threshold, self.per_channel)
 
     def get_config(self) -> Json:
@@ -115,7 +116,12 @@ class LutQuantizer(_ByThreshold):
         **granularity: Any,
     ) -> None:
         bits = IntGrid(num_bits).bits
-        super().__init__(LutGrid(lut_values, lut_values_bitwidth, signed), **granularity)
+        try:
+            IntGrid(lut_values_bitwidth)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("num_bits", "lut_values_bitwidth")) from None
+        numbers("lut_values", lut_values)
+        super().__init__(LutGrid(lut_values, lut_values_bitwidth, flag("signed", signed)), **granularity)
         if self.grid.levels > 2**bits:
             raise ConfigError(
                 f"expected at most {2**bits} lut_values for num_bits={bits}; received {self.grid.levels}"
@@ -125,7 +131,8 @@ class LutQuantizer(_ByThreshold):
                 f"expected num_bits <= lut_values_bitwidth={self.grid.bits}; received num_bits={bits}"
             )
         self._bits = bits
-        self.eps = float(numbers("eps", eps))
+        _check_size("eps", numbers("eps", eps), per_channel=False)
+        self.eps = float(np.reshape(eps, ()))
         self._set_threshold(threshold, self.per_channel)
 
     @property

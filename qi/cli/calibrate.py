@@ -1,0 +1,54 @@
+"""`qi calibrate`: statistics of a model's activations, to quantize later without the samples."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from qi.cli.console import Console
+from qi.cli.options import check_input, check_output, positive
+
+__all__ = ["add", "run"]
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "calibrate", help="collect statistics, for `qi quantize --stats`", allow_abbrev=False,
+        description="Runs samples through a model and writes down the statistics from which `qi quantize --stats` chooses "
+        "ranges: the samples themselves are then no longer needed.",
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a .keras file")
+    parser.add_argument("--data", metavar="FILE", type=Path, required=True, help="samples, as of `qi quantize`")
+    parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", default="w8a8", help="decides which activations are watched (default: w8a8)"
+    )
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="samples at a time (default: 64)")
+    parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Collects the statistics and saves them."""
+    check_input(arguments.model, "a model")
+    check_output(arguments.out, [".npz"], [arguments.model, arguments.data])
+    from qi.cli.data import CALIBRATION, ArrayFile, samples
+    from qi.recipes import get_recipe
+
+    recipe = get_recipe(Path(arguments.recipe) if arguments.recipe.endswith(".json") else arguments.recipe)
+    file = ArrayFile(arguments.data)
+    from qi.cli.models import input_names, load
+
+    model = load(arguments.model)
+    from qi.keras import calibrate
+    from qi.observers import save_statistics
+
+    name, data = samples(file, CALIBRATION, input_names(model))
+    with console.progress() as progress:
+        statistics = calibrate(model, data, recipe, batch_size=arguments.batch_size, progress=progress)
+    save_statistics(arguments.out, statistics)
+    count = len(next(iter(data.values())) if isinstance(data, dict) else data)
+    console.say(f"{len(statistics)} activations over {count} samples{f' ({name})' if name else ''}")
+    console.say(f"saved {arguments.out}")

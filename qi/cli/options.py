@@ -1,0 +1,75 @@
+"""What several commands have in common: types of options, and checks of paths before the work begins."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from qi.cli.console import Console
+from qi.cli.exits import BAD_INPUT
+from qi.errors import InputError
+
+__all__ = ["Parser", "check_input", "check_output", "positive", "tolerance"]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with exit code 2."""
+        Console().fail(f"{message}; do see: {self.prog} --help")
+        raise SystemExit(BAD_INPUT)
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
+    value = int(text) if text.strip().isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on; received {text!r}")
+    return value
+
+
+def tolerance(text: str) -> float:
+    """The type of an option that says how much is allowed."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 on; received {text!r}")
+    return value
+
+
+def check_input(path: Path, what: str) -> None:
+    """Raises InputError unless `path` is a file that is there.
+
+    Args:
+        path: as the user gave it.
+        what: what it should hold, as "a model".
+    """
+    if path.is_dir() or not path.exists():
+        problem = "is a folder" if path.is_dir() else "doesn't exist"
+        raise InputError(f"expected a file with {what}; received {str(path)!r}, which {problem}")
+
+
+def check_output(path: Path, suffixes: Sequence[str], inputs: Sequence[Path] = ()) -> None:
+    """Raises InputError where writing to `path` can't end well, before any work is done.
+
+    Args:
+        path: as the user gave it; what is there already will be replaced.
+        suffixes: those allowed; the formats are told apart by them.
+        inputs: files that are read and must survive.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"expected a file name ending in {' or '.join(suffixes)}; received {str(path)!r}")
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"expected a folder that exists; received {str(folder)!r}; do create it first")
+    if path.is_dir():
+        raise InputError(f"expected the name of a file to write; received the folder {str(path)!r}")
+    if path.exists() and any(other.exists() and os.path.samefile(path, other) for other in inputs):
+        raise InputError(f"expected another file to write than to read; received {str(path)!r} for both")

@@ -1,0 +1,114 @@
+"""`qi quantize`: a trained model and samples in, a quantized model and its report out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qi.cli.console import Console
+from qi.cli.exits import RefusedError
+from qi.cli.options import check_input, check_output, positive
+from qi.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from qi.ledger import QuantizationReport
+
+__all__ = ["add", "run"]
+
+_DESCRIPTION = """Quantizes a trained Functional or Sequential Keras model; the given file stays as it is.
+
+recipes: a name such as w8a8 (weights and activations of 8 bits), w8 (weights alone), w4a8, w8a16 or w4_g32 (one scale
+per 32 weights), or a .json file with rules. Recipes with activations need --data or --stats."""
+
+_REPORTS = (".html", ".md", ".json", ".txt", ".png")
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "quantize", help="quantize a model", description=_DESCRIPTION, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a .keras file")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--data", metavar="FILE", type=Path,
+        help="samples as the model takes them: .npy, or .npz with x_calib or x (or an array for each input by its name)",
+    )  # fmt: skip
+    source.add_argument("--stats", metavar="FILE", type=Path, help="statistics from `qi calibrate`, in place of samples")
+    parser.add_argument("--recipe", metavar="RECIPE", default="w8a8", help="a name or a .json file (default: w8a8)")
+    parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the .keras file to write")
+    parser.add_argument(
+        "--report", metavar="FILE", type=Path, action="append", default=[],
+        help=f"write the report too ({', '.join(_REPORTS)}); can be given several times",
+    )  # fmt: skip
+    parser.add_argument("--strict", action="store_true", help="exit with 3 if a weight matrix would stay in float")
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="samples at a time (default: 64)")
+    parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Quantizes, saves, reports."""
+    _check(arguments)
+    from qi.recipes import get_recipe
+
+    recipe = get_recipe(Path(arguments.recipe) if arguments.recipe.endswith(".json") else arguments.recipe)
+    file = None
+    if arguments.data is not None:
+        from qi.cli.data import ArrayFile
+
+        file = ArrayFile(arguments.data)
+    elif arguments.stats is None and recipe.activations is not None:
+        raise InputError(f"expected --data or --stats, for recipe {recipe.name} quantizes activations; received neither")
+    from qi.cli.models import load
+
+    model = load(arguments.model)
+    with console.progress() as progress:
+        quantized, report = _quantize(model, recipe, file, arguments, progress)
+    from qi.keras import save_model
+
+    save_model(quantized, arguments.out)
+    for path in arguments.report:
+        report.save(path)
+    console.say(report)
+    console.say()
+    for path in (arguments.out, *arguments.report):
+        console.say(f"saved {path}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What can be known to be wrong before TensorFlow is loaded."""
+    read = [path for path in (arguments.model, arguments.data, arguments.stats) if path is not None]
+    check_input(arguments.model, "a model")
+    if arguments.stats is not None:
+        check_input(arguments.stats, "statistics")
+    check_output(arguments.out, [".keras"], read)
+    for path in arguments.report:
+        check_output(path, _REPORTS, [*read, Path(arguments.recipe)])
+
+
+def _quantize(
+    model: Any, recipe: Any, file: Any, arguments: argparse.Namespace, progress: bool
+) -> tuple[Any, QuantizationReport]:
+    from qi.cli.data import CALIBRATION, samples
+    from qi.cli.models import input_names
+    from qi.keras import quantize_model
+    from qi.keras.graph import is_graph_model
+
+    data = None if file is None else samples(file, CALIBRATION, input_names(model))[1]
+    try:
+        return quantize_model(
+            model,
+            recipe,
+            data,
+            statistics=arguments.stats,
+            strict=arguments.strict,
+            batch_size=arguments.batch_size,
+            progress=progress,
+        )
+    except UnsupportedError as error:
+        if arguments.strict and is_graph_model(model):  # such models are supported: it's what --strict forbids
+            raise RefusedError(str(error)) from error
+        raise

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from qi.core.namespace import NUMPY, namespace_of
+from qi.errors import InputError
+from tests.backends import BACKENDS
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+
+X = np.float32([[-2.5, -0.5, 0.0], [0.5, 1.5, 3.0]])
+POSITIVE = np.abs(X) + np.float32(0.25)
+CALLS = {
+    "divide": lambda xp, x, p: xp.divide(x, p),
+    "multiply": lambda xp, x, p: xp.multiply(x, p),
+    "round": lambda xp, x, p: xp.round(x),
+    "floor": lambda xp, x, p: xp.floor(x),
+    "ceil": lambda xp, x, p: xp.ceil(x),
+    "abs": lambda xp, x, p: xp.abs(x),
+    "minimum": lambda xp, x, p: xp.minimum(x, p),
+    "maximum": lambda xp, x, p: xp.maximum(x, p),
+    "clip": lambda xp, x, p: xp.clip(x, np.float32(-1), np.float32(1)),
+    "clip to tensors": lambda xp, x, p: xp.clip(x, -p, p),
+    "where": lambda xp, x, p: xp.where(x < 0, x, p),
+    "isnan": lambda xp, x, p: xp.isnan(x),
+    "sum": lambda xp, x, p: xp.sum(x),
+    "sum over an axis": lambda xp, x, p: xp.sum(x, axis=0, keepdims=True),
+    "sum over axes": lambda xp, x, p: xp.sum(x, axis=(0, 1)),
+    "max": lambda xp, x, p: xp.max(x),
+    "max over an axis": lambda xp, x, p: xp.max(x, axis=1, keepdims=True),
+    "min": lambda xp, x, p: xp.min(x),
+    "min over axes": lambda xp, x, p: xp.min(x, axis=(0, 1), keepdims=True),
+    "reshape": lambda xp, x, p: xp.reshape(x, (3, 2)),
+    "repeat": lambda xp, x, p: xp.repeat(x, 2, 1),
+    "searchsorted": lambda xp, x, p: xp.searchsorted(xp.asarray(np.float32([-1, 0, 1])), x),
+    "take": lambda xp, x, p: xp.take(xp.asarray(np.float32([5, 6, 7])), xp.cast(p, "int32") % 3),
+    "stop_gradient": lambda xp, x, p: xp.stop_gradient(x),
+    "frozen": lambda xp, x, p: xp.frozen(POSITIVE) * x,
+    "cast to an integer": lambda xp, x, p: xp.cast(x, "int8"),
+}
+INEXACT = {
+    "sqrt": lambda xp, x, p: xp.sqrt(p),
+    "log2": lambda xp, x, p: xp.log2(p),
+    "exp2": lambda xp, x, p: xp.exp2(x),
+    "tanh": lambda xp, x, p: xp.tanh(x),
+}
+
+
+@each_backend
+@pytest.mark.parametrize("name", CALLS)
+def test_every_namespace_gives_numpys_numbers(name, backend):
+    x, p = backend.tensor(X), backend.tensor(POSITIVE)
+    expected = CALLS[name](NUMPY, X, POSITIVE)
+    np.testing.assert_array_equal(np.asarray(CALLS[name](namespace_of(x), x, p)), expected, strict=False)
+
+
+@each_backend
+@pytest.mark.parametrize("name", INEXACT)
+def test_transcendental_functions_agree_to_a_few_ulps(name, backend):
+    x, p = backend.tensor(X), backend.tensor(POSITIVE)
+    expected = INEXACT[name](NUMPY, X, POSITIVE)
+    np.testing.assert_allclose(np.asarray(INEXACT[name](namespace_of(x), x, p)), expected, rtol=1e-6)
+
+
+@each_backend
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "bool"]
+)
+def test_dtypes_have_numpys_names(dtype, backend):
+    tensor = backend.tensor(X)
+    xp = namespace_of(tensor)
+    assert xp.dtype(xp.cast(tensor, dtype)) == dtype
+    assert NUMPY.dtype(NUMPY.cast(X, dtype)) == dtype
+
+
+@each_backend
+def test_clip_passes_nan_and_makes_infinities_finite(backend):
+    x = backend.tensor(np.float32([np.nan, np.inf, -np.inf]))
+    clipped = namespace_of(x).clip(x, np.float32(-1), np.float32(2))
+    np.testing.assert_array_equal(backend.numpy(clipped), [np.nan, 2, -1])
+
+
+@each_backend
+def test_a_read_only_array_becomes_a_tensor_without_a_warning(backend, readonly):
+    xp = namespace_of(backend.tensor(X))
+    np.testing.assert_array_equal(np.asarray(xp.asarray(readonly(X))), X)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "int4", "uint2"])
+def test_numpy_knows_the_small_dtypes_of_ml_dtypes(dtype):
+    assert NUMPY.cast(X[1], dtype).dtype == np.dtype(getattr(ml_dtypes, dtype))
+
+
+def test_an_unknown_dtype_is_refused_by_name():
+    with pytest.raises(InputError, match="name of a dtype.* received dtype='float33'"):
+        NUMPY.cast(X, "float33")
+
+
+def test_names_of_dtypes_leave_the_byte_order_out():
+    assert NUMPY.dtype(np.zeros(1, ">f8")) == "float64"
+
+
+def test_overflow_and_nan_are_no_warnings():
+    huge = np.float32([3e38, np.nan, np.inf])
+    assert NUMPY.multiply(huge, huge).tolist()[0] == np.inf
+    assert NUMPY.divide(huge, np.float32(1e-30)).tolist()[0] == np.inf
+    assert np.isnan(NUMPY.divide(huge, huge)[2])
+    assert NUMPY.cast(np.array([1e300]), "float32").tolist() == [np.inf]
+    assert NUMPY.cast(huge, "int8").shape == (3,)
+
+
+class Arraylike:
+    def __array__(self, dtype=None, copy=None):
+        return np.array([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "x", [1, 1.0, True, [1], (1, 2), np.zeros(3), np.float32(1), np.ma.array([1.0]), Arraylike()], ids=repr
+)
+def test_plain_data_is_numpys(x):
+    assert namespace_of(x) is NUMPY
+
+
+def test_tensors_variables_and_symbols_find_their_framework():
+    import keras
+    import tensorflow as tf
+    import torch
+
+    for tensor in (tf.constant(1.0), tf.Variable(1.0), keras.Variable(1.0), keras.Input((3,))):
+        assert namespace_of(tensor).name == "keras"
+    for tensor in (torch.zeros(3), torch.nn.Parameter(torch.zeros(3))):
+        assert namespace_of(tensor).name == "torch"
+    assert namespace_of(tf.constant(1.0)) is namespace_of(keras.Variable(1.0))
+
+
+def test_a_tensor_among_arrays_decides_and_keras_goes_before_torch():
+    import tensorflow as tf
+    import torch
+
+    assert namespace_of(np.zeros(3), 1.0, tf.constant(1.0)).name == "keras"
+    assert namespace_of(np.zeros(3), torch.zeros(3)).name == "torch"
+    assert namespace_of(torch.zeros(3), tf.constant(1.0), np.zeros(3)).name == "keras"
+
+
+@pytest.mark.parametrize("x", [None, "abc", {"a": 1}, object(), {1, 2}], ids=repr)
+def test_what_is_no_array_is_refused_by_its_type(x):
+    with pytest.raises(
+        InputError, match=rf"expected a numpy array, .*received {type(x).__name__}; do numpy\."
+    ):
+        namespace_of(np.zeros(3), x)
+
+
+def test_asking_about_numpy_arrays_imports_no_framework(checkout):
+    program = (
+        "import sys, numpy as np\n"
+        "from qi.core import IntGrid, fake_quantize\n"
+        "fake_quantize(np.zeros(3, np.float32), 1.0, 0, IntGrid(8))\n"
+        "print(*{'tensorflow', 'keras', 'jax', 'torch', 'ml_dtypes'} & set(sys.modules))\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == ""
