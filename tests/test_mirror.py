@@ -12,7 +12,7 @@ PACKAGE, TESTS = ROOT / "qi", ROOT / "tests"
 # Without a mirror: what isn't a module of code, and the entry point that test_import_cost.py runs.
 UNMIRRORED = {"__init__.py", "__main__.py", "_version.py"}
 # Folders of tests about more than one module.
-CROSS_CUTTING = {"benchmarks", "seeds", "integration", "fixtures"}
+CROSS_CUTTING = {"benchmarks", "fixtures", "integration", "parity", "seeds"}
 
 
 def mirror_of(module: Path) -> Path:

@@ -191,9 +191,7 @@ def requantize(
     """
     xp = namespace_of(codes, scale, zero_point, new_scale, new_zero_point)
     multiplier = xp.divide(_float(scale, xp), _float(new_scale, xp))
-    multiplier = xp.clip(
-        multiplier, np.float32(0), np.finfo(np.float32).max
-    )  # an infinite one would make 0 NaN
+    multiplier = xp.clip(multiplier, np.float32(0), np.finfo(np.float32).max)  # an infinite one would make 0 NaN
     difference = xp.cast(codes, "int32") - xp.cast(_float(zero_point, xp), "int32")
     q = xp.round(xp.multiply(xp.cast(difference, "float32"), multiplier)) + _float(new_zero_point, xp)
     return xp.cast(xp.clip(q, np.float32(grid.qmin), np.float32(grid.qmax)), grid.storage_dtype.name)

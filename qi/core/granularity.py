@@ -36,7 +36,7 @@ def _axis(axis: int, rank: int) -> int:
 class _Granularity:
     """What all granularities share: reductions written on `blocks`, a view with the shared axes to reduce."""
 
-    def param_shape(self, shape: Shape) -> Shape:  # noqa: ARG002
+    def param_shape(self, shape: Shape) -> Shape:
         raise TypeError("abstract")  # pragma: no cover - every granularity defines it
 
     def _blocks(self, x: np.ndarray, fill: float) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -71,7 +71,7 @@ class _Granularity:
         lo, hi = self.minmax(x)
         return np.asarray(np.maximum(-lo, hi).clip(min=0.0))
 
-    def expand(self, param: Array, shape: Shape) -> Array:  # noqa: ARG002 - groups need it
+    def expand(self, param: Array, shape: Shape) -> Array:
         """Gives a parameter of shape ``param_shape(shape)`` a shape that broadcasts against `shape`."""
         return param
 

@@ -15,9 +15,7 @@ __all__ = ["Grid", "IntGrid", "LutGrid"]
 
 def _check_bits(bits: int, largest: int = 16) -> int:
     if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or not 1 <= bits <= largest:
-        raise ConfigError(
-            f"expected num_bits to be an integer from 1 to {largest}; received num_bits={bits!r}"
-        )
+        raise ConfigError(f"expected num_bits to be an integer from 1 to {largest}; received num_bits={bits!r}")
     return int(bits)
 
 
@@ -106,9 +104,7 @@ class LutGrid:
         base = IntGrid(bits, signed)
         array = np.asarray(values, dtype=np.float64).ravel()
         if array.size == 0 or not np.all(np.isfinite(array)) or np.any(array != np.rint(array)):
-            raise ConfigError(
-                f"expected lut_values to be integers, at least one; received lut_values={values!r}"
-            )
+            raise ConfigError(f"expected lut_values to be integers, at least one; received lut_values={values!r}")
         if len(np.unique(array)) != array.size:
             raise ConfigError(f"expected lut_values without repetitions; received lut_values={values!r}")
         if array.min() < base.qmin or array.max() > base.qmax:

@@ -20,9 +20,7 @@ __all__ = ["cosine", "max_abs_error", "mse", "sqnr_db"]
 _quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
-def _pair(
-    x: Array, y: Array
-) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
+def _pair(x: Array, y: Array) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
     a, b = np.asarray(x).astype(np.float64).ravel(), np.asarray(y).astype(np.float64).ravel()
     if np.shape(x) != np.shape(y):
         raise InputError(f"expected two arrays of one shape; received {np.shape(x)} and {np.shape(y)}")

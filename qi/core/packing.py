@@ -64,8 +64,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
         raise InputError(f"expected codes that fit {bits} bits; received {flat.min()} to {flat.max()}")
     if flat.size and int(flat.min()) < 0 and int(flat.max()) >= 2 ** (bits - 1):
         raise InputError(
-            "expected codes all signed or all unsigned; "
-            f"received {flat.min()} to {flat.max()} for {bits} bits"
+            f"expected codes all signed or all unsigned; received {flat.min()} to {flat.max()} for {bits} bits"
         )
     used = packed_nbytes(flat.size, bits)
     if bits > 8:

@@ -88,9 +88,7 @@ class QParams:
     def check_shape(self, shape: Shape) -> None:
         """Raises InputError unless these parameters fit a tensor of `shape`."""
         expected = self.granularity.param_shape(tuple(shape))
-        if self.scale.shape != expected and not (
-            isinstance(self.granularity, PerTensor) and self.scale.size == 1
-        ):
+        if self.scale.shape != expected and not (isinstance(self.granularity, PerTensor) and self.scale.size == 1):
             raise InputError(
                 f"expected scales of shape {expected} for a tensor of shape {tuple(shape)} "
                 f"({self.granularity}); received {self.scale.shape}"
@@ -109,9 +107,7 @@ class QParams:
         x = np.asarray(x)
         codes = affine.quantize(x, *self.expanded(x.shape), self.grid, rounding=rounding, noise=noise)
         nans = int(np.isnan(x).sum()) if x.dtype.kind not in "iub" else 0
-        return QTensor(
-            codes, self, dtype=x.dtype.name if "float" in x.dtype.name else "float32", nan_count=nans
-        )
+        return QTensor(codes, self, dtype=x.dtype.name if "float" in x.dtype.name else "float32", nan_count=nans)
 
     def fake_quantize(self, x: Array) -> Array:
         """Fake-quantized x, in x's own framework and dtype."""
@@ -144,13 +140,9 @@ class QTensor:
         grid = self.qparams.grid
         lowest, highest = (grid.qmin, grid.qmax) if isinstance(grid, IntGrid) else (0, grid.levels - 1)
         if raw.dtype.kind not in "iu":
-            raise ConfigError(
-                f"expected integer codes from {lowest} to {highest}; received dtype={raw.dtype}"
-            )
+            raise ConfigError(f"expected integer codes from {lowest} to {highest}; received dtype={raw.dtype}")
         if raw.size and (raw.min() < lowest or raw.max() > highest):
-            raise ConfigError(
-                f"expected codes from {lowest} to {highest}; received {raw.min()} to {raw.max()}"
-            )
+            raise ConfigError(f"expected codes from {lowest} to {highest}; received {raw.min()} to {raw.max()}")
         self.qparams.check_shape(raw.shape)
         object.__setattr__(self, "codes", _owned(raw, grid.storage_dtype.name))
 
@@ -168,14 +160,10 @@ class QTensor:
     @property
     def nbytes(self) -> int:
         """Bytes when stored: packed codes, scales, and zero points where any is not 0."""
-        params = self.qparams.scale.nbytes + (
-            self.qparams.zero_point.nbytes if self.qparams.zero_point.any() else 0
-        )
+        params = self.qparams.scale.nbytes + (self.qparams.zero_point.nbytes if self.qparams.zero_point.any() else 0)
         return packed_nbytes(self.codes.size, self.bits) + params
 
     def dequantize(self) -> np.ndarray:
         """The real numbers that the codes stand for."""
         scale, zero_point = self.qparams.expanded(self.shape)
-        return np.asarray(
-            affine.dequantize(self.codes, scale, zero_point, self.qparams.grid, dtype=self.dtype)
-        )
+        return np.asarray(affine.dequantize(self.codes, scale, zero_point, self.qparams.grid, dtype=self.dtype))

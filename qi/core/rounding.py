@@ -18,7 +18,7 @@ ROUNDINGS: Registry[Rounding] = Registry("rounding")
 
 
 @ROUNDINGS.register("nearest")
-def nearest(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:  # noqa: ARG001
+def nearest(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:
     """Rounds to the nearest integer, half to even (IEEE 754 roundTiesToEven).
 
     Example:
@@ -31,7 +31,7 @@ def nearest(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Arra
 
 
 @ROUNDINGS.register("floor")
-def floor(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:  # noqa: ARG001
+def floor(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:
     """Rounds towards minus infinity."""
     return xp.floor(u)
 

@@ -104,9 +104,7 @@ def asymmetric_params(lo: Array, hi: Array, grid: IntGrid) -> tuple[np.ndarray, 
         >>> float(scale).__round__(6), int(zero_point)
         (0.01, 100)
     """
-    lo, hi = np.broadcast_arrays(
-        _finite("the lower end of the range", lo), _finite("the upper end of the range", hi)
-    )
+    lo, hi = np.broadcast_arrays(_finite("the lower end of the range", lo), _finite("the upper end of the range", hi))
     if np.any(lo > hi):
         raise InputError(f"expected lo <= hi; received lo={lo[lo > hi].flat[0]}, hi={hi[lo > hi].flat[0]}")
     # The input is computed in float32, so a range ends where float32 does, and no difference below overflows.
@@ -139,8 +137,6 @@ def power_of_two(threshold: Array) -> np.ndarray:
 
 def range_of(scale: Array, zero_point: Array, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """The least and greatest real number that (scale, zero_point) can represent, in float64."""
-    lowest, highest = (
-        (grid.values[0], grid.values[-1]) if not isinstance(grid, IntGrid) else (grid.qmin, grid.qmax)
-    )
+    lowest, highest = (grid.values[0], grid.values[-1]) if not isinstance(grid, IntGrid) else (grid.qmin, grid.qmax)
     scale, zero_point = np.asarray(scale, np.float64), np.asarray(zero_point, np.float64)
     return (lowest - zero_point) * scale, (highest - zero_point) * scale

@@ -46,7 +46,9 @@ def resolve_path(path: str, candidates: Iterable[str]) -> str:
 
 def _check(quantizer: Any, target: QuantizationTarget, where: str) -> BaseInferableQuantizer:
     if not isinstance(quantizer, BaseInferableQuantizer):
-        raise ConfigError(f"expected a quantizer for {where}; received {quantizer!r} of type {type(quantizer).__name__}")
+        raise ConfigError(
+            f"expected a quantizer for {where}; received {quantizer!r} of type {type(quantizer).__name__}"
+        )
     if quantizer.quantization_target is not target:
         raise ConfigError(
             f"expected a quantizer of {target.value} for {where}; received {type(quantizer).__name__}, "

@@ -87,9 +87,7 @@ for _name in ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"):
     # [*window, outputs, inputs]
     register_policy(_name, [Slot("kernel", channel_axis=-2, input_axis=-1)])
 for _name in ("SeparableConv1D", "SeparableConv2D"):
-    register_policy(
-        _name, [Slot("pointwise_kernel"), Slot("depthwise_kernel", channel_axis=-2, input_axis=None)]
-    )
+    register_policy(_name, [Slot("pointwise_kernel"), Slot("depthwise_kernel", channel_axis=-2, input_axis=None)])
 register_policy("EinsumDense", [Slot("kernel", input_axis=0)])
 # One scale a row, as look-up kernels read rows.
 register_policy("Embedding", [Slot("embeddings", channel_axis=0, input_axis=1)])

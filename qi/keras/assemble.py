@@ -102,8 +102,11 @@ def wrap_layers(
 
 def _unasked(row: Row, book: RuleBook) -> bool:
     matrix = row.shape is not None and len(row.shape) >= 2 and row.name.rpartition("/")[2] != "bias"
-    return matrix and "not real numbers" not in row.reason and "by rule" not in row.reason and (
-        book.recipe.weights is not None
+    return (
+        matrix
+        and "not real numbers" not in row.reason
+        and "by rule" not in row.reason
+        and (book.recipe.weights is not None)
     )
 
 

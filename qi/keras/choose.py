@@ -40,7 +40,9 @@ def weight_quantizer(weight: np.ndarray, spec: TensorSpec, slot: Slot) -> BaseIn
         arguments |= {"group_size": spec.group_size, "group_axis": slot.input_axis % weight.ndim}
     if spec.method == "uniform":
         if spec.range != "minmax":
-            raise ConfigError(f"expected range='minmax' for weights with method='uniform'; received range={spec.range!r}")
+            raise ConfigError(
+                f"expected range='minmax' for weights with method='uniform'; received range={spec.range!r}"
+            )
         probe = cls(min_range=-1.0, max_range=1.0, **arguments)
         lo, hi = probe.granularity(weight.ndim).minmax(weight)
         return cls(min_range=lo.tolist(), max_range=hi.tolist(), **arguments)

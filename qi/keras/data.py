@@ -38,7 +38,9 @@ def batches(data: Any, graph: Graph, batch_size: int) -> Iterator[tuple[list[np.
             _check(array, value.shape, value.name, count)
         sizes = {len(array) for array in flat}
         if len(sizes) != 1:
-            raise InputError(f"expected inputs of one length in a batch; received lengths {sorted(sizes)} in batch {count}")
+            raise InputError(
+                f"expected inputs of one length in a batch; received lengths {sorted(sizes)} in batch {count}"
+            )
         count += 1
         if flat[0].shape[0]:
             yield flat, flat[0].shape[0]
@@ -48,13 +50,17 @@ def batches(data: Any, graph: Graph, batch_size: int) -> Iterator[tuple[list[np.
 
 def _elements(data: Any, batch_size: int) -> Iterator[Any]:
     if data is None:
-        raise InputError("expected calibration data; received None; this recipe quantizes activations and needs samples")
+        raise InputError(
+            "expected calibration data; received None; this recipe quantizes activations and needs samples"
+        )
     if isinstance(data, tuple) and not hasattr(data, "_fields"):
         data = data[0]
     if _is_array(data) or isinstance(data, (list, Mapping)):
         arrays = keras.tree.flatten(data)
         if not arrays or not all(_is_array(array) for array in arrays):
-            raise InputError(f"expected arrays; received {type(data).__name__} of {[type(a).__name__ for a in arrays][:4]}")
+            raise InputError(
+                f"expected arrays; received {type(data).__name__} of {[type(a).__name__ for a in arrays][:4]}"
+            )
         lengths = {len(array) for array in arrays}
         if len(lengths) != 1:
             raise InputError(f"expected inputs of one length; received lengths {sorted(lengths)}")
@@ -103,11 +109,17 @@ def _flat_inputs(x: Any, graph: Graph) -> list[np.ndarray]:
 
 def _check(array: np.ndarray, shape: tuple[int | None, ...], name: str, batch: int) -> None:
     if array.ndim == len(shape) - 1 and all(s in (None, a) for a, s in zip(array.shape, shape[1:], strict=True)):
-        raise InputError(f"expected batches for input {name!r}; received single samples of shape {array.shape}; do batch them")
+        raise InputError(
+            f"expected batches for input {name!r}; received single samples of shape {array.shape}; do batch them"
+        )
     fits = array.ndim == len(shape) and all(s in (None, a) for a, s in zip(array.shape[1:], shape[1:], strict=True))
     if not fits:
-        raise InputError(f"expected shape {('n', *shape[1:])} for input {name!r}; received {array.shape} in batch {batch}")
+        raise InputError(
+            f"expected shape {('n', *shape[1:])} for input {name!r}; received {array.shape} in batch {batch}"
+        )
     if array.dtype.kind not in "fiub" and "float" not in array.dtype.name:
         raise InputError(f"expected numbers for input {name!r}; received dtype={array.dtype} in batch {batch}")
     if "float" in array.dtype.name and not np.isfinite(array.astype(np.float32, copy=False)).all():
-        raise InputError(f"expected finite calibration data for input {name!r}; received NaN or infinity in batch {batch}")
+        raise InputError(
+            f"expected finite calibration data for input {name!r}; received NaN or infinity in batch {batch}"
+        )

@@ -124,7 +124,9 @@ def split_activations(graph: Graph, has_policy: Any) -> None:
         if name in FUSED_ACTIVATIONS or not isinstance(op, keras.layers.Layer) or not has_policy(op):
             continue
         linear = rebuild_layer(op, {"activation": "linear"})
-        activation = keras.layers.Activation(op.get_config()["activation"], name=f"{op.name}_{name}", dtype=op.dtype_policy)
+        activation = keras.layers.Activation(
+            op.get_config()["activation"], name=f"{op.name}_{name}", dtype=op.dtype_policy
+        )
         for call in calls:
             call.op = linear
             result = call.outputs[0]

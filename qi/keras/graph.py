@@ -131,7 +131,9 @@ def flatten_model(model: keras.Model) -> Graph:
             "defines its own call; do rebuild it as keras.Model(inputs, outputs) from its layers"
         )
     if not model.built or not getattr(model, "outputs", None):
-        raise InputError(f"expected a built model; received {model.name!r}; do give it an Input, or call build(input_shape)")
+        raise InputError(
+            f"expected a built model; received {model.name!r}; do give it an Input, or call build(input_shape)"
+        )
     structure = model.input if type(model).__name__ == "Functional" else model.inputs[0]
     output = model.output if type(model).__name__ == "Functional" else model.outputs[0]
     names = {id(tensor): _operation_name(tensor) for tensor in model.inputs}
@@ -140,7 +142,7 @@ def flatten_model(model: keras.Model) -> Graph:
     walker.walk(model, values, "")
     for tensor in model.outputs:
         values[id(tensor)].name = values[id(tensor)].name or _operation_name(tensor)
-    pick = lambda tensor: values[id(tensor)]  # noqa: E731
+    pick = lambda tensor: values[id(tensor)]
     return Graph(
         model.name, keras.tree.map_structure(pick, structure), keras.tree.map_structure(pick, output), walker.calls
     )
@@ -249,7 +251,7 @@ def build_model(graph: Graph, tensors: dict[int, Any], outputs: Any = None) -> k
         tensors: by ``id(value)``.
         outputs: another structure of values to give instead of the graph's own.
     """
-    pick = lambda value: tensors[id(value)]  # noqa: E731
+    pick = lambda value: tensors[id(value)]
     return keras.Model(
         keras.tree.map_structure(pick, graph.inputs),
         keras.tree.map_structure(pick, graph.outputs if outputs is None else outputs),

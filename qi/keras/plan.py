@@ -132,9 +132,9 @@ def _mark_fused(graph: Graph, plan: ActivationPlan) -> None:
     outputs = {id(value) for value in graph.flat_outputs()}
     for call in graph.calls:
         after = consumers.get(id(call.outputs[0]), [])
-        if len(after) == 1 and id(call.outputs[0]) not in outputs:
-            if is_fusable_activation(after[0]) and fuses_activation(call):
-                plan.fused.add(id(call.outputs[0]))
+        alone = len(after) == 1 and id(call.outputs[0]) not in outputs
+        if alone and is_fusable_activation(after[0]) and fuses_activation(call):
+            plan.fused.add(id(call.outputs[0]))
 
 
 def _tie(graph: Graph, specs: dict[int, TensorSpec | None], plan: ActivationPlan) -> _Union:
@@ -154,7 +154,11 @@ def _tie(graph: Graph, specs: dict[int, TensorSpec | None], plan: ActivationPlan
             fixed[union.root(result)] = known_range(call)
         elif role in (Role.KEEPS, Role.SAME):
             source = call.inputs[0]
-            if specs[id(source)] == specs[id(result)] and specs[id(result)] is not None and id(source) not in plan.fused:
+            if (
+                specs[id(source)] == specs[id(result)]
+                and specs[id(result)] is not None
+                and id(source) not in plan.fused
+            ):
                 union.join(source, result)  # the grid of the source, fixed or not, serves the result
         elif role is Role.JOINS:
             for value in call.inputs:

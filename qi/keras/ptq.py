@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -24,7 +23,6 @@ from qi.keras.saving import size_on_disk
 from qi.keras.weights import has_policy
 from qi.ledger import QuantizationReport, Row
 from qi.observers import TensorStatistics, load_statistics
-from qi.quantizers import BaseInferableQuantizer
 from qi.recipes import RecipeLike, RuleBook, get_recipe
 
 __all__ = ["calibrate", "quantize_model"]
@@ -146,7 +144,9 @@ def quantize_model(
     tensors = build_tensors(ready.graph)
     result = build_model(ready.graph, tensors)
     after = run(ready.graph, tensors, [held.get(id(v), v) for v in measured])(calibration.sample) if measured else []
-    errors = errors_of(measured, before, after, {id(v): quantizers[id(g)] for v in measured if (g := ready.plan.group_of(v))})
+    errors = errors_of(
+        measured, before, after, {id(v): quantizers[id(g)] for v in measured if (g := ready.plan.group_of(v))}
+    )
     clipping = {key: found for key, found in merged.items() if found is not None}
     rows = weights.rows + activation_rows(float_graph, ready.plan, quantizers, clipping, errors, types)
     report = _report(model, result, ready, rows, calibration)
@@ -170,9 +170,7 @@ def _statistics(
 def _collect(ready: _Prepared, data: Any, batch_size: int, progress: bool) -> Calibration:
     sizes = [np.prod([n or 1 for n in v.shape[1:]]) for call in ready.graph.calls for v in call.outputs]
     keep = int(np.clip(_MEASURED_ELEMENTS // max(1, int(sum(sizes))), 1, 64))
-    return collect(
-        ready.graph, ready.tensors, ready.watched, data, batch_size=batch_size, progress=progress, keep=keep
-    )
+    return collect(ready.graph, ready.tensors, ready.watched, data, batch_size=batch_size, progress=progress, keep=keep)
 
 
 def _measured_values(ready: _Prepared, calibration: Calibration) -> list[Value]:
@@ -216,7 +214,9 @@ def _warnings(rows: list[Row], calibration: Calibration) -> list[str]:
     found = []
     calibrated = any(row.kind == "activation" and row.clipped_share is not None for row in rows)
     if calibrated and not calibration.source and calibration.samples < _FEW_SAMPLES:
-        found.append(f"only {calibration.samples} calibration samples; ranges need at least {_FEW_SAMPLES}, better some hundreds")
+        found.append(
+            f"only {calibration.samples} calibration samples; ranges need at least {_FEW_SAMPLES}, better some hundreds"
+        )
     clipped = [row for row in rows if (row.clipped_share or 0) > _SATURATED]
     if clipped:
         worst = max(clipped, key=lambda row: row.clipped_share or 0)

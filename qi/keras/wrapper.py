@@ -27,7 +27,9 @@ class _Binding:
     quantizer: BaseInferableQuantizer
     variable: keras.Variable
     parameters: dict[str, keras.Variable]
-    frozen: keras.Variable | None = None  # holds the quantized value; the variable itself when the wrapper owns the layer
+    frozen: keras.Variable | None = (
+        None  # holds the quantized value; the variable itself when the wrapper owns the layer
+    )
     beside: keras.Variable | None = None  # the variable made for a frozen value outside the layer
 
     def qparams(self) -> QParams:
@@ -285,7 +287,9 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             InputError: the wrapper isn't built yet, or a weight holds NaN.
         """
         if not self.built:
-            raise InputError(f"expected a built wrapper; {self.name!r} has no weights yet; do call it once, or build it")
+            raise InputError(
+                f"expected a built wrapper; {self.name!r} has no weights yet; do call it once, or build it"
+            )
         values = {path: self._quantized(path, binding).dequantize() for path, binding in self._bindings.items()}
         self._is_frozen, self._owns_layer = True, in_place or self._owns_layer
         for path, binding in self._bindings.items():
@@ -330,7 +334,9 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
         def read(key: str) -> Any:
             if key not in present:
-                raise FileFormatError(f"expected {key!r} for layer {self.layer.name!r}; the file holds {sorted(present)}")
+                raise FileFormatError(
+                    f"expected {key!r} for layer {self.layer.name!r}; the file holds {sorted(present)}"
+                )
             return np.asarray(store[key])
 
         for path, variable in self._inside.weights.items():
@@ -339,7 +345,9 @@ class KerasQuantizationWrapper(keras.layers.Layer):
                 zero = f"{key}:zero_point"
                 binding.parameters["scale"].assign(read(f"{key}:scale"))
                 binding.parameters["zero_point"].assign(
-                    read(zero).astype(np.float32) if zero in present else keras.ops.zeros(binding.parameters["scale"].shape)
+                    read(zero).astype(np.float32)
+                    if zero in present
+                    else keras.ops.zeros(binding.parameters["scale"].shape)
                 )
             if binding is not None and binding.frozen is not None:
                 binding.frozen.assign(self._decode(binding, read(f"{key}:codes")))

@@ -51,9 +51,7 @@ def pairs(data: Any, y: Any = None, batches: Batches | None = None) -> Iterator[
         yield _pair(item)
 
 
-def collect(
-    batches: Iterable[tuple[Any, Any]], predict: Callable[[Any], tuple[Any, Any]]
-) -> tuple[Any, Any, Any]:
+def collect(batches: Iterable[tuple[Any, Any]], predict: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any, Any]:
     """Run two models over all batches.
 
     Args:
@@ -83,9 +81,7 @@ def collect(
         parts.append((_arrays(y), first, second))
     if not parts:
         raise InputError("expected at least one sample to evaluate on; received empty data")
-    truth, float_predictions, quantized_predictions = (
-        _joined(list(column)) for column in zip(*parts, strict=True)
-    )
+    truth, float_predictions, quantized_predictions = (_joined(list(column)) for column in zip(*parts, strict=True))
     return truth, float_predictions, quantized_predictions
 
 

@@ -59,18 +59,14 @@ def evaluate_models(
         raise ConfigError(f"expected of to be 'predictions' or 'model'; received of={of!r}")
     function = METRICS.get(metric) if isinstance(metric, str) else metric
     if not callable(function):
-        raise ConfigError(
-            f"expected metric to be a name ({', '.join(METRICS)}) or a function; received {metric!r}"
-        )
+        raise ConfigError(f"expected metric to be a name ({', '.join(METRICS)}) or a function; received {metric!r}")
     own_name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
     title = name or str(own_name)
     if of == "model":
         has_data = data is not None or y is not None
         return _of_models(title, function, metric, (float_model, quantized_model), has_data)
     call = predict or (lambda model, x: model(x))
-    truth, first, second = collect(
-        pairs(data, y, batches), lambda x: (call(float_model, x), call(quantized_model, x))
-    )
+    truth, first, second = collect(pairs(data, y, batches), lambda x: (call(float_model, x), call(quantized_model, x)))
     return Evaluation(
         metric=title,
         float_value=_number(title, function(truth, first)),

@@ -48,8 +48,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict for strict JSON."""
         return {
-            name: encode_number(value) if isinstance(value, float) else value
-            for name, value in asdict(self).items()
+            name: encode_number(value) if isinstance(value, float) else value for name, value in asdict(self).items()
         }
 
     @classmethod
@@ -62,9 +61,7 @@ class Evaluation:
         known = {field.name for field in fields(cls)}
         required = {"metric", "float_value", "quantized_value"}
         if not isinstance(values, Mapping) or not required <= set(values) <= known:
-            raise FileFormatError(
-                f"expected an evaluation with keys among {sorted(known)}; received {values!r}"
-            )
+            raise FileFormatError(f"expected an evaluation with keys among {sorted(known)}; received {values!r}")
         given: dict[str, Any] = {
             name: value if name == "metric" else decode_number(value) for name, value in values.items()
         }

@@ -40,8 +40,7 @@ def to_document(report: QuantizationReport) -> dict[str, Any]:
         **{name: getattr(report, name) for name in _PLAIN},
         **{name: list(getattr(report, name)) for name in _LISTS},
         "settings": {
-            name: encode_number(value) if isinstance(value, float) else value
-            for name, value in report.settings.items()
+            name: encode_number(value) if isinstance(value, float) else value for name, value in report.settings.items()
         },
         "totals": {
             **asdict(totals),
@@ -64,8 +63,7 @@ def fields_of(document: object) -> dict[str, Any]:
     version = document.get("_version")
     if version != _VERSION:
         raise FileFormatError(
-            f"expected _version={_VERSION}; received _version={version!r}; "
-            "do: install the version of QI that wrote it"
+            f"expected _version={_VERSION}; received _version={version!r}; do: install the version of QI that wrote it"
         )
     data = document.get("_data")
     if not isinstance(data, Mapping) or not {"recipe", "rows"} <= set(data) <= {*_KEYS, "totals"}:

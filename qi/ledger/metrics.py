@@ -69,9 +69,7 @@ def top5(y_true: Array, y_pred: Array) -> float:
     """
     truth, scores = _array("top5", y_true), _array("top5", y_pred)
     if scores.ndim < 2 or scores.shape[-1] < _FIVE:
-        raise InputError(
-            f"expected predictions of at least five classes for top5; received shape {scores.shape}"
-        )
+        raise InputError(f"expected predictions of at least five classes for top5; received shape {scores.shape}")
     classes = _classes("top5", truth, scores)
     best = np.argsort(-scores, axis=-1, kind="stable")[..., :_FIVE]
     return float(np.mean((best == classes[..., None]).any(axis=-1)))
@@ -156,9 +154,7 @@ def _classes(metric: str, truth: NDArray[Any], scores: NDArray[Any]) -> NDArray[
     raise _mismatch(metric, truth, scores)
 
 
-def _same_shape(
-    metric: str, truth: NDArray[Any], prediction: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def _same_shape(metric: str, truth: NDArray[Any], prediction: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Both arrays with one shape, never broadcast: [n] and [n, 1] would silently give [n, n]."""
     if truth.shape != prediction.shape:
         if truth.shape == (*prediction.shape, 1):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qi.ledger.evaluation import EVALUATION_HEADER
 from qi.ledger.formats import RENDERERS
 from qi.ledger.rows import Row
-from qi.ledger.summary import ROW_HEADER, facts, row_cells
-from qi.ledger.table import table
+from qi.ledger.summary import DROPPABLE_COLUMNS, ROW_HEADER, TEXT_COLUMNS, facts, row_cells
+from qi.ledger.table import fitting_columns, table
 
 if TYPE_CHECKING:
     from qi.ledger.report import QuantizationReport
@@ -20,6 +21,8 @@ MAX_ROWS = 60
 
 MAX_NAMES = 8
 """How many tensors a text names for one reason."""
+
+_WIDTH = 110
 
 
 def plain_text(report: QuantizationReport) -> str:
@@ -34,11 +37,7 @@ def plain_text(report: QuantizationReport) -> str:
         parts.append(_indented(table(EVALUATION_HEADER, [entry.cells() for entry in report.evaluations])))
     rows, note = shown_rows(report)
     if rows:
-        parts.append(
-            _indented(
-                "\n".join([*filter(None, [note]), table(ROW_HEADER, list(map(row_cells, rows)), left=3)])
-            )
-        )
+        parts.append(_indented("\n".join(filter(None, [note, _row_table(rows)]))))
     parts += [
         f"  in float, {len(rows)}: {reason}\n    {names_text(rows)}"
         for reason, rows in report.unquantized_by_reason().items()
@@ -52,10 +51,9 @@ def shown_rows(report: QuantizationReport) -> tuple[tuple[Row, ...], str]:
     if len(quantized) <= MAX_ROWS:
         return quantized, ""
     rows = report.worst(MAX_ROWS // 2)
-    return (
-        rows,
-        f"the {len(rows)} with the lowest SQNR, of {len(quantized)} quantized tensors (all: save as .html)",
-    )
+    if not rows:
+        return quantized[: MAX_ROWS // 2], f"the first of {len(quantized)} quantized tensors"
+    return rows, f"the {len(rows)} with the lowest SQNR, of {len(quantized)} quantized tensors"
 
 
 def names_text(rows: tuple[Row, ...]) -> str:
@@ -67,6 +65,13 @@ def names_text(rows: tuple[Row, ...]) -> str:
 @RENDERERS.register(".txt")
 def _file(report: QuantizationReport) -> str:
     return f"{plain_text(report)}\n"
+
+
+def _row_table(rows: Sequence[Row]) -> str:
+    cells = list(map(row_cells, rows))
+    columns = fitting_columns(ROW_HEADER, cells, DROPPABLE_COLUMNS, _WIDTH)
+    header, *lines = ([line[column] for column in columns] for line in (ROW_HEADER, *cells))
+    return table(header, lines, left=sum(column < TEXT_COLUMNS for column in columns))
 
 
 def _indented(text: str) -> str:

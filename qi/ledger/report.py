@@ -142,24 +142,17 @@ class QuantizationReport:
             ConfigError: If `kind` is unknown.
         """
         if kind is not None and kind not in KINDS:
-            raise ConfigError(
-                f"expected kind to be one of {', '.join(KINDS)} or None; received kind={kind!r}"
-            )
+            raise ConfigError(f"expected kind to be one of {', '.join(KINDS)} or None; received kind={kind!r}")
         measured = [
             (row.sqnr_db, index)
             for index, row in enumerate(self.rows)
-            if kind in (None, row.kind)
-            and row.quantized
-            and row.sqnr_db is not None
-            and not math.isnan(row.sqnr_db)
+            if kind in (None, row.kind) and row.quantized and row.sqnr_db is not None and not math.isnan(row.sqnr_db)
         ]
         return tuple(self.rows[index] for _, index in sorted(measured)[:n])
 
     def find(self, pattern: str) -> tuple[Row, ...]:
         """Return the rows whose layer ("a/conv1") or path ("a/conv1/kernel") fits a glob pattern."""
-        return tuple(
-            row for row in self.rows if fnmatchcase(row.layer, pattern) or fnmatchcase(row.path, pattern)
-        )
+        return tuple(row for row in self.rows if fnmatchcase(row.layer, pattern) or fnmatchcase(row.path, pattern))
 
     def attach(
         self,

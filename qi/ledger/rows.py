@@ -157,18 +157,14 @@ def _check_kind(row: Row) -> None:
     if row.kind not in KINDS:
         raise ConfigError(f"expected kind to be one of {', '.join(KINDS)}; received kind={row.kind!r}")
     if row.kind == "weight" and row.total_sqnr_db is not None:
-        raise ConfigError(
-            f"expected no total_sqnr_db for the weight {row.path}; received {row.total_sqnr_db!r}"
-        )
+        raise ConfigError(f"expected no total_sqnr_db for the weight {row.path}; received {row.total_sqnr_db!r}")
     if row.clipped_share is not None and not 0 <= row.clipped_share <= 1:
         raise ConfigError(f"expected clipped_share of {row.path} in [0, 1]; received {row.clipped_share!r}")
 
 
 def _check_status(row: Row) -> None:
     if row.status not in STATUSES:
-        raise ConfigError(
-            f"expected status to be one of {', '.join(STATUSES)}; received status={row.status!r}"
-        )
+        raise ConfigError(f"expected status to be one of {', '.join(STATUSES)}; received status={row.status!r}")
     if row.quantized and row.reason:
         raise ConfigError(f"expected no reason for {row.path}, which is quantized; received {row.reason!r}")
     if row.quantized and (row.bits is None or row.method is None):

@@ -10,10 +10,15 @@ from qi.ledger.rows import Row
 if TYPE_CHECKING:
     from qi.ledger.report import QuantizationReport
 
-__all__ = ["ROW_HEADER", "Fact", "facts", "row_cells"]
+__all__ = ["DROPPABLE_COLUMNS", "ROW_HEADER", "TEXT_COLUMNS", "Fact", "codes_text", "facts", "method_text", "row_cells"]
 
-ROW_HEADER = ("tensor", "layer type", "codes", "SQNR dB", "total dB", "clipped", "bytes")
-"""What the cells of a row are; the first three are text."""
+ROW_HEADER = ("tensor", "layer type", "method", "bits", "SQNR dB", "total dB", "clipped", "bytes")
+"""What the cells of a row are; the first `TEXT_COLUMNS` are text."""
+
+TEXT_COLUMNS = 3
+
+DROPPABLE_COLUMNS = ("layer type", "clipped", "method", "total dB", "bytes")
+"""The columns that a narrow table does without, the first to go first."""
 
 
 class Fact(NamedTuple):
@@ -64,7 +69,7 @@ def row_cells(row: Row) -> tuple[str, ...]:
     Example:
         >>> row_cells(Row(kind="activation", layer="relu", layer_type="ReLU", name="output", bits=8,
         ...               status="quantized", method="uniform", granularity="per_tensor", sqnr_db=39.06))
-        ('relu/output', 'ReLU', '8 bits uniform, per tensor', '39.1', '-', '-', '-')
+        ('relu/output', 'ReLU', 'uniform, per tensor', '8', '39.1', '-', '-', '-')
     """
     sizes = "-"
     if row.size_before is not None:
@@ -74,7 +79,8 @@ def row_cells(row: Row) -> tuple[str, ...]:
     return (
         row.path,
         row.layer_type,
-        codes_text(row),
+        method_text(row),
+        "-" if row.bits is None else str(row.bits),
         format_db(row.sqnr_db),
         format_db(row.total_sqnr_db),
         format_share(row.clipped_share),
@@ -82,10 +88,17 @@ def row_cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def codes_text(row: Row) -> str:
-    """Return how a row is quantized, in a few words."""
+def method_text(row: Row) -> str:
+    """Return a row's method and granularity, without remarks in brackets."""
     if not row.quantized:
         return "float"
-    plural = "" if row.bits == 1 else "s"
+    shared = (row.granularity or "").partition("(")[0].strip()
+    return ", ".join(filter(None, [row.method, shared])).replace("_", " ")
+
+
+def codes_text(row: Row) -> str:
+    """Return how a row is quantized in words: bits, method and granularity."""
+    if not row.quantized:
+        return "float"
     shared = f", {row.granularity}" if row.granularity else ""
-    return f"{row.bits} bit{plural} {row.method}{shared}".replace("_", " ")
+    return f"{row.bits} bit{'' if row.bits == 1 else 's'} {row.method}{shared}".replace("_", " ")

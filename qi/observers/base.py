@@ -132,9 +132,7 @@ class Statistic(ABC):
                 )
             setattr(self, f"_{name}", array.copy())
         if not self._is_consistent():
-            raise InputError(
-                f"expected the arrays of a {type(self).__name__} to fit each other; received damaged ones"
-            )
+            raise InputError(f"expected the arrays of a {type(self).__name__} to fit each other; received damaged ones")
 
     def _config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
@@ -185,7 +183,7 @@ class Statistic(ABC):
     def _add(self, block: Block) -> None:
         """See one block of a batch."""
 
-    def _end_batch(self, lo: np.ndarray, hi: np.ndarray) -> None:  # noqa: B027 - nothing to do for most
+    def _end_batch(self, lo: np.ndarray, hi: np.ndarray) -> None:
         """See the end of a batch with these extremes (inf and -inf where nothing was finite)."""
 
     @abstractmethod
@@ -221,11 +219,7 @@ def _number(arrays: Mapping[str, np.ndarray], name: str, *, optional: bool = Fal
     array = arrays.get(name, np.empty(2))
     if optional and array.shape == (0,):
         return None
-    if (
-        array.shape != ()
-        or array.dtype.kind not in "iuf"
-        or (array.dtype.kind == "f") != (name == "momentum")
-    ):
+    if array.shape != () or array.dtype.kind not in "iuf" or (array.dtype.kind == "f") != (name == "momentum"):
         raise InputError(f"expected a single number {name}; received {array.dtype} {array.shape}")
     if name != "axis" and array < 0:
         raise InputError(f"expected {name} >= 0; received {array}")

@@ -70,9 +70,7 @@ def as_planes(x: Array, axis: int | None) -> np.ndarray:
     """
     x = np.asarray(x)
     if x.dtype.kind not in "biuf" and not x.dtype.name.startswith(("bfloat", "float", "int", "uint")):
-        raise InputError(
-            f"expected an array of real numbers; received dtype={x.dtype}; convert it to a float dtype"
-        )
+        raise InputError(f"expected an array of real numbers; received dtype={x.dtype}; convert it to a float dtype")
     if axis is None:
         return np.asarray(x.reshape(1, 1, x.size))
     if not -x.ndim <= axis < x.ndim:

@@ -65,9 +65,7 @@ class Histogram(MinMax):
             or not 64 <= bins <= _MOST_BINS
             or bins & (bins - 1)
         ):
-            raise ConfigError(
-                f"expected bins to be a power of two from 64 to {_MOST_BINS}; received bins={bins!r}"
-            )
+            raise ConfigError(f"expected bins to be a power of two from 64 to {_MOST_BINS}; received bins={bins!r}")
         self.bins = int(bins)
         super().__init__(axis)
 
@@ -150,9 +148,7 @@ class Histogram(MinMax):
 
     def _grow(self, exponents: np.ndarray) -> None:
         for channel in np.flatnonzero(exponents > self._exponent):
-            self._counts[channel] = _coarsened(
-                self._counts[channel], int(exponents[channel] - self._exponent[channel])
-            )
+            self._counts[channel] = _coarsened(self._counts[channel], int(exponents[channel] - self._exponent[channel]))
         self._exponent = exponents
 
     def _combine(self, first: Self, second: Self) -> None:

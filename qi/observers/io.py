@@ -28,8 +28,8 @@ _FORMAT = "qi.statistics"
 _VERSION = 1
 # What reading a damaged archive may raise, from zipfile, zlib, NumPy's header parser, JSON and from_state.
 _DAMAGE = (
-    ConfigError, InputError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, NotImplementedError, OSError,
-    OverflowError, MemoryError, RuntimeError, SyntaxError, TypeError, ValueError,
+    ConfigError, InputError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, MemoryError,
+    NotImplementedError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
 
 
@@ -50,9 +50,7 @@ def save_statistics(path: str | os.PathLike[str], statistics: Mapping[str, Tenso
     arrays: State = {}
     for i, (name, stats) in enumerate(statistics.items()):
         if not isinstance(name, str) or not isinstance(stats, TensorStatistics):
-            raise InputError(
-                f"expected TensorStatistics by name; received a {type(stats).__name__} named {name!r}"
-            )
+            raise InputError(f"expected TensorStatistics by name; received a {type(stats).__name__} named {name!r}")
         arrays |= {f"{i}.{key}": array for key, array in stats.state().items()}
     header = json.dumps({"format": _FORMAT, "version": _VERSION, "names": list(statistics)})
     arrays["header"] = np.frombuffer(header.encode(), np.uint8)

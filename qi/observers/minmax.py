@@ -96,9 +96,7 @@ class EmaMinMax(Statistic):
 
     def __init__(self, axis: int | None = None, momentum: float = 0.9) -> None:
         if not (isinstance(momentum, int | float) and 0 <= momentum < 1):
-            raise ConfigError(
-                f"expected momentum from 0 up to, not including, 1; received momentum={momentum!r}"
-            )
+            raise ConfigError(f"expected momentum from 0 up to, not including, 1; received momentum={momentum!r}")
         self.momentum = float(momentum)
         super().__init__(axis)
 
@@ -138,12 +136,8 @@ class EmaMinMax(Statistic):
 
     def _end_batch(self, lo: np.ndarray, hi: np.ndarray) -> None:
         seen, new = lo <= hi, 1.0 - self.momentum
-        self._lo_sum = np.where(
-            seen, self.momentum * self._lo_sum + new * np.where(seen, lo, 0.0), self._lo_sum
-        )
-        self._hi_sum = np.where(
-            seen, self.momentum * self._hi_sum + new * np.where(seen, hi, 0.0), self._hi_sum
-        )
+        self._lo_sum = np.where(seen, self.momentum * self._lo_sum + new * np.where(seen, lo, 0.0), self._lo_sum)
+        self._hi_sum = np.where(seen, self.momentum * self._hi_sum + new * np.where(seen, hi, 0.0), self._hi_sum)
         self._steps = self._steps + seen
 
     def _combine(self, first: Self, second: Self) -> None:

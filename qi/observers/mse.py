@@ -32,9 +32,7 @@ _LEAST_GAIN = 0.01
 # Cells thinner than this share of the greatest magnitude are points: their density would drown in rounding.
 _THINNEST = 1e-6
 # Each search narrows the coarse steps of shrink_factors() around the best found.
-_REFINEMENTS = tuple(
-    np.exp2(np.linspace(-reach, reach, 2 * steps + 1)) for reach, steps in ((1 / 6, 4), (1 / 24, 4))
-)
+_REFINEMENTS = tuple(np.exp2(np.linspace(-reach, reach, 2 * steps + 1)) for reach, steps in ((1 / 6, 4), (1 / 24, 4)))
 
 
 class ExpectedError:
@@ -132,9 +130,7 @@ def best_range(cells: Cells, grid: Grid) -> tuple[float, float]:
         ConfigError: If the grid is a look-up table, which has no zero point.
     """
     if not isinstance(grid, IntGrid):
-        raise ConfigError(
-            f"expected an integer grid for an asymmetric range; received {grid}; use symmetric=True"
-        )
+        raise ConfigError(f"expected an integer grid for an asymmetric range; received {grid}; use symmetric=True")
     error = ExpectedError(cells, grid)
     lo, hi = min(cells.lo, 0.0), max(cells.hi, 0.0)
 

@@ -115,9 +115,7 @@ class MSEObserver(Observer):
         bins: Of the histogram.
     """
 
-    def __init__(
-        self, axis: int | None = None, rule: SymmetricRule = SymmetricRule.QMAX, bins: int = 8192
-    ) -> None:
+    def __init__(self, axis: int | None = None, rule: SymmetricRule = SymmetricRule.QMAX, bins: int = 8192) -> None:
         super().__init__(Histogram(axis, bins), "mse", rule=rule)
 
 

@@ -123,9 +123,7 @@ def clipped_share(stats: TensorStatistics | Histogram, lo: Any, hi: Any) -> floa
     channels = histogram.channels or 0
     ends = np.asarray(lo, np.float64), np.asarray(hi, np.float64)
     if any(end.shape not in ((), (channels,)) for end in ends):
-        raise InputError(
-            f"expected ends of shape () or ({channels},); received {ends[0].shape} and {ends[1].shape}"
-        )
+        raise InputError(f"expected ends of shape () or ({channels},); received {ends[0].shape} and {ends[1].shape}")
     lows, highs = (np.broadcast_to(end, (channels,)) for end in ends)
     cells = [cells_of(histogram, channel) for channel in range(channels)]
     outside = sum(c.outside(lows[i], highs[i]) for i, c in enumerate(cells) if c is not None)
@@ -133,23 +131,21 @@ def clipped_share(stats: TensorStatistics | Histogram, lo: Any, hi: Any) -> floa
 
 
 @SELECTIONS.register("minmax")
-def minmax(stats: TensorStatistics | Statistic, grid: Grid, symmetric: bool) -> Range:  # noqa: ARG001
+def minmax(stats: TensorStatistics | Statistic, grid: Grid, symmetric: bool) -> Range:
     """The extremes of all values."""
     seen = _part(stats, MinMax) if isinstance(stats, TensorStatistics | MinMax) else _part(stats, EmaMinMax)
     return seen.lo, seen.hi
 
 
 @SELECTIONS.register("ema")
-def ema(stats: TensorStatistics | Statistic, grid: Grid, symmetric: bool) -> Range:  # noqa: ARG001
+def ema(stats: TensorStatistics | Statistic, grid: Grid, symmetric: bool) -> Range:
     """Moving averages of each batch's extremes."""
     seen = _part(stats, EmaMinMax)
     return seen.lo, seen.hi
 
 
 @SELECTIONS.register("percentile")
-def percentile(
-    stats: TensorStatistics | Statistic, grid: Grid, symmetric: bool, percentile: float = 99.99
-) -> Range:
+def percentile(stats: TensorStatistics | Statistic, grid: Grid, symmetric: bool, percentile: float = 99.99) -> Range:
     """Quantiles: a `percentile` of 99.99 clips 0.01 % of the values on each side.
 
     Args:

@@ -110,9 +110,7 @@ class TensorStatistics:
             parts[part][rest] = array
         histogram, ema = Histogram.from_state(parts["histogram"]), EmaMinMax.from_state(parts["ema"])
         if (histogram.axis, histogram.count, histogram.channels) != (ema.axis, ema.count, ema.channels):
-            raise InputError(
-                "expected a histogram and averages of the same data; received those of different data"
-            )
+            raise InputError("expected a histogram and averages of the same data; received those of different data")
         return cls._of(histogram, ema)
 
     @classmethod

@@ -68,9 +68,7 @@ def select_weight_threshold(
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
         bad = int(np.count_nonzero(~np.isfinite(values)))
-        raise InputError(
-            f"expected finite weights; received {bad} NaN or infinite of {values.size}; repair the model"
-        )
+        raise InputError(f"expected finite weights; received {bad} NaN or infinite of {values.size}; repair the model")
     widest = minmax(values, grid, granularity, rule)
     if values.size == 0 or not widest.any():
         return widest
@@ -79,7 +77,7 @@ def select_weight_threshold(
 
 
 @WEIGHT_SELECTIONS.register("minmax")
-def minmax(w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule) -> np.ndarray:  # noqa: ARG001
+def minmax(w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule) -> np.ndarray:
     """The greatest magnitude; of the positive weights only, on an unsigned grid."""
     lo, hi = granularity.minmax(w)
     return np.asarray(np.maximum(np.maximum(-lo, hi) if grid.signed else hi, 0.0))
@@ -87,7 +85,12 @@ def minmax(w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricR
 
 @WEIGHT_SELECTIONS.register("mse")
 def mse(
-    w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule, power_of_two: bool = False
+    w: np.ndarray,
+    grid: Grid,
+    granularity: Granularity,
+    rule: SymmetricRule,
+    power_of_two: bool = False,
+    norm: float = 2.0,
 ) -> np.ndarray:
     """The threshold of least true squared quantization error; never worse than "minmax".
 
@@ -97,7 +100,10 @@ def mse(
         granularity: Which weights share a threshold.
         rule: How a threshold becomes a scale.
         power_of_two: Whether thresholds are limited to powers of two.
+        norm: The power of the error that is summed, 1 to 8; above 2, large errors (clipped weights) count for more.
     """
+    if not (isinstance(norm, int | float) and 1 <= norm <= 8):
+        raise ConfigError(f"expected a norm from 1 to 8; received norm={norm!r}")
     largest = largest_factor(grid, rule)
     start = minmax(w, grid, granularity, rule)
     widest = start * largest
@@ -105,11 +111,11 @@ def mse(
     if power_of_two:
         start = next_power_of_two(start)
         factors = np.exp2(np.arange(np.ceil(np.log2(largest)), np.log2(_SMALLEST_FACTOR) - 1, -1))
-    best, least = start, _errors(w, start, grid, granularity, rule)
+    best, least = start, _errors(w, start, grid, granularity, rule, norm)
 
     def consider(thresholds: np.ndarray) -> None:
         nonlocal best, least
-        errors = _errors(w, thresholds, grid, granularity, rule)
+        errors = _errors(w, thresholds, grid, granularity, rule, norm)
         better = errors < least
         best, least = np.where(better, thresholds, best), np.where(better, errors, least)
 
@@ -127,7 +133,7 @@ def percentile(
     w: np.ndarray,
     grid: Grid,
     granularity: Granularity,
-    rule: SymmetricRule,  # noqa: ARG001
+    rule: SymmetricRule,
     percentile: float = 99.99,
 ) -> np.ndarray:
     """A percentile of the magnitudes (of the weights above 0, on an unsigned grid).
@@ -142,11 +148,16 @@ def percentile(
     if not (isinstance(percentile, int | float) and 0 < percentile <= 100):
         raise ConfigError(f"expected a percentile above 0, up to 100; received percentile={percentile!r}")
     magnitudes = np.abs(w) if grid.signed else np.maximum(w, 0)
-    return _by_row(magnitudes, granularity, lambda row: float(np.nanpercentile(row, percentile)))
+
+    def reduction(blocks: np.ndarray, axis: tuple[int, ...], **_: bool) -> np.ndarray:
+        partial = np.isnan(blocks).any()  # NaN fills a partial group; minding it is slow
+        return np.asarray((np.nanpercentile if partial else np.percentile)(blocks, percentile, axis=axis))
+
+    return granularity.reduce(reduction, magnitudes, fill=np.nan)
 
 
 @WEIGHT_SELECTIONS.register("entropy")
-def entropy(w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule) -> np.ndarray:  # noqa: ARG001
+def entropy(w: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule) -> np.ndarray:
     """The threshold of least KL divergence, on a histogram (see `qi.observers.entropy`)."""
 
     def threshold(row: np.ndarray) -> float:
@@ -158,12 +169,13 @@ def entropy(w: np.ndarray, grid: Grid, granularity: Granularity, rule: Symmetric
 
 
 def _errors(
-    w: np.ndarray, thresholds: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule
+    w: np.ndarray, thresholds: np.ndarray, grid: Grid, granularity: Granularity, rule: SymmetricRule, norm: float
 ) -> np.ndarray:
-    """The squared error that each threshold really makes, summed over the weights that share it."""
+    """The error to the power of `norm` that each threshold really makes, summed over the weights that share it."""
     scale = granularity.expand(symmetric_scale(thresholds, grid, rule), w.shape)
     difference = w - fake_quantize(w, scale, 0, grid)
-    return granularity.reduce(np.sum, np.square(difference, dtype=np.float64))
+    error = np.abs(difference).astype(np.float64)
+    return granularity.reduce(np.sum, error * error if norm == 2 else error**norm)
 
 
 def _by_row(w: np.ndarray, granularity: Granularity, function: Callable[[np.ndarray], float]) -> np.ndarray:

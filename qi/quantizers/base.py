@@ -81,7 +81,9 @@ def mark_quantizer(
         raise ConfigError(f"expected a QuantizationTarget; received quantization_target={quantization_target!r}")
     methods = tuple(quantization_method)
     if not methods or not all(isinstance(m, QuantizationMethod) for m in methods):
-        raise ConfigError(f"expected a list of QuantizationMethod; received quantization_method={quantization_method!r}")
+        raise ConfigError(
+            f"expected a list of QuantizationMethod; received quantization_method={quantization_method!r}"
+        )
 
     def mark(cls: _C) -> _C:
         name = f"{package or cls.__module__.partition('.')[0]}>{cls.__name__}"
@@ -218,7 +220,9 @@ class BaseInferableQuantizer:
             if not per_channel:
                 raise ConfigError(f"expected per_channel=True with group_size; received group_size={group_size!r}")
         if input_rank is not None and channel_axis is not None and not -input_rank <= channel_axis < input_rank:
-            raise ConfigError(f"expected channel_axis within input_rank={input_rank}; received channel_axis={channel_axis}")
+            raise ConfigError(
+                f"expected channel_axis within input_rank={input_rank}; received channel_axis={channel_axis}"
+            )
         self.grid: Grid = grid
         self.channel_axis, self.input_rank = channel_axis, input_rank
         self.group_size, self.group_axis = group_size, group_axis
@@ -236,7 +240,11 @@ class BaseInferableQuantizer:
 
     def get_config(self) -> Json:
         """Constructor arguments as plain JSON values."""
-        config: Json = {"per_channel": self.per_channel, "channel_axis": self.channel_axis, "input_rank": self.input_rank}
+        config: Json = {
+            "per_channel": self.per_channel,
+            "channel_axis": self.channel_axis,
+            "input_rank": self.input_rank,
+        }
         if self.group_size is not None:
             config |= {"group_size": self.group_size, "group_axis": self.group_axis}
         return config
@@ -253,7 +261,9 @@ class BaseInferableQuantizer:
         try:
             return cls(**config)
         except TypeError as error:
-            raise ConfigError(f"expected the arguments of {cls.__name__}; received {sorted(config)} ({error})") from error
+            raise ConfigError(
+                f"expected the arguments of {cls.__name__}; received {sorted(config)} ({error})"
+            ) from error
 
     def to_dict(self) -> Json:
         """A JSON record that `quantizer_from_dict` reads."""
@@ -304,7 +314,9 @@ class BaseInferableQuantizer:
                 f"expected 1 or {int(np.prod(expected))} values (shape {expected}) for a tensor of shape {shape} with "
                 f"per_channel={self.per_channel}, channel_axis={self.channel_axis}; received {scale.size} (shape {scale.shape})"
             )
-        spread = (lambda a: np.broadcast_to(a.reshape(()), expected)) if scale.size == 1 else (lambda a: a.reshape(expected))
+        spread = (
+            (lambda a: np.broadcast_to(a.reshape(()), expected)) if scale.size == 1 else (lambda a: a.reshape(expected))
+        )
         return QParams(spread(scale), spread(np.broadcast_to(zero_point, scale.shape)), self.grid, granularity)
 
     def parameters(self, shape: Shape) -> dict[str, np.ndarray]:

@@ -123,13 +123,9 @@ class LutQuantizer(_ByThreshold):
         numbers("lut_values", lut_values)
         super().__init__(LutGrid(lut_values, lut_values_bitwidth, flag("signed", signed)), **granularity)
         if self.grid.levels > 2**bits:
-            raise ConfigError(
-                f"expected at most {2**bits} lut_values for num_bits={bits}; received {self.grid.levels}"
-            )
+            raise ConfigError(f"expected at most {2**bits} lut_values for num_bits={bits}; received {self.grid.levels}")
         if bits > self.grid.bits:
-            raise ConfigError(
-                f"expected num_bits <= lut_values_bitwidth={self.grid.bits}; received num_bits={bits}"
-            )
+            raise ConfigError(f"expected num_bits <= lut_values_bitwidth={self.grid.bits}; received num_bits={bits}")
         self._bits = bits
         _check_size("eps", numbers("eps", eps), per_channel=False)
         self.eps = float(np.reshape(eps, ()))
@@ -143,5 +139,10 @@ class LutQuantizer(_ByThreshold):
     def get_config(self) -> Json:
         """Constructor arguments as plain JSON values."""
         grid = self.grid
-        own = {"num_bits": self._bits, "lut_values": list(grid.values), "threshold": _plain(self.threshold), "signed": grid.signed}
+        own = {
+            "num_bits": self._bits,
+            "lut_values": list(grid.values),
+            "threshold": _plain(self.threshold),
+            "signed": grid.signed,
+        }
         return own | {"lut_values_bitwidth": grid.bits, "eps": self.eps} | super().get_config()

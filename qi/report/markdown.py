@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from qi.ledger import RENDERERS, QuantizationReport
 from qi.ledger.evaluation import EVALUATION_HEADER
 from qi.ledger.plain import names_text, shown_rows
-from qi.ledger.summary import ROW_HEADER, facts, row_cells
+from qi.ledger.summary import ROW_HEADER, TEXT_COLUMNS, facts, row_cells
 
 __all__ = ["markdown"]
 
@@ -33,7 +33,7 @@ def markdown(report: QuantizationReport) -> str:
     rows, note = shown_rows(report)
     if rows:
         parts += ["## Quantized", *([_escaped(note)] if note else [])]
-        parts.append(_table(ROW_HEADER, map(row_cells, rows), left=3))
+        parts.append(_table(ROW_HEADER, map(row_cells, rows), left=TEXT_COLUMNS))
     if report.unquantized:
         lines = [
             f"- {_escaped(reason)} ({len(rows)}): {_escaped(names_text(rows))}"

@@ -157,13 +157,9 @@ def _draw_db(ax: Any, layers: Sequence[Layer], values: Sequence[float | None], h
         ax.set_ylim(min(0.0, *lengths), top * 1.25)
 
 
-def _name_worst(
-    ax: Any, layers: Sequence[Layer], values: Sequence[float | None], lengths: Sequence[float]
-) -> None:
+def _name_worst(ax: Any, layers: Sequence[Layer], values: Sequence[float | None], lengths: Sequence[float]) -> None:
     """Number the worst layers on top of their bars and say beside the plot who they are."""
-    measured = sorted(
-        (value, place) for place, value in enumerate(values) if value is not None and value < math.inf
-    )
+    measured = sorted((value, place) for place, value in enumerate(values) if value is not None and value < math.inf)
     lines: list[str] = []
     named: list[int] = []
     for number, (value, place) in enumerate(measured[:_NAMED_WORST], start=1):

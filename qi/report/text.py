@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from qi.ledger import QuantizationReport, Row
 from qi.ledger.evaluation import EVALUATION_HEADER
 from qi.ledger.plain import names_text, shown_rows
-from qi.ledger.summary import ROW_HEADER, facts, row_cells
+from qi.ledger.summary import DROPPABLE_COLUMNS, ROW_HEADER, TEXT_COLUMNS, facts, row_cells
+from qi.ledger.table import fitting_columns
 from qi.optional import require
 from qi.report.view import quality
 
 __all__ = ["rich_report"]
 
 _STYLES = {"bad": "bold red", "watch": "yellow", "fine": "", "none": "dim"}
+_GAP = 3
 _SQNR, _TOTAL = ROW_HEADER.index("SQNR dB"), ROW_HEADER.index("total dB")
 
 
@@ -32,9 +34,7 @@ def rich_report(report: QuantizationReport) -> Any:
     """
     group = require("rich.console", extra="report", feature="the report in colour").Group
     text = require("rich.text", extra="report").Text
-    parts: list[Any] = [
-        text(f"Quantization report: {report.model or 'model'}, recipe {report.recipe}", style="bold")
-    ]
+    parts: list[Any] = [text(f"Quantization report: {report.model or 'model'}, recipe {report.recipe}", style="bold")]
     if report.description:
         parts.append(text(report.description, style="dim"))
     parts += [text(f"warning: {warning}", style="yellow") for warning in report.all_warnings]
@@ -45,7 +45,7 @@ def rich_report(report: QuantizationReport) -> Any:
     rows, note = shown_rows(report)
     if rows:
         title = f"Quantized: {note}" if note else "Quantized"
-        parts += [text(""), _table(title, ROW_HEADER, map(_styled, rows), left=3)]
+        parts += [text(""), _RowTable(title, rows)]
     if report.unquantized:
         parts += [text(""), text("Left in float", style="bold")]
         for reason, names in report.unquantized_by_reason().items():
@@ -53,13 +53,25 @@ def rich_report(report: QuantizationReport) -> Any:
     return group(*parts)
 
 
+class _RowTable:
+    """The table of rows with as many columns as the terminal is wide."""
+
+    def __init__(self, title: str, rows: Sequence[Row]) -> None:
+        self._title, self._rows = title, rows
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        cells = list(map(row_cells, self._rows))
+        columns = fitting_columns(ROW_HEADER, cells, DROPPABLE_COLUMNS, options.max_width, gap=_GAP)
+        header = [ROW_HEADER[column] for column in columns]
+        styled = [[line[column] for column in columns] for line in map(_styled, self._rows)]
+        yield _table(self._title, header, styled, left=sum(column < TEXT_COLUMNS for column in columns))
+
+
 def _facts(report: QuantizationReport) -> Any:
     grid = require("rich.table", extra="report").Table.grid(padding=(0, 3))
     text = require("rich.text", extra="report").Text
     for fact in facts(report):
-        grid.add_row(
-            text(fact.label, style="dim"), text(fact.value, style="bold"), text(fact.note, style="dim")
-        )
+        grid.add_row(text(fact.label, style="dim"), text(fact.value, style="bold"), text(fact.note, style="dim"))
     return grid
 
 
@@ -77,6 +89,7 @@ def _table(title: str, header: Iterable[str], rows: Iterable[Iterable[tuple[str,
         title=text(title, style="bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, _GAP - 1, 0, 0),
         pad_edge=False,
         show_edge=False,
     )

@@ -97,7 +97,7 @@ def test_numpy_knows_the_small_dtypes_of_ml_dtypes(dtype):
 
 
 def test_an_unknown_dtype_is_refused_by_name():
-    with pytest.raises(InputError, match="name of a dtype.* received dtype='float33'"):
+    with pytest.raises(InputError, match=r"name of a dtype.* received dtype='float33'"):
         NUMPY.cast(X, "float33")
 
 

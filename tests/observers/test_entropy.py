@@ -32,9 +32,7 @@ def divergence_as_written(counts, i, levels):
     return float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0])))
 
 
-@given(
-    arrays(np.float64, st.integers(6, 40), elements=st.integers(0, 9).map(float)), st.sampled_from([2, 4, 6])
-)
+@given(arrays(np.float64, st.integers(6, 40), elements=st.integers(0, 9).map(float)), st.sampled_from([2, 4, 6]))
 def test_all_candidates_at_once_are_each_as_written(counts, levels):
     counts[0] += 1
     expected = [divergence_as_written(counts, i, levels) for i in range(levels, len(counts) + 1)]
@@ -76,9 +74,7 @@ def test_few_distinct_values_or_many_levels_keep_everything(grid):
     assert entropy_threshold(histogram(x), 0, grid) == 5
 
 
-@pytest.mark.parametrize(
-    "grid", [IntGrid(1), IntGrid(2, narrow=True), LutGrid([-3, 0, 3]), LutGrid([-3, -1])]
-)
+@pytest.mark.parametrize("grid", [IntGrid(1), IntGrid(2, narrow=True), LutGrid([-3, 0, 3]), LutGrid([-3, -1])])
 def test_the_coarsest_grids_have_a_threshold(grid):
     x = np.random.default_rng(0).standard_normal(1000)
     assert 0 < entropy_threshold(histogram(x), 0, grid) <= np.abs(x).max()

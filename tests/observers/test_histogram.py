@@ -12,9 +12,7 @@ from qi.observers import Histogram
 
 EXACT = ("counts", "zeros", "exponent", "lo", "hi", "count")
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
-some = arrays(
-    np.float32, st.integers(0, 30), elements=floats | st.sampled_from([0.0, -1e-30, 1e30, 0.5, -0.5])
-)
+some = arrays(np.float32, st.integers(0, 30), elements=floats | st.sampled_from([0.0, -1e-30, 1e30, 0.5, -0.5]))
 
 
 def histogram(*batches, bins=64):

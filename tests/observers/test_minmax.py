@@ -50,9 +50,7 @@ def test_ema_is_the_unbiased_recursion_over_batch_extremes(tops, momentum):
     for top in tops:
         seen.update([top, top - 1])
     assert float(seen.hi) == pytest.approx(average(tops, momentum), abs=1e-9)
-    assert float(seen.lo) == pytest.approx(
-        average([float(np.float32(t - 1)) for t in tops], momentum), abs=1e-9
-    )
+    assert float(seen.lo) == pytest.approx(average([float(np.float32(t - 1)) for t in tops], momentum), abs=1e-9)
 
 
 def test_one_batch_gives_its_own_extremes():

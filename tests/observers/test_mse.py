@@ -144,15 +144,11 @@ def test_a_threshold_is_as_good_as_brute_force(name, bits):
 def test_a_range_is_as_good_as_brute_force(name, bits):
     x, grid = sample(name, n=2000), IntGrid(bits, signed=False)
     steps = np.linspace(0.04, 1, 25)
-    tried = [
-        true_error(x, *asymmetric_params(x.min() * a, x.max() * b, grid), grid) for a in steps for b in steps
-    ]
+    tried = [true_error(x, *asymmetric_params(x.min() * a, x.max() * b, grid), grid) for a in steps for b in steps]
     assert true_error(x, *asymmetric_params(*best_range(cells(x), grid), grid), grid) <= 1.03 * min(tried)
 
 
-@pytest.mark.parametrize(
-    ("name", "ends"), [("bytes", (-1, 127 / 128)), ("few", (-0.74, 1.11)), ("relu6", (0, 6))]
-)
+@pytest.mark.parametrize(("name", "ends"), [("bytes", (-1, 127 / 128)), ("few", (-0.74, 1.11)), ("relu6", (0, 6))])
 def test_data_that_the_extremes_fit_is_not_clipped(name, ends):
     assert best_range(cells(sample(name)), IntGrid(8)) == pytest.approx(ends)
 

@@ -138,9 +138,7 @@ def test_mse_of_a_fine_grid_is_minmax():
 
 def test_mse_takes_the_rule_and_powers_of_two_and_tables():
     ones = seen(np.ones(10))
-    assert select_range(ones, "mse", IntGrid(2), symmetric=True, rule=SymmetricRule.EDGE)[1] == pytest.approx(
-        2
-    )
+    assert select_range(ones, "mse", IntGrid(2), symmetric=True, rule=SymmetricRule.EDGE)[1] == pytest.approx(2)
     heavy = seen(np.random.default_rng(0).standard_t(3, 5000))
     for grid in (IntGrid(4), IntGrid(16)):
         _, top = select_range(heavy, "mse", grid, symmetric=True, power_of_two=True)

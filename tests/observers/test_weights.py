@@ -142,9 +142,7 @@ def test_an_unsigned_grid_covers_the_positive_weights(name):
 
 @EVERY
 def test_an_empty_weight_has_empty_or_zero_thresholds(name):
-    assert select_weight_threshold(np.zeros((0, 3)), name, IntGrid(8), PerChannel(-1), QMAX).tolist() == [
-        [0, 0, 0]
-    ]
+    assert select_weight_threshold(np.zeros((0, 3)), name, IntGrid(8), PerChannel(-1), QMAX).tolist() == [[0, 0, 0]]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16, np.int8])

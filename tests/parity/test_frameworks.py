@@ -132,7 +132,9 @@ def test_exception_tensorflow_divides_by_a_constant_through_its_reciprocal(compi
 
     grid, scale = IntGrid(8), np.float32(1 / 3)
     x = np.float32((np.arange(-200, 200) + 0.5) * float(scale))
-    x = np.concatenate([x, np.nextafter(x, np.float32(0)), np.random.default_rng(0).normal(0, 30, 999)], dtype=np.float32)
+    x = np.concatenate(
+        [x, np.nextafter(x, np.float32(0)), np.random.default_rng(0).normal(0, 30, 999)], dtype=np.float32
+    )
     codes = compiled(lambda x: quantize(x, scale, 0, grid))(tf.constant(x)).numpy()
     own = quantize(x, scale, 0, grid)
     through_reciprocal = np.clip(np.rint(x * (np.float32(1) / scale)), grid.qmin, grid.qmax)

@@ -154,8 +154,7 @@ def test_per_channel_is_per_slice(case):
     config = q.get_config() | {"per_channel": False, "channel_axis": None}
     for channel in range(x.shape[q.channel_axis]):
         whole = type(q).from_config(
-            config
-            | {k: config[k][channel] for k in ("threshold", "min_range", "max_range") if k in config}
+            config | {k: config[k][channel] for k in ("threshold", "min_range", "max_range") if k in config}
         )
         index = np.take(x, channel, axis=q.channel_axis)
         np.testing.assert_array_equal(whole(index), np.take(y, channel, axis=q.channel_axis))

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qi.errors import ConfigError, InputError
+from qi.ledger import evaluate_models
+
+X = np.eye(4)
+Y = np.arange(4)
+
+
+def exact(x):
+    return np.asarray(x)
+
+
+def swapped(x):
+    return np.asarray(x)[:, [1, 0, 2, 3]]
+
+
+def test_a_metric_by_name():
+    result = evaluate_models(exact, swapped, "accuracy", X, Y)
+    assert (result.metric, result.float_value, result.quantized_value, result.samples) == ("accuracy", 1.0, 0.5, 4)
+    assert (result.difference, result.agreement) == (-0.5, 0.5)
+
+
+def test_batches_count_like_one_array():
+    whole = evaluate_models(exact, swapped, "mse", X, X)
+    parts = evaluate_models(exact, swapped, "mse", [(X[:1], X[:1]), (X[1:], X[1:])])
+    assert parts == whole
+
+
+def test_a_function_gets_everything_in_numpy_arrays():
+    def share_of_ones(y_true, y_pred):
+        assert isinstance(y_true, np.ndarray)
+        assert isinstance(y_pred, np.ndarray)
+        return np.float32(y_pred.mean())
+
+    result = evaluate_models(exact, swapped, share_of_ones, X.tolist(), Y.tolist())
+    assert (result.metric, result.float_value) == ("share_of_ones", 0.25)
+    assert type(result.float_value) is float
+
+
+def test_several_outputs_reach_a_function_as_they_are():
+    def model(x):
+        return {"a": x, "b": [x, 2 * x]}
+
+    result = evaluate_models(model, model, lambda y, p: float(p["b"][1].max()), X, Y, name="top")
+    assert (result.metric, result.float_value, result.agreement) == ("top", 2.0, None)
+
+
+def test_predict_and_batches_are_the_callers():
+    seen = []
+
+    def predict(model, x):
+        seen.append(model)
+        return np.asarray(x) * model
+
+    result = evaluate_models(
+        1.0, 3.0, "mae", "data set", predict=predict, batches=lambda data: [(X, X)] if data == "data set" else []
+    )  # fmt: skip
+    assert seen == [1.0, 3.0]
+    assert (result.float_value, result.quantized_value) == (0.0, 0.5)
+
+
+def test_a_metric_of_the_model():
+    result = evaluate_models([1, 2], [1], len, of="model")
+    assert (result.metric, result.float_value, result.quantized_value, result.samples) == ("len", 2.0, 1.0, None)
+    with pytest.raises(ConfigError, match="and data with of='model'|received metric=.* and data"):
+        evaluate_models([1], [1], len, X, Y, of="model")
+    with pytest.raises(ConfigError, match="metric='accuracy'"):
+        evaluate_models([1], [1], "accuracy", of="model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "error", "message"),
+    [
+        (("acuracy", X, Y), {}, ConfigError, "Did you mean 'accuracy'"),
+        ((3, X, Y), {}, ConfigError, "received 3"),
+        (("accuracy", X, Y), {"of": "weights"}, ConfigError, "of='weights'"),
+        (("accuracy",), {}, InputError, "received None"),
+        (("accuracy", X, Y[:3]), {}, InputError, "received 4 and 3"),
+        (("accuracy", X[:0], Y[:0]), {}, InputError, "empty data"),
+        ((lambda y, p: p, X, Y), {}, InputError, "to return one number"),
+        ((lambda y, p: "good", X, Y), {"name": "words"}, InputError, "metric words to return one number"),
+        ((lambda y, p: None, X, Y), {}, InputError, "to return one number"),
+    ],
+)
+def test_errors(arguments, keywords, error, message):
+    with pytest.raises(error, match=message):
+        evaluate_models(exact, exact, *arguments, **keywords)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qi.ledger import QuantizationReport
+from qi.ledger.plain import MAX_NAMES, MAX_ROWS, names_text, plain_text, shown_rows
+
+
+def test_everything_is_in_the_text(report):
+    text = plain_text(report)
+    lines = text.splitlines()
+    assert lines[0] == "Quantization report: small, recipe w4a8"
+    assert "  warning: few samples" in lines
+    assert "  warning: unused rule match='hed': matches no layer. Did you mean 'head'?" in lines
+    assert any(line.split()[:3] == ["accuracy", "0.9", "0.875"] for line in lines)
+    for row in report.rows:
+        assert row.path in text
+        assert row.reason in text
+    assert "  in float, 2: left in float by rule match='head'\n    head/kernel, head/output" in text
+    assert not any(line != line.rstrip() for line in lines)
+
+
+def test_a_report_of_nothing_is_a_text_too():
+    assert plain_text(QuantizationReport(recipe="w8", rows=())).startswith("Quantization report: model, recipe w8")
+
+
+def test_large_models_show_the_worst(rows):
+    many = tuple(replace(rows[1], layer=f"conv{index}", sqnr_db=float(index)) for index in range(MAX_ROWS + 1))
+    report = QuantizationReport(recipe="w4", rows=tuple(reversed(many)))
+    shown, note = shown_rows(report)
+    assert [row.layer for row in shown] == [f"conv{index}" for index in range(MAX_ROWS // 2)]
+    assert note == "the 30 with the lowest SQNR, of 61 quantized tensors"
+    assert note in plain_text(report)
+    assert "conv30/kernel" not in plain_text(report)
+    assert shown_rows(QuantizationReport(recipe="w4", rows=many[1:])) == (many[1:], "")
+
+
+def test_large_models_without_measurements_show_the_first(rows):
+    many = tuple(replace(rows[1], layer=f"conv{index}", sqnr_db=None) for index in range(MAX_ROWS + 1))
+    shown, note = shown_rows(QuantizationReport(recipe="w4", rows=many))
+    assert shown == many[: MAX_ROWS // 2]
+    assert note == "the first of 61 quantized tensors"
+
+
+def test_long_lists_of_names_are_cut(rows):
+    many = tuple(replace(rows[2], layer=f"conv{index}") for index in range(MAX_NAMES + 3))
+    assert names_text(many).endswith("conv7/bias and 3 more")
+    assert names_text(many[:2]) == "conv0/bias, conv1/bias"
