@@ -33,9 +33,7 @@ def lut_grids(draw: st.DrawFn) -> LutGrid:
     """Look-up tables of 1 to 20 entries."""
     bits, signed = draw(st.integers(2, 12)), draw(st.booleans())
     base = IntGrid(bits, signed)
-    entries = st.lists(
-        st.integers(base.qmin, base.qmax), min_size=1, max_size=min(20, base.levels), unique=True
-    )
+    entries = st.lists(st.integers(base.qmin, base.qmax), min_size=1, max_size=min(20, base.levels), unique=True)
     return LutGrid(draw(entries), bits, signed)
 
 
@@ -46,18 +44,14 @@ def params(draw: st.DrawFn, grid: IntGrid, scale: st.SearchStrategy[Any] = scale
 
 
 @st.composite
-def values(
-    draw: st.DrawFn, scale: float, zero_point: int, grid: IntGrid, *, finite: bool = True
-) -> np.ndarray:
+def values(draw: st.DrawFn, scale: float, zero_point: int, grid: IntGrid, *, finite: bool = True) -> np.ndarray:
     """A float32 vector for these parameters: ties and their neighbours, the ends, one-signed, constant, denormal,
     huge and plain numbers; with NaN, infinities and -0.0 where `finite` is False."""
     exact = float(scale)
     steps = st.integers(grid.qmin - zero_point - 2, grid.qmax - zero_point + 2)
     plain = st.floats(-2.0, 2.0, width=32).map(lambda v: v * grid.levels * exact)
     kinds = {
-        "ties": st.tuples(steps, st.sampled_from([-1, 0, 1])).map(
-            lambda t: _nudged((t[0] + 0.5) * exact, t[1])
-        ),
+        "ties": st.tuples(steps, st.sampled_from([-1, 0, 1])).map(lambda t: _nudged((t[0] + 0.5) * exact, t[1])),
         "codes": steps.map(lambda k: k * exact),
         "plain": plain,
         "positive": plain.map(abs),

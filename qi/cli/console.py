@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from qi.ledger import QuantizationReport
 
 __all__ = ["Console"]
 
 
 class Console:
-    """Writes plain text; tables are drawn by rich where it is installed and a person reads along.
+    """Writes plain text, and reports in colour where rich is installed and a person reads along.
 
     Args:
         quiet: keeps results and progress back; warnings and errors always show.
@@ -39,22 +43,37 @@ class Console:
         """One line about why the command stopped."""
         _write(sys.stderr, f"qi: error: {text}\n")
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+    def table(
+        self, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, droppable: Sequence[str] = ()
+    ) -> None:
         """A table of text.
 
         Args:
             header: the columns' titles.
             rows: the cells.
             left: how many columns, from the first, are aligned to the left.
+            droppable: titles of columns that a narrow terminal does without, the first to go first.
         """
         if self.quiet:
             return
-        if _is_terminal(sys.stdout) and importlib.util.find_spec("rich") is not None:
-            _rich_table(header, rows, left)
-            return
-        from qi.ledger.table import table
+        from qi.ledger.table import fitting_columns, table
 
-        self.say(table(header, rows, left=left))
+        width = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else sys.maxsize
+        kept = fitting_columns(header, rows, droppable, width)
+        lines = [[line[column] for column in kept] for line in (header, *rows)]
+        self.say(table(lines[0], lines[1:], left=sum(column < left for column in kept)))
+
+    def report(self, report: QuantizationReport) -> None:
+        """A report: in colour where rich is installed and a person reads along, else as plain text."""
+        if self.quiet:
+            return
+        if not _is_terminal(sys.stdout) or importlib.util.find_spec("rich") is None:
+            self.say(report)
+            return
+        from qi.optional import require
+        from qi.report import rich_report
+
+        require("rich.console", "report").Console().print(rich_report(report))
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[bool]:
@@ -76,16 +95,3 @@ def _write(stream: TextIO | None, text: str) -> None:
         encoding = stream.encoding or "ascii"
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
-
-
-def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
-    from qi.optional import require
-
-    console = require("rich.console", "report").Console()
-    boxes, tables, texts = (require(f"rich.{name}", "report") for name in ("box", "table", "text"))
-    grid = tables.Table(box=boxes.SIMPLE_HEAD, header_style="bold")
-    for index, title in enumerate(header):
-        grid.add_column(title, justify="left" if index < left else "right", overflow="fold")
-    for row in rows:
-        grid.add_row(*map(texts.Text, row))  # as text, for "[...]" in a name is no markup
-    console.print(grid)

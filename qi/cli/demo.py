@@ -21,7 +21,7 @@ __all__ = ["RECIPES", "Outcome", "add", "run"]
 RECIPES = ("w8a8", "w4a8")
 """What the demo compares with float."""
 
-_HEADER = ("model", "accuracy", "change", "agreement", "weights", "size", "file")
+_HEADER = ("model", "accuracy", "change", "same answer", "weights", "ratio", "file")
 _WORST = 3
 _RELOADED = 512  # samples on which a reloaded model is compared
 
@@ -51,7 +51,7 @@ class Outcome:
         totals, result = self.report.totals, self.evaluation
         return (
             self.recipe,
-            format_share(result.quantized_value),
+            f"{100 * result.quantized_value:.2f} %",
             f"{100 * result.difference:+.2f}",
             format_share(result.agreement),
             format_bytes(totals.bytes_after),
@@ -87,8 +87,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
     data = load_demo_data()
     console.say(
-        f"An image classifier of ten classes, calibrated on {len(data.x_calib):,} images and measured on\n"
-        f"{len(data.x_test):,} others. {data.licence}.\n"
+        f"An image classifier of ten classes, calibrated on {len(data.x_calib):,} images and measured on "
+        f"{len(data.x_test):,} others.\n{data.licence}.\n"
     )
     model = load(demo_model_path())
     outcomes = [_try(recipe, model, data, arguments.out, console) for recipe in RECIPES]
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.report is not None:
         outcomes[0].report.save(arguments.report)
     _show_files(outcomes, arguments.report, console)
-    console.say(f"\n{time.perf_counter() - begin:.0f} seconds in all. Next, with a model of yours:\n\n{_next()}")
+    console.say(f"\nThat took {time.perf_counter() - begin:.0f} seconds. Next, with a model of yours:\n\n{_next()}")
 
 
 def _try(recipe: str, model: Any, data: DemoData, folder: Path, console: Console) -> Outcome:
@@ -140,13 +140,13 @@ def _save_reports(report: QuantizationReport, stem: Path, console: Console) -> t
 
 
 def _show(outcomes: list[Outcome], float_path: Path, console: Console) -> None:
-    from qi.ledger.numbers import format_bytes, format_db, format_share
+    from qi.ledger.numbers import format_bytes, format_db
 
     totals, before = outcomes[0].report.totals, outcomes[0].evaluation.float_value
-    in_float = ("float32", format_share(before), "", "", format_bytes(totals.bytes_before), "1.00x")
+    in_float = ("float32", f"{100 * before:.2f} %", "", "", format_bytes(totals.bytes_before), "1.00x")
     size = format_bytes(float_path.stat().st_size)
     console.table(_HEADER, [(*in_float, size), *(outcome.cells() for outcome in outcomes)])
-    console.say("\nWhere the errors are largest (6 dB less is twice the error):")
+    console.say("\nWhere the errors are largest (6 dB less is twice the error):\n")
     rows = [
         (outcome.recipe, row.path, f"{row.bits} bits", f"{format_db(row.sqnr_db)} dB")
         for outcome in outcomes
@@ -156,11 +156,10 @@ def _show(outcomes: list[Outcome], float_path: Path, console: Console) -> None:
 
 
 def _show_files(outcomes: list[Outcome], report: Path | None, console: Console) -> None:
-    console.say("\nSaved, reloaded, and compared: the reloaded models predict the same numbers, bit for bit.")
+    console.say("\nSaved; reloaded, each model predicts the very same numbers, bit for bit:\n")
     for outcome in outcomes:
-        console.say(f"  {outcome.model_path}, and what was done to every tensor: {', '.join(map(str, outcome.report_paths))}")
-    if report is not None:
-        console.say(f"  {report}")
+        extra = [report] if report is not None and outcome is outcomes[0] else []
+        console.say(f"  {outcome.recipe}  {', '.join(map(str, (outcome.model_path, *outcome.report_paths, *extra)))}")
 
 
 def _next() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def add(commands: Any) -> None:
         "metric's own unit for mse and mae",
     )  # fmt: skip
     parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="samples at a time (default: 64)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
@@ -60,9 +62,14 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     result = evaluate_models(
         before, after, arguments.metric, x, y, predict=lambda model, x: predict(model, x, arguments.batch_size)
     )
-    console.table(EVALUATION_HEADER, [result.cells()])
+    if arguments.json:
+        console.say(json.dumps({**result.to_dict(), "difference": result.difference}, indent=1))
+    else:
+        console.table(EVALUATION_HEADER, [result.cells()])
     if arguments.max_drop is not None:
-        _judge(result, arguments.max_drop, console)
+        judgement = _judge(result, arguments.max_drop)
+        if not arguments.json:
+            console.say(judgement)
 
 
 def loss_of(result: Evaluation) -> float:
@@ -72,7 +79,8 @@ def loss_of(result: Evaluation) -> float:
     return result.difference
 
 
-def _judge(result: Evaluation, allowed: float, console: Console) -> None:
+def _judge(result: Evaluation, allowed: float) -> str:
+    """What to say of a drop that is allowed; raises RefusedError where it isn't."""
     lost = loss_of(result)
     unit = " points" if HIGHER_IS_BETTER.get(result.metric, True) else ""
     if not lost <= allowed + 1e-9:  # rounding of a share, not of a result; NaN is refused
@@ -81,4 +89,4 @@ def _judge(result: Evaluation, allowed: float, console: Console) -> None:
             f"{result.samples} samples; do try a recipe with more bits, or keep the worst layers of the report at 8 bits"
         )
     change = f"better by {-lost:.4g}{unit}" if lost < 0 else f"worse by {lost:.4g}{unit}"
-    console.say(f"passed: {change}; {allowed:g} allowed")
+    return f"passed: {change}; {allowed:g} allowed"

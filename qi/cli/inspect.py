@@ -40,4 +40,5 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         return
     console.say(found.summary())
     console.say(f"{arguments.model}: {format_bytes(size)} on disk")
-    console.table(found.header(), found.rows(), left=7)
+    console.say()
+    console.table(found.header(), found.rows(), left=7, droppable=("output", "scale", "shape", "type"))

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     save_model(quantized, arguments.out)
     for path in arguments.report:
         report.save(path)
-    console.say(report)
+    console.report(report)
     console.say()
     for path in (arguments.out, *arguments.report):
         console.say(f"saved {path}")

@@ -165,10 +165,13 @@ class _Keras:
         return str(self._keras.backend.standardize_dtype(x.dtype))
 
     def clip(self, x: Array, lo: Array, hi: Array) -> Array:
-        # With `where` every backend gives gradient 1 at both edges (JAX's own clip halves it).
+        lo, hi = (self._ops.cast(end, x.dtype) for end in (lo, hi))
+        if self._keras.backend.backend() == "tensorflow":
+            return self._ops.minimum(self._ops.maximum(x, lo), hi)
+        # JAX and torch halve the gradient of minimum and maximum at ties; `where` gives 1 at both edges, as TensorFlow does.
         where = self._ops.where
-        x = where(x < lo, self._ops.cast(lo, x.dtype), x)
-        return where(x > hi, self._ops.cast(hi, x.dtype), x)
+        x = where(x < lo, lo, x)
+        return where(x > hi, hi, x)
 
     def searchsorted(self, sorted_values: Array, x: Array) -> Array:
         flat = self._ops.searchsorted(sorted_values, self._ops.reshape(x, (-1,)))

@@ -96,9 +96,9 @@ def _of_models(
 def _number(title: str, value: Any) -> float:
     """The one number that a metric returned, whatever framework's scalar it is."""
     try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+        array = np.asarray(value)
+    except ValueError:  # a ragged list
         array = np.empty(0)
-    if array.size != 1:
+    if array.size != 1 or array.dtype.kind in "OSUMmc":
         raise InputError(f"expected the metric {title} to return one number; received {value!r}")
     return float(array.reshape(()))

@@ -113,7 +113,7 @@ class Row:
         result: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None or value == "":
+            if value is None or (value == "" and field.default == ""):
                 continue
             if field.name == "shape":
                 value = list(value)

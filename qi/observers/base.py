@@ -183,7 +183,7 @@ class Statistic(ABC):
     def _add(self, block: Block) -> None:
         """See one block of a batch."""
 
-    def _end_batch(self, lo: np.ndarray, hi: np.ndarray) -> None:
+    def _end_batch(self, lo: np.ndarray, hi: np.ndarray) -> None:  # noqa: B027 - nothing to do for most
         """See the end of a batch with these extremes (inf and -inf where nothing was finite)."""
 
     @abstractmethod

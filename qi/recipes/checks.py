@@ -11,9 +11,7 @@ from qi.registry import suggest
 __all__ = ["check_keys"]
 
 
-def check_keys(
-    kind: str, config: object, *, allowed: Iterable[str], required: Iterable[str] = ()
-) -> dict[str, Any]:
+def check_keys(kind: str, config: object, *, allowed: Iterable[str], required: Iterable[str] = ()) -> dict[str, Any]:
     """Return a mapping as a dict after a look at its keys.
 
     Args:

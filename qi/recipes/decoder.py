@@ -96,7 +96,9 @@ def _weights(bits: str, granularity: str | None, range_: str | None, *, alone: b
     if granularity in _GRANULARITY:
         return TensorSpec(bits=int(bits), granularity=_GRANULARITY[granularity], range=chosen, range_options=options)
     group_size = int(str(granularity)[1:])
-    return TensorSpec(bits=int(bits), granularity="per_group", group_size=group_size, range=chosen, range_options=options)
+    return TensorSpec(
+        bits=int(bits), granularity="per_group", group_size=group_size, range=chosen, range_options=options
+    )
 
 
 def _activations(bits: str | None, range_: str | None) -> TensorSpec | None:

@@ -134,8 +134,7 @@ def check_choice(slot: str, choice: object) -> None:
         )
     if slot == "weights" and choice.range == "ema":
         raise ConfigError(
-            "expected a range that needs no stream of data for weights; received range='ema'; "
-            "do: range='minmax'"
+            "expected a range that needs no stream of data for weights; received range='ema'; do: range='minmax'"
         )
     if slot == "weights" and choice.bits == 1 and choice.method != "uniform":
         raise ConfigError(

@@ -176,10 +176,7 @@ def test_integers_are_computed_and_answered_in_float32(dtype):
 
 def test_small_and_foreign_dtypes_are_numbers_too():
     assert quantize(np.array([-3, 3], ml_dtypes.int4), 1.0, 0, INT8).tolist() == [-3, 3]
-    assert (
-        fake_quantize(np.array([1.25], ml_dtypes.float8_e4m3fn), 0.5, 0, INT8).dtype
-        == ml_dtypes.float8_e4m3fn
-    )
+    assert fake_quantize(np.array([1.25], ml_dtypes.float8_e4m3fn), 0.5, 0, INT8).dtype == ml_dtypes.float8_e4m3fn
     swapped = fake_quantize(np.array([1.3], ">f8"), 0.5, 0, INT8)
     assert (swapped.dtype, swapped[0]) == (np.float64, 1.5)
     assert quantize([0.6, -99], 0.5, 0, INT8).tolist() == [1, -128]

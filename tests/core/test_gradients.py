@@ -139,17 +139,13 @@ def test_the_gradient_of_one_with_the_value_of_the_other(backend):
         (gradient,) = backend.gradients(combine, x)
         assert gradient.tolist() == [3, 3, 3]
     value = surrogate(backend.tensor(x) / 3, backend.tensor(x) * 1e8, xp=on(backend.tensor(x)))
-    np.testing.assert_array_equal(
-        backend.numpy(value), x / np.float32(3)
-    )  # exact, however large the other is
+    np.testing.assert_array_equal(backend.numpy(value), x / np.float32(3))  # exact, however large the other is
 
 
 @each_backend
 def test_a_gradient_is_scaled_and_the_value_is_not(backend):
     x = np.float32([0.1, 3.0, -7.3])
-    np.testing.assert_array_equal(
-        backend.numpy(scale_gradient(backend.tensor(x), 0.25, xp=on(backend.tensor(x)))), x
-    )
+    np.testing.assert_array_equal(backend.numpy(scale_gradient(backend.tensor(x), 0.25, xp=on(backend.tensor(x)))), x)
     (gradient,) = backend.gradients(lambda x: scale_gradient(x, 0.25, xp=on(x)), x)
     assert gradient.tolist() == [0.25] * 3
 

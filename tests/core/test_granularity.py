@@ -101,18 +101,14 @@ def test_tensors_expand_in_their_own_framework(backend):
 
 
 @pytest.mark.parametrize("axis", [2, -3])
-@pytest.mark.parametrize(
-    "make", [PerChannel, lambda axis: PerGroup(axis, 4), lambda axis: PerGroup(0, 4, axis)]
-)
+@pytest.mark.parametrize("make", [PerChannel, lambda axis: PerGroup(axis, 4), lambda axis: PerGroup(0, 4, axis)])
 def test_an_axis_that_the_tensor_lacks_is_refused(make, axis):
     with pytest.raises(InputError, match=f"from -2 to 1 for a tensor of rank 2; received {axis}"):
         make(axis).param_shape((3, 4))
 
 
 def test_groups_run_along_another_axis_than_the_channels():
-    with pytest.raises(
-        InputError, match=r"grouped axis to differ .* received both as 1 for a tensor of rank 2"
-    ):
+    with pytest.raises(InputError, match=r"grouped axis to differ .* received both as 1 for a tensor of rank 2"):
         PerGroup(1, 4).param_shape((3, 4))
 
 

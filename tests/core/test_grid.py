@@ -47,9 +47,7 @@ def test_a_width_that_is_no_integer_from_1_to_16_is_refused(bits):
 
 @pytest.mark.parametrize(("bits", "signed"), [(8, False), (1, True), (1, False)])
 def test_a_narrow_grid_is_signed_and_has_codes_beside_0(bits, signed):
-    with pytest.raises(
-        ConfigError, match=f"narrow_range only for .* received num_bits={bits}, signed={signed}"
-    ):
+    with pytest.raises(ConfigError, match=f"narrow_range only for .* received num_bits={bits}, signed={signed}"):
         IntGrid(bits, signed, narrow=True)
 
 

@@ -13,9 +13,7 @@ from qi.errors import InputError
 from tests.strategies import arrays
 
 METRICS = [mse, max_abs_error, sqnr_db, cosine]
-pairs = hnp.array_shapes(max_dims=3, max_side=4).flatmap(
-    lambda shape: st.tuples(arrays(shape), arrays(shape))
-)
+pairs = hnp.array_shapes(max_dims=3, max_side=4).flatmap(lambda shape: st.tuples(arrays(shape), arrays(shape)))
 
 
 @given(pairs)
@@ -61,9 +59,7 @@ def test_zero_signals():
 def test_integers_and_half_precision_are_computed_in_float64():
     assert mse(np.int8([127]), np.int8([-128])) == 255**2
     assert max_abs_error(np.uint8([0]), np.uint8([255])) == 255
-    assert sqnr_db(np.float16([60000] * 4), np.float16([59968] * 4)) == pytest.approx(
-        20 * math.log10(60000 / 32)
-    )
+    assert sqnr_db(np.float16([60000] * 4), np.float16([59968] * 4)) == pytest.approx(20 * math.log10(60000 / 32))
     assert cosine(np.float16([60000] * 2), np.float16([60000] * 2)) == pytest.approx(1)
 
 

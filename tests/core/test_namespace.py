@@ -68,9 +68,7 @@ def test_transcendental_functions_agree_to_a_few_ulps(name, backend):
 
 
 @each_backend
-@pytest.mark.parametrize(
-    "dtype", ["float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "bool"]
-)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "bool"])
 def test_dtypes_have_numpys_names(dtype, backend):
     tensor = backend.tensor(X)
     xp = namespace_of(tensor)
@@ -149,9 +147,7 @@ def test_a_tensor_among_arrays_decides_and_keras_goes_before_torch():
 
 @pytest.mark.parametrize("x", [None, "abc", {"a": 1}, object(), {1, 2}], ids=repr)
 def test_what_is_no_array_is_refused_by_its_type(x):
-    with pytest.raises(
-        InputError, match=rf"expected a numpy array, .*received {type(x).__name__}; do numpy\."
-    ):
+    with pytest.raises(InputError, match=rf"expected a numpy array, .*received {type(x).__name__}; do numpy\."):
         namespace_of(np.zeros(3), x)
 
 

@@ -140,9 +140,7 @@ def test_codes_that_do_not_fit_are_refused(codes, bits, message):
     ],
 )
 def test_bytes_that_do_not_fit_the_shape_are_refused(data, shape):
-    with pytest.raises(
-        InputError, match=rf"expected \d+ bytes for .* codes of 4 bits; received {data.size} of dtype"
-    ):
+    with pytest.raises(InputError, match=rf"expected \d+ bytes for .* codes of 4 bits; received {data.size} of dtype"):
         unpack(data, 4, shape, signed=True)
 
 

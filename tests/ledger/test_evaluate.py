@@ -66,7 +66,7 @@ def test_predict_and_batches_are_the_callers():
 def test_a_metric_of_the_model():
     result = evaluate_models([1, 2], [1], len, of="model")
     assert (result.metric, result.float_value, result.quantized_value, result.samples) == ("len", 2.0, 1.0, None)
-    with pytest.raises(ConfigError, match="and data with of='model'|received metric=.* and data"):
+    with pytest.raises(ConfigError, match=r"received metric=.* and data"):
         evaluate_models([1], [1], len, X, Y, of="model")
     with pytest.raises(ConfigError, match="metric='accuracy'"):
         evaluate_models([1], [1], "accuracy", of="model")

@@ -78,7 +78,7 @@ def test_shapes_that_do_not_go_together_are_refused(function):
 
 
 def test_agreement_needs_scores_of_several_classes():
-    assert top_1_agreement(SCORES, SCORES[:, ::-1]) == 0.0
+    assert top_1_agreement(SCORES, SCORES[:, ::-1]) == 0.5
     assert top_1_agreement(SCORES, SCORES * 2) == 1.0
     assert top_1_agreement(SCORES[:, :1], SCORES[:, :1]) is None
     assert top_1_agreement(SCORES[0], SCORES[0]) is None

@@ -47,9 +47,8 @@ def test_what_is_not_known_is_left_out():
 
 
 def test_numpy_numbers_become_python_numbers():
-    row = Row(
-        kind="weight", **QUANTIZED, method="symmetric", shape=np.array([2, 3]), macs=np.int64(6), scale_min=np.float32(0.5)
-    )  # fmt: skip
+    numpy = {"shape": np.array([2, 3]), "macs": np.int64(6), "scale_min": np.float32(0.5)}
+    row = Row(kind="weight", **QUANTIZED, method="symmetric", **numpy)
     assert json.dumps(row.to_dict(), allow_nan=False)
     assert row.shape == (2, 3)
     assert type(row.macs) is int

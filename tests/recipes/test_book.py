@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from qi.recipes import Recipe, Rule, TensorSpec, get_recipe
 
@@ -68,8 +67,7 @@ def test_rules_that_decided_nothing_are_named_with_the_cause():
         "layer_type='dense': matches no layer. Did you mean 'Dense'?",
         "match='*', layer_type='Dense': "
         "matches layers, but an earlier rule came first or they have nothing that it speaks of",
-        "match='head', weight='bias': "
-        "matches layers, but none of their weights, or an earlier rule came first",
+        "match='head', weight='bias': matches layers, but none of their weights, or an earlier rule came first",
         "match='zzzzzz': matches no layer.",
     )
 

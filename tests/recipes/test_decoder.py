@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from qi.errors import ConfigError
 from qi.recipes import RANGES, RECIPE_NAMES, TensorSpec, decode_name

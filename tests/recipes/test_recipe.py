@@ -43,9 +43,7 @@ def test_illegal_recipes_are_refused(values, message):
 
 
 def test_config_round_trip():
-    recipe = Recipe(
-        "r", INT8, TensorSpec(bits=16, range="ema", range_options={"momentum": 0.9}), (HEAD, TAIL)
-    )
+    recipe = Recipe("r", INT8, TensorSpec(bits=16, range="ema", range_options={"momentum": 0.9}), (HEAD, TAIL))
     assert Recipe.from_config(recipe.to_config()) == recipe
 
 

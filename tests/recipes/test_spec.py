@@ -6,8 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from qi.errors import ConfigError
 from qi.recipes import GRANULARITIES, METHODS, RANGES, RangeOptions, TensorSpec
