@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qi.cli.console import Console
-from qi.cli.options import check_input, check_output, positive
+from qi.cli.options import check_input, check_output, positive, writing
 
 __all__ = ["add", "run"]
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from qi.cli.data import CALIBRATION, ArrayFile, samples
     from qi.recipes import get_recipe
 
-    recipe = get_recipe(Path(arguments.recipe) if arguments.recipe.endswith(".json") else arguments.recipe)
+    recipe = get_recipe(arguments.recipe)
     file = ArrayFile(arguments.data)
     from qi.cli.models import input_names, load
 
@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     name, data = samples(file, CALIBRATION, input_names(model))
     with console.progress() as progress:
         statistics = calibrate(model, data, recipe, batch_size=arguments.batch_size, progress=progress)
-    save_statistics(arguments.out, statistics)
+    with writing(arguments.out):
+        save_statistics(arguments.out, statistics)
     count = len(next(iter(data.values())) if isinstance(data, dict) else data)
     console.say(f"{len(statistics)} activations over {count} samples{f' ({name})' if name else ''}")
     console.say(f"saved {arguments.out}")

@@ -59,7 +59,7 @@ class ArrayFile:
     def __getitem__(self, name: str) -> np.ndarray:
         with self._translated():
             if self._is_single:
-                return np.load(self.path, mmap_mode="r", allow_pickle=False)
+                return np.asanyarray(np.load(self.path, mmap_mode="r", allow_pickle=False))
             # Opened here: numpy leaves a file that it opened itself open when the archive is damaged.
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return np.asarray(archive[name])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qi.cli.console import Console
-from qi.cli.options import check_output
+from qi.cli.options import REPORTS, check_output
 from qi.errors import InputError, MissingDependencyError, QiError
 
 if TYPE_CHECKING:
@@ -78,9 +78,11 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """Quantizes, measures, saves, reloads, and says what to do next."""
     begin = time.perf_counter()
     if arguments.report is not None:
-        check_output(arguments.report, [".html", ".md", ".json", ".txt", ".png"])
+        check_output(arguments.report, REPORTS)
     if arguments.out.exists() and not arguments.out.is_dir():
-        raise InputError(f"expected a folder to write to; received the file {str(arguments.out)!r}; do pass another --out")
+        raise InputError(
+            f"expected a folder to write to; received the file {str(arguments.out)!r}; do pass another --out"
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
     from qi.cli.models import load
     from qi.demo import demo_model_path, load_demo_data

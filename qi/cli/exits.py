@@ -34,7 +34,9 @@ def exit_code(error: BaseException) -> int:
         return REFUSED
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    return BAD_INPUT if isinstance(error, QiError) and not isinstance(error, MissingDependencyError) else FAILED
+    if isinstance(error, QiError | FileNotFoundError | IsADirectoryError):
+        return FAILED if isinstance(error, MissingDependencyError) else BAD_INPUT
+    return FAILED
 
 
 def message_of(error: BaseException) -> str:

@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with shown_warnings(console):
             arguments.run(arguments, console)
     except BrokenPipeError:  # the reader, say `head`, has seen enough
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError, ValueError):  # or Python complains once more when it ends
+            descriptor = sys.stdout.fileno()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         return FAILED
     except (Exception, KeyboardInterrupt) as error:
         if debugging():

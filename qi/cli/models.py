@@ -48,4 +48,6 @@ def predict(model: Any, x: Any, batch_size: int = BATCH_SIZE) -> Any:
     except (TypeError, ValueError) as error:
         received = {name: a.shape for name, a in x.items()} if isinstance(x, dict) else x.shape
         wanted = [tuple(tensor.shape) for tensor in model.inputs or ()]
-        raise InputError(f"expected samples of shape {wanted} for {model.name!r}; received {received}: {error}") from error
+        raise InputError(
+            f"expected samples of shape {wanted} for {model.name!r}; received {received}: {error}"
+        ) from error

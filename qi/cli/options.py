@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +13,10 @@ from qi.cli.console import Console
 from qi.cli.exits import BAD_INPUT
 from qi.errors import InputError
 
-__all__ = ["Parser", "check_input", "check_output", "positive", "tolerance"]
+__all__ = ["REPORTS", "Parser", "check_input", "check_output", "positive", "tolerance", "writing"]
+
+REPORTS = (".html", ".md", ".json", ".txt", ".png")
+"""The formats of a report."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,5 +74,16 @@ def check_output(path: Path, suffixes: Sequence[str], inputs: Sequence[Path] = (
         raise InputError(f"expected a folder that exists; received {str(folder)!r}; do create it first")
     if path.is_dir():
         raise InputError(f"expected the name of a file to write; received the folder {str(path)!r}")
-    if path.exists() and any(other.exists() and os.path.samefile(path, other) for other in inputs):
+    if path.exists() and any(other.exists() and path.samefile(other) for other in inputs):
         raise InputError(f"expected another file to write than to read; received {str(path)!r} for both")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file in an OSError that doesn't, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qi.cli.console import Console
 from qi.cli.exits import RefusedError
-from qi.cli.options import check_input, check_output, positive
+from qi.cli.options import REPORTS, check_input, check_output, positive, writing
 from qi.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ _DESCRIPTION = """Quantizes a trained Functional or Sequential Keras model; the 
 
 recipes: a name such as w8a8 (weights and activations of 8 bits), w8 (weights alone), w4a8, w8a16 or w4_g32 (one scale
 per 32 weights), or a .json file with rules. Recipes with activations need --data or --stats."""
-
-_REPORTS = (".html", ".md", ".json", ".txt", ".png")
 
 
 def add(commands: Any) -> None:
@@ -36,12 +34,14 @@ def add(commands: Any) -> None:
         "--data", metavar="FILE", type=Path,
         help="samples as the model takes them: .npy, or .npz with x_calib or x (or an array for each input by its name)",
     )  # fmt: skip
-    source.add_argument("--stats", metavar="FILE", type=Path, help="statistics from `qi calibrate`, in place of samples")
+    source.add_argument(
+        "--stats", metavar="FILE", type=Path, help="statistics from `qi calibrate`, in place of samples"
+    )
     parser.add_argument("--recipe", metavar="RECIPE", default="w8a8", help="a name or a .json file (default: w8a8)")
     parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the .keras file to write")
     parser.add_argument(
         "--report", metavar="FILE", type=Path, action="append", default=[],
-        help=f"write the report too ({', '.join(_REPORTS)}); can be given several times",
+        help=f"write the report too ({', '.join(REPORTS)}); can be given several times",
     )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="exit with 3 if a weight matrix would stay in float")
     parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="samples at a time (default: 64)")
@@ -54,14 +54,16 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     _check(arguments)
     from qi.recipes import get_recipe
 
-    recipe = get_recipe(Path(arguments.recipe) if arguments.recipe.endswith(".json") else arguments.recipe)
+    recipe = get_recipe(arguments.recipe)
     file = None
     if arguments.data is not None:
         from qi.cli.data import ArrayFile
 
         file = ArrayFile(arguments.data)
     elif arguments.stats is None and recipe.activations is not None:
-        raise InputError(f"expected --data or --stats, for recipe {recipe.name} quantizes activations; received neither")
+        raise InputError(
+            f"expected --data or --stats, for recipe {recipe.name} quantizes activations; received neither"
+        )
     from qi.cli.models import load
 
     model = load(arguments.model)
@@ -69,9 +71,11 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         quantized, report = _quantize(model, recipe, file, arguments, progress)
     from qi.keras import save_model
 
-    save_model(quantized, arguments.out)
+    with writing(arguments.out):
+        save_model(quantized, arguments.out)
     for path in arguments.report:
-        report.save(path)
+        with writing(path):
+            report.save(path)
     console.report(report)
     console.say()
     for path in (arguments.out, *arguments.report):
@@ -86,7 +90,7 @@ def _check(arguments: argparse.Namespace) -> None:
         check_input(arguments.stats, "statistics")
     check_output(arguments.out, [".keras"], read)
     for path in arguments.report:
-        check_output(path, _REPORTS, [*read, Path(arguments.recipe)])
+        check_output(path, REPORTS, [*read, Path(arguments.recipe)])
 
 
 def _quantize(

@@ -224,7 +224,7 @@ def inspect_model(model: keras.Model) -> Inspection:
 
 def _visit(op: Any, path: str, outputs: tuple[Any, ...] = ()) -> Iterator[LayerInfo]:
     """The layer itself, and its parts where there is something to see in them."""
-    info = {"path": path, "type": type(op).__name__, "outputs": outputs}
+    info: dict[str, Any] = {"path": path, "type": type(op).__name__, "outputs": outputs}
     if isinstance(op, KerasQuantizationWrapper):
         yield _wrapped(op, info)
     elif isinstance(op, KerasActivationQuantizationHolder):
@@ -240,7 +240,7 @@ def _visit(op: Any, path: str, outputs: tuple[Any, ...] = ()) -> Iterator[LayerI
 
 def _inside(layer: Any, prefix: str) -> Iterator[LayerInfo]:
     # No public name lists the direct parts of a layer that isn't a model.
-    parts = [part for part in layer._flatten_layers(include_self=False, recursive=False)]
+    parts = list(layer._flatten_layers(include_self=False, recursive=False))
     inner = {id(variable) for part in parts for variable in part.variables}
     own = {name: variable for name, variable in _weights(layer).items() if id(variable) not in inner}
     if own:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +16,60 @@ from qi.errors import FileFormatError, InputError
 
 __all__ = ["load_model", "save_model", "size_on_disk"]
 
+# What reading a damaged file may raise, from zipfile, zlib, h5py, JSON and the rebuilding of layers.
+_DAMAGE = (
+    AttributeError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
 
 def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
     """Saves a model as a `.keras` file: the file is complete, or what was there before stays.
 
     Args:
         model: any Keras model.
-        path: ends in ``.keras``; its folder must exist.
+        path: ends in ``.keras``; its folder must exist. A symbolic link is followed.
 
     Returns:
         the path.
 
     Raises:
-        InputError: another suffix, or a folder that doesn't exist.
+        InputError: no model, another suffix, a folder in the file's place, or one that doesn't exist around it.
         OSError: the disk is full or not writable; an older file is left as it was.
+
+    Example:
+        >>> import keras, qi, tempfile
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     reloaded = qi.load_model(qi.save_model(model, f"{folder}/model.keras"))
+        >>> reloaded.name == model.name
+        True
     """
-    target = Path(path)
+    if not isinstance(model, keras.Model):
+        raise InputError(f"expected a Keras model; received {model!r} of type {type(model).__name__}")
+    target = Path(path).resolve()
     if target.suffix != ".keras":
-        raise InputError(f"expected a path ending in .keras; received {str(target)!r}")
+        raise InputError(f"expected a path ending in .keras; received {str(path)!r}")
     if not target.parent.is_dir():
         raise InputError(f"expected an existing folder; received {str(target.parent)!r}")
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".keras")
-    os.close(handle)
-    temporary = Path(name)
+    if target.is_dir():
+        raise InputError(f"expected the path of a file; received {str(path)!r}, which is a folder")
+    scratch = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}.keras")
     try:
-        keras.saving.save_model(model, temporary)
-        temporary.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
-        temporary.replace(target)
+        keras.saving.save_model(model, scratch)
+        if target.exists():
+            scratch.chmod(target.stat().st_mode & 0o777)
+        _flush(scratch)
+        scratch.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
-    return target
+        scratch.unlink(missing_ok=True)
+    return Path(path)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _flush(path: Path) -> None:
+    """Has the file on the disk before it takes another's place: a power cut then leaves one of the two."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
@@ -61,7 +81,7 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
 
     Raises:
         InputError: there is no such file.
-        FileFormatError: the file is truncated, damaged or no model.
+        FileFormatError: the file is truncated, damaged, no model, or made of classes that Keras doesn't know here.
     """
     source = Path(path)
     if not source.exists():
@@ -70,15 +90,14 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
         raise FileFormatError(f"expected a .keras archive; received {str(source)!r}, which is truncated or no archive")
     try:
         return keras.models.load_model(source, **kwargs)
-    except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise FileFormatError(f"expected a readable Keras model; received {str(source)!r}: {error}") from error
 
 
 def size_on_disk(model: keras.Model) -> int | None:
-    """Bytes of the `.keras` file a model makes, optimizer state left out; None where it can't be saved."""
-    optimizer = getattr(model, "optimizer", None)
+    """Bytes of the `.keras` file a model makes, without a compiled model's optimizer; None where it can't be saved."""
     try:
-        if optimizer is not None and optimizer.variables:
+        if getattr(model, "optimizer", None) is not None:
             copy = keras.models.clone_model(model)
             copy.set_weights(model.get_weights())
             model = copy

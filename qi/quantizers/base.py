@@ -294,7 +294,7 @@ class BaseInferableQuantizer:
         axis = -1 if self.channel_axis is None else self.channel_axis
         if self.group_size is None:
             return PerChannel(axis)
-        default = rank - 2 if axis % rank == rank - 1 else rank - 1
+        default = rank - 2 if rank and axis % rank == rank - 1 else rank - 1
         return PerGroup(default if self.group_axis is None else self.group_axis, self.group_size, axis)
 
     def qparams(self, shape: Shape) -> QParams:
@@ -308,6 +308,8 @@ class BaseInferableQuantizer:
             raise InputError(f"expected a tensor of rank input_rank={self.input_rank}; received shape={shape}")
         granularity = self.granularity(len(shape))
         expected = granularity.param_shape(shape)
+        if None in expected:
+            raise InputError(f"expected a known size along channel_axis={self.channel_axis}; received shape={shape}")
         scale, zero_point = self._scale_zero_point()
         if scale.size != 1 and scale.shape != expected and (scale.ndim > 1 or scale.size != np.prod(expected)):
             raise InputError(

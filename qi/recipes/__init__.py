@@ -8,13 +8,12 @@ from qi.recipes.io import from_json, load, save, to_json
 from qi.recipes.lookup import RecipeLike, get_recipe
 from qi.recipes.recipe import Recipe
 from qi.recipes.rules import FLOAT, Rule
-from qi.recipes.spec import GRANULARITIES, METHODS, RANGES, RangeOptions, TensorSpec
+from qi.recipes.spec import GRANULARITIES, METHODS, RangeOptions, TensorSpec
 
 __all__ = [
     "FLOAT",
     "GRANULARITIES",
     "METHODS",
-    "RANGES",
     "RECIPE_NAMES",
     "Decision",
     "RangeOptions",

@@ -3,17 +3,15 @@
 A name reads ``w<bits>[a<bits>][_pt|_pc|_g<size>][_<range>]``:
 
 * ``w<bits>``: weights of 2 to 16 bits, symmetric about 0;
-* ``a<bits>``: activations of 1 to 16 bits, one scale per tensor, asymmetric up to 8 bits and symmetric above;
-left
+* ``a<bits>``: activations of 1 to 16 bits, one scale per tensor, asymmetric up to 8 bits and symmetric above; left
   out, activations stay in float;
 * ``_pc``: one scale per output channel of a weight (so it is when nothing is said); ``_pt``: one per tensor;
   ``_g<size>``: one per group of so many consecutive weights of a channel;
-* ``_<range>``: how ranges are chosen. "minmax" and "mse" hold for weights and activations; "ema",
-"percentile" and
-  "entropy" describe a stream of data and hold for activations alone.
+* ``_<range>``: how ranges are chosen. "minmax" and "mse" hold for weights and activations; "ema", "percentile",
+  "entropy" and whatever else `qi.observers.SELECTIONS` knows describe a stream of data and hold for activations alone.
 
-When no range is named, weights take "minmax" from 8 bits on and "mse" with the third power
-of the error (``norm=3``) below, activations take "mse".
+When no range is named, weights take "minmax" from 8 bits on and "mse" with the third power of the error (``norm=3``)
+below, activations take "mse".
 """
 
 from __future__ import annotations
@@ -22,8 +20,9 @@ import re
 from itertools import product
 
 from qi.errors import ConfigError
+from qi.observers import SELECTIONS
 from qi.recipes.recipe import Recipe
-from qi.recipes.spec import RANGES, TensorSpec
+from qi.recipes.spec import TensorSpec
 from qi.registry import suggest
 
 __all__ = ["RECIPE_NAMES", "decode_name"]
@@ -39,11 +38,11 @@ RECIPE_NAMES = {
 
 _HOW = (
     "Names are built as w<bits>[a<bits>][_pt|_pc|_g<size>][_<range>], such as w8a8, w4_g32 or w4a8_mse, "
-    f"with a range among {', '.join(RANGES)}"
+    f"with a range among {', '.join(SELECTIONS)}"
 )
 _NAME = re.compile(
     r"w(?P<weights>[1-9][0-9]?)(?:a(?P<activations>[1-9][0-9]?))?"
-    rf"(?:_(?P<granularity>pt|pc|g[1-9][0-9]*))?(?:_(?P<range>{'|'.join(RANGES)}))?"
+    r"(?:_(?P<granularity>pt|pc|g[1-9][0-9]*))?(?:_(?P<range>[a-z]{3,}))?"
 )
 _GRANULARITY = {None: "per_channel", "pc": "per_channel", "pt": "per_tensor"}
 _RANGES_FOR_WEIGHTS = ("minmax", "mse")
@@ -112,5 +111,5 @@ def _activations(bits: str | None, range_: str | None) -> TensorSpec | None:
 def _nearby_names() -> list[str]:
     """Names to suggest from: the usual bits with every suffix."""
     bits = ["".join(pair) for pair in product(("w2", "w3", "w4", "w6", "w8", "w16"), ("", "a4", "a8", "a16"))]
-    suffixes = ("pt", "pc", "g32", "g64", "g128", *RANGES)
+    suffixes = ("pt", "pc", "g32", "g64", "g128", *SELECTIONS)
     return [*bits, *map("_".join, product(bits, suffixes))]

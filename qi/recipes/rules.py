@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
 
 from qi.errors import ConfigError
+from qi.observers import WEIGHT_SELECTIONS
 from qi.recipes.checks import check_keys
 from qi.recipes.spec import TensorSpec
 
@@ -132,9 +133,10 @@ def check_choice(slot: str, choice: object) -> None:
             "expected one scale per tensor for activations, as integer kernels need; received "
             f"granularity={choice.granularity!r}; do: granularity='per_tensor'"
         )
-    if slot == "weights" and choice.range == "ema":
+    if slot == "weights" and choice.range not in WEIGHT_SELECTIONS:
         raise ConfigError(
-            "expected a range that needs no stream of data for weights; received range='ema'; do: range='minmax'"
+            f"expected a range for weights among {', '.join(WEIGHT_SELECTIONS)}; received range={choice.range!r}, which "
+            "needs a stream of data; do: range='minmax'"
         )
     if slot == "weights" and choice.bits == 1 and choice.method != "uniform":
         raise ConfigError(

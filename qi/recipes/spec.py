@@ -10,19 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qi.errors import ConfigError
+from qi.observers import SELECTIONS
 from qi.recipes.checks import check_keys
 from qi.registry import suggest
 
-__all__ = ["GRANULARITIES", "METHODS", "RANGES", "RangeOptions", "TensorSpec"]
+__all__ = ["GRANULARITIES", "METHODS", "RangeOptions", "TensorSpec"]
 
 METHODS = ("symmetric", "power_of_two", "uniform")
 """Symmetric about 0; symmetric with a power of two as the threshold; asymmetric, with a zero point."""
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 """One scale for the tensor; one per output channel; one per `group_size` consecutive weights of a channel."""
-
-RANGES = ("minmax", "ema", "percentile", "mse", "entropy")
-"""Extremes; moving average of extremes; percentile; least squared error; least KL divergence."""
 
 _MAX_BITS = 16
 
@@ -76,7 +74,7 @@ class TensorSpec:
         granularity: "per_tensor", "per_channel" or "per_group". Which axis the channels lie on is the layer's
             business.
         group_size: How many consecutive weights share a scale: at least 2, and only for "per_group".
-        range: The range selection: "minmax", "ema", "percentile", "mse" or "entropy".
+        range: The range selection: "minmax", "ema", "percentile", "mse" or "entropy" (`qi.observers.SELECTIONS`).
         range_options: Options of the range selection by name, e.g. ``{"percentile": 99.99}``.
 
     Raises:
@@ -101,7 +99,7 @@ class TensorSpec:
         object.__setattr__(self, "bits", _integer("bits", self.bits, 1, _MAX_BITS))
         _one_of("method", self.method, METHODS)
         _one_of("granularity", self.granularity, GRANULARITIES)
-        _one_of("range", self.range, RANGES)
+        _one_of("range", self.range, SELECTIONS.names())
         object.__setattr__(self, "range_options", RangeOptions(self.range_options))
         if self.granularity == "per_group":
             object.__setattr__(self, "group_size", _integer("group_size", self.group_size, 2, None))

@@ -232,7 +232,7 @@ def tokens() -> keras.Model:
     x = layers.Embedding(10, 8, name="rows")(inputs)
     x = layers.EinsumDense("abc,cde->abde", (6, 2, 4), bias_axes="de", activation="relu", name="heads")(x)
     x = layers.Reshape((6, 8), name="merge")(x)
-    x = layers.EinsumDense("...x,xy->...y", (6, 5), bias_axes="y", name="mix")(x)
+    x = layers.EinsumDense("...x,xy->...y", 5, bias_axes="y", name="mix")(x)
     x = layers.Permute((2, 1), name="turn")(layers.BatchNormalization(name="bn")(x))
     x = layers.Dense(3, activation="gelu", name="dense")(x)
     return keras.Model(inputs, layers.Softmax(name="softmax")(layers.Flatten(name="flat")(x)), name="tokens")

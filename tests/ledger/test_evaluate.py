@@ -84,6 +84,7 @@ def test_a_metric_of_the_model():
         ((lambda y, p: p, X, Y), {}, InputError, "to return one number"),
         ((lambda y, p: "good", X, Y), {"name": "words"}, InputError, "metric words to return one number"),
         ((lambda y, p: None, X, Y), {}, InputError, "to return one number"),
+        ((lambda y, p: [[1], [1, 2]], X, Y), {}, InputError, "to return one number"),
     ],
 )
 def test_errors(arguments, keywords, error, message):

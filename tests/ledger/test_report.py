@@ -20,6 +20,12 @@ def test_views(report, rows):
     )  # fmt: skip
 
 
+def test_a_ratio_of_files_needs_both(report):
+    report.quantized_file_bytes = None
+    assert report.file_ratio is None
+    assert "2.00 kB -> -" in str(report)
+
+
 def test_reasons_come_with_most_bytes_first(report, rows):
     groups = report.unquantized_by_reason()
     assert list(groups) == ["left in float by rule match='head'", "a bias"]

@@ -64,7 +64,7 @@ def test_extreme_first_batches_break_nothing(first, second):
 
 
 def test_the_range_is_the_least_power_of_two_above_all_magnitudes():
-    for value, limit in ((1.0, 2.0), (0.99, 1.0), (-1.0, 2.0), (-3.0, 4.0)):
+    for value, limit in ((1.0, 2.0), (0.99, 1.0), (-1.0, 2.0), (-3.0, 4.0), (2.0**-90, 2.0**-89), (1e-40, 2.0**-96)):
         assert float(histogram([value]).width) * 32 == limit
 
 

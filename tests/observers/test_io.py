@@ -95,6 +95,16 @@ def header_of(**changes):
     return np.frombuffer(json.dumps(header).encode(), np.uint8)
 
 
+def test_a_name_given_twice_is_refused(tmp_path):
+    path = tmp_path / "s"
+    save_statistics(path, {"a": statistics(), "b": statistics(1)})
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    path.write_bytes(archive_of(**arrays | {"header": header_of(names=["a", "a"])}))
+    with pytest.raises(FileFormatError, match="distinct names"):
+        load_statistics(path)
+
+
 def npy(array):
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)

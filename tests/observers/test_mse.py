@@ -115,7 +115,9 @@ def test_a_threshold_is_never_truly_worse_than_the_extremes(name, rule, bits):
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_a_range_is_never_truly_worse_than_the_extremes(name, bits):
     x, grid = sample(name), IntGrid(bits, signed=False)
-    with_best = true_error(x, *asymmetric_params(*best_range(cells(x), grid), grid), grid)
+    lo, hi = best_range(cells(x), grid)
+    assert min(x.min(), 0) <= lo <= 0 <= hi <= max(x.max(), 0)
+    with_best = true_error(x, *asymmetric_params(lo, hi, grid), grid)
     with_all = true_error(x, *asymmetric_params(min(x.min(), 0), max(x.max(), 0), grid), grid)
     assert with_best <= 1.01 * with_all
 
@@ -156,6 +158,11 @@ def test_data_that_the_extremes_fit_is_not_clipped(name, ends):
 def test_one_sided_data_keep_0_as_their_end():
     assert best_range(cells(sample("relu")), IntGrid(4))[0] == 0
     assert best_range(cells(-sample("relu")), IntGrid(4))[1] == 0
+
+
+def test_a_range_never_exceeds_the_data():
+    x = np.r_[np.full(1000, 0.7), np.ones(30)]  # an end of 1.05 would make 0.7 a code
+    assert best_range(cells(x), IntGrid(2, signed=False))[1] <= 1
 
 
 def test_zeros_have_no_range():

@@ -46,7 +46,7 @@ def test_a_range_contains_0_is_finite_and_makes_a_scale(name, symmetric, grid, x
         assert np.isfinite([lo, hi]).all()
         assert (lo <= 0).all()
         assert (hi >= 0).all()
-        assert not np.signbit(hi).any()
+        assert not np.signbit([lo[lo == 0], hi[lo == 0]]).any()
         if symmetric:
             assert (lo == (-hi if grid.signed else 0)).all()
         asymmetric_params(lo, hi, grid)
@@ -134,6 +134,10 @@ def test_mse_of_a_fine_grid_is_minmax():
         widest = select_range(heavy, "minmax", IntGrid(16), symmetric=symmetric)
         assert select_range(heavy, "mse", IntGrid(16), symmetric=symmetric) == widest
         assert select_range(heavy, "mse", IntGrid(4), symmetric=symmetric)[1] < widest[1]
+        coarse = Histogram(bins=64)
+        coarse.update(np.random.default_rng(0).standard_t(2, 5000))
+        assert select_range(coarse, "mse", IntGrid(5), symmetric=symmetric)[1] < widest[1]  # 32 levels
+        assert select_range(coarse, "mse", IntGrid(6), symmetric=symmetric)[1] == widest[1]
 
 
 def test_mse_takes_the_rule_and_powers_of_two_and_tables():

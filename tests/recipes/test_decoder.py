@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from qi.errors import ConfigError
-from qi.recipes import RANGES, RECIPE_NAMES, TensorSpec, decode_name
+from qi.observers import SELECTIONS
+from qi.recipes import RECIPE_NAMES, TensorSpec, decode_name
 
 GRANULARITY = {"": "per_channel", "_pc": "per_channel", "_pt": "per_tensor"}
 
@@ -13,7 +14,7 @@ GRANULARITY = {"": "per_channel", "_pc": "per_channel", "_pt": "per_tensor"}
     st.integers(2, 16),
     st.none() | st.integers(1, 16),
     st.sampled_from(["", "_pt", "_pc"]) | st.integers(2, 9999).map(lambda size: f"_g{size}"),
-    st.sampled_from(["", *RANGES]),
+    st.sampled_from(["", *SELECTIONS]),
 )
 def test_every_part_of_a_name_is_what_it_says(bits, activation_bits, granularity, range_):
     if activation_bits is None and range_ not in ("", "minmax", "mse"):
@@ -63,6 +64,7 @@ def test_the_names_that_help_shows_exist(name):
         ("w4_g1", "group_size=1"),
         ("w8_entropy", "recipe 'w8_entropy': expected a range for weights"),
         ("w8_ema", "there are no activations"),
+        ("w8a8_entropi", "recipe 'w8a8_entropi': .*range='entropi'. Did you mean 'entropy'"),
     ],
 )
 def test_unknown_names_get_help(name, message):

@@ -55,7 +55,7 @@ def test_a_rule_for_a_weight_speaks_of_that_weight_alone():
             {"match": "a", "activations": TensorSpec(bits=8, granularity="per_channel")},
             "one scale per tensor",
         ),
-        ({"match": "a", "weights": TensorSpec(bits=8, range="ema")}, "no stream of data"),
+        ({"match": "a", "weights": TensorSpec(bits=8, range="ema")}, r"among entropy, minmax.*; received range='ema'"),
         ({"match": "a", "weights": TensorSpec(bits=1)}, "at least 2 bits"),
         ({"match": "a", "weights": TensorSpec(bits=1, method="power_of_two")}, "at least 2 bits"),
     ],

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from qi.errors import ConfigError
-from qi.recipes import GRANULARITIES, METHODS, RANGES, RangeOptions, TensorSpec
+from qi.observers import SELECTIONS
+from qi.recipes import GRANULARITIES, METHODS, RangeOptions, TensorSpec
 
 specs = st.builds(
     lambda bits, method, granularity, size, range_, options: TensorSpec(
@@ -24,7 +25,7 @@ specs = st.builds(
     st.sampled_from(METHODS),
     st.sampled_from(GRANULARITIES),
     st.integers(2, 4096),
-    st.sampled_from(RANGES),
+    st.sampled_from(SELECTIONS.names()),
     st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.floats(-1e9, 1e9), max_size=3),
 )
 

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import argparse
+import errno
+from pathlib import Path
+
+import pytest
+
+from qi.cli.options import Parser, check_input, check_output, positive, tolerance, writing
+from qi.errors import InputError
+
+
+def test_counts() -> None:
+    assert positive("64") == 64
+    for text in ("0", "-1", "1.5", "many", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="whole number from 1 on"):
+            positive(text)
+
+
+def test_tolerances() -> None:
+    assert tolerance("0.5") == 0.5
+    for text in ("-0.1", "nan", "inf", "little"):
+        with pytest.raises(argparse.ArgumentTypeError, match="number from 0 on"):
+            tolerance(text)
+
+
+def test_a_wrong_option_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        Parser(prog="qi").parse_args(["--frob"])
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", "qi: error: unrecognized arguments: --frob; do see: qi --help\n")
+
+
+def test_an_input_must_be_a_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a file with a model; received .* doesn't exist"):
+        check_input(tmp_path / "a.keras", "a model")
+    with pytest.raises(InputError, match="is a folder"):
+        check_input(tmp_path, "a model")
+
+
+def test_an_output_is_checked_before_the_work(tmp_path: Path) -> None:
+    good = tmp_path / "out.keras"
+    check_output(good, [".keras"])
+    good.write_text("old")
+    check_output(good, [".keras"], [tmp_path / "absent"])  # what is there will be replaced
+    (tmp_path / "folder.keras").mkdir()
+    (tmp_path / "link.keras").symlink_to(good)
+    for path, inputs, problem in [
+        (tmp_path / "out.h5", [], "ending in .keras"),
+        (tmp_path / "no" / "out.keras", [], "a folder that exists"),
+        (tmp_path / "folder.keras", [], "received the folder"),
+        (good, [good], "another file to write"),
+        (tmp_path / "link.keras", [good], "another file to write"),
+    ]:
+        with pytest.raises(InputError, match=problem):
+            check_output(path, [".keras"], inputs)
+
+
+def test_a_failure_to_write_names_the_file() -> None:
+    with pytest.raises(OSError, match="File too large") as raised, writing(Path("out.keras")):
+        raise OSError(errno.EFBIG, "File too large")
+    assert raised.value.filename == "out.keras"
+    own = OSError(errno.ENOSPC, "No space left on device", "other")
+    with pytest.raises(OSError, match="No space") as raised, writing(Path("out.keras")):
+        raise own
+    assert raised.value is own

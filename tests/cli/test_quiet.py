@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from qi.cli.console import Console
+from qi.cli.quiet import debugging, shown_warnings
+from qi.errors import QuantizationWarning
+
+LOAD = """
+import os, sys
+from qi.cli import quiet
+def load(name):
+    os.write(2, b"chatter\\n")
+    {then}
+quiet.importlib.import_module = load
+quiet.load_keras()
+"""
+
+
+def standard_error(checkout: Path, then: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD.format(then=then)],
+        env={**os.environ, "PYTHONPATH": str(checkout), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stderr
+
+
+def test_what_is_said_while_loading_is_held_back_unless_it_fails(checkout: Path) -> None:
+    assert standard_error(checkout, "pass") == ""
+    assert standard_error(checkout, "pass", QI_DEBUG="1") == "chatter\n"
+    failed = standard_error(checkout, "raise ImportError('no keras')")
+    assert failed.startswith("chatter\n")
+    assert failed.endswith("ImportError: no keras\n")
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", True), ("yes", True), ("0", False), ("", False)])
+def test_debugging_is_asked_for_by_a_variable(value: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QI_DEBUG", value)
+    assert debugging() is expected
+
+
+def test_warnings_are_shown_once_even_when_the_work_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), shown_warnings(Console()):
+        for _ in range(2):
+            warnings.warn("few samples", QuantizationWarning, stacklevel=1)
+        raise ZeroDivisionError
+    assert capsys.readouterr().err == "qi: warning: few samples\n"
