@@ -160,7 +160,7 @@ def fake_quantize(
         u = xp.divide(xp.cast(x, "float32"), s)
         u = xp.clip(u, np.float32(grid.values[0]), np.float32(grid.values[-1]))
         value = xp.take(xp.asarray(np.asarray(grid.values, np.float32)), _lut_index(u, grid, xp))
-        value = surrogate(xp.where(xp.isnan(u), u, value), u, xp=xp)
+        value = surrogate(value, u, xp=xp)  # u - u is NaN where u is
     else:
         u = _clipped(x, s, _float(zero_point, xp), grid, xp)
         value = straight_through(u, ROUNDINGS.get(rounding)(u, xp=xp, noise=noise), xp=xp)

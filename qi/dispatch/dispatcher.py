@@ -93,8 +93,8 @@ class NodeQuantizationDispatcher:
                 weight_quantizers = {MAIN: weight_quantizers}
         self.weight_quantizers: dict[str, BaseInferableQuantizer] = {}
         self.activation_quantizers: list[BaseInferableQuantizer] = []
-        self.set_weight_quantizers(weight_quantizers or {})
-        self.set_activation_quantizers(activation_quantizers or [])
+        self.set_weight_quantizers({} if weight_quantizers is None else weight_quantizers)
+        self.set_activation_quantizers([] if activation_quantizers is None else activation_quantizers)
 
     def set_weight_quantizers(self, weight_quantizers: Mapping[str, BaseInferableQuantizer]) -> None:
         """Replaces all weight quantizers."""
@@ -116,7 +116,9 @@ class NodeQuantizationDispatcher:
     ) -> None:
         """Replaces all activation quantizers."""
         given = activation_quantizers
-        several = [given] if isinstance(given, BaseInferableQuantizer) else list(given)
+        several = [given] if isinstance(given, BaseInferableQuantizer) else given
+        if not isinstance(several, Sequence) or isinstance(several, str):
+            raise ConfigError(f"expected activation quantizers, one for each output; received {given!r}")
         self.activation_quantizers = [
             _check(q, QuantizationTarget.ACTIVATION, f"output {i}") for i, q in enumerate(several)
         ]

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.errors import ConfigError
-from qi.keras.data import batches
+from qi.errors import ConfigError, InputError
+from qi.keras.data import batches, count_batches
 from qi.keras.graph import Graph, Value, build_model
 from qi.keras.plan import Group, value_name
 from qi.observers import TensorStatistics
@@ -75,22 +75,31 @@ def collect(
         batch_size: for arrays.
         progress: whether to show a progress bar.
         keep: samples to keep as `Calibration.sample`.
+
+    Raises:
+        InputError: illegal data; see `qi.keras.data.batches`.
     """
     result = Calibration({value_name(value): TensorStatistics() for value in values})
     outputs_of = run(graph, tensors, values) if values else None
-    bar = keras.utils.Progbar(_total(data, batch_size), unit_name="batch", verbose=int(progress))
+    bar = keras.utils.Progbar(count_batches(data, batch_size), unit_name="batch", verbose=int(progress))
     done = 0
     for inputs, count in batches(data, graph, batch_size):
         if not result.samples:
-            result.sample = [array[:keep] for array in inputs]
+            result.sample = [array[:keep].copy() for array in inputs]  # a view would keep the whole batch
         result.samples += count
-        arrays = outputs_of(inputs) if outputs_of is not None else []
-        for value, array in zip(values, arrays, strict=True):
-            result.statistics[value_name(value)].update(array)
+        if outputs_of is not None:
+            _observe([result.statistics[value_name(value)] for value in values], outputs_of(inputs))
         done += 1
         bar.update(done, finalize=False)
+        del inputs  # or it would live on while the next batch is made
     bar.update(done, finalize=True)
     return result
+
+
+def _observe(statistics: list[TensorStatistics], arrays: list[np.ndarray]) -> None:
+    """Updates each statistic; once it returns, nothing holds the arrays."""
+    for seen, array in zip(statistics, arrays, strict=True):
+        seen.update(array)
 
 
 def group_statistics(group: Group, statistics: Mapping[str, TensorStatistics]) -> TensorStatistics | None:
@@ -98,6 +107,7 @@ def group_statistics(group: Group, statistics: Mapping[str, TensorStatistics]) -
 
     Raises:
         ConfigError: a value wasn't calibrated.
+        InputError: none of the values seen was finite.
     """
     if group.fixed is not None:
         return None
@@ -110,15 +120,9 @@ def group_statistics(group: Group, statistics: Mapping[str, TensorStatistics]) -
     merged = statistics[group.names[0]]
     for name in group.names[1:]:
         merged = merged.merge(statistics[name])
+    if not merged.count:
+        raise InputError(
+            f"expected finite activations; the float model gave none at {group.names} ({merged.nonfinite} NaN or infinite); "
+            "do look at the range of data and weights"
+        )
     return merged
-
-
-def _total(data: Any, batch_size: int) -> int | None:
-    first = data[0] if isinstance(data, tuple) else data
-    leaves = keras.tree.flatten(first) if isinstance(first, (list, dict)) else [first]
-    if leaves and getattr(leaves[0], "shape", ()):
-        return -(-len(leaves[0]) // batch_size)
-    try:
-        return len(data)
-    except TypeError:
-        return None

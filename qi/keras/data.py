@@ -2,109 +2,168 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from qi.errors import InputError
+from qi.errors import ConfigError, InputError
 from qi.keras.graph import Graph
 from qi.keras.variables import to_numpy
 
-__all__ = ["batches"]
+__all__ = ["batches", "count_batches"]
 
 
 def batches(data: Any, graph: Graph, batch_size: int) -> Iterator[tuple[list[np.ndarray], int]]:
-    """Batches of the model's inputs.
+    """Batches of the model's inputs; no batch is held on to once the next one is asked for.
 
     Args:
         data: a numpy array (or list or dict of arrays for several inputs), a tuple (x, y[, sample_weight]), or an iterable
             of batches in Keras' convention: tf.data.Dataset, keras.utils.PyDataset, generator, DataLoader. Elements that
-            are tuples are (x, y[, sample_weight]); only x is used.
+            are tuples are (x, y[, sample_weight]); only x is used. A generator has to end.
         graph: whose inputs are fed.
         batch_size: for arrays; iterables bring their own batches.
 
     Yields:
-        (flat list of numpy inputs, number of samples).
+        (flat list of numpy inputs, number of samples); never an empty batch.
 
     Raises:
-        InputError: no data, wrong shapes, lengths that differ, NaN or infinity, or unbatched elements.
+        InputError: no data, wrong shapes, lengths that differ, NaN or infinity, unbatched elements, or endless data.
+        ConfigError: an illegal batch size.
     """
-    count = 0
-    for x in _elements(data, batch_size):
-        flat = _flat_inputs(x, graph)
-        for array, value in zip(flat, graph.flat_inputs(), strict=True):
-            _check(array, value.shape, value.name, count)
-        sizes = {len(array) for array in flat}
-        if len(sizes) != 1:
-            raise InputError(
-                f"expected inputs of one length in a batch; received lengths {sorted(sizes)} in batch {count}"
-            )
-        count += 1
-        if flat[0].shape[0]:
-            yield flat, flat[0].shape[0]
-    if not count:
-        raise InputError("expected calibration data; received none; do pass at least a few dozen samples")
+    index = samples = 0
+    for x in _elements(data, _positive(batch_size)):
+        flat = _checked_inputs(x, graph, index)
+        index, count = index + 1, len(flat[0])
+        samples += count
+        if count:
+            yield flat, count
+        del x, flat
+    if not samples:
+        raise InputError("expected calibration data; received no samples; do pass at least a few dozen")
+
+
+def count_batches(data: Any, batch_size: int) -> int | None:
+    """How many batches `batches` will give, for a progress bar; None where it isn't known beforehand."""
+    data = _plain(data)
+    leaves = keras.tree.flatten(data) if isinstance(data, (list, dict)) else [data]
+    if leaves and all(_is_array(leaf) and len(leaf.shape) for leaf in leaves):
+        return -(-len(leaves[0]) // _positive(batch_size))
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _elements(data: Any, batch_size: int) -> Iterator[Any]:
+    """The x of one batch after the other; `map` holds on to none of them."""
     if data is None:
         raise InputError(
             "expected calibration data; received None; this recipe quantizes activations and needs samples"
         )
-    if isinstance(data, tuple) and not hasattr(data, "_fields"):
-        data = data[0]
-    if _is_array(data) or isinstance(data, (list, Mapping)):
-        arrays = keras.tree.flatten(data)
-        if not arrays or not all(_is_array(array) for array in arrays):
-            raise InputError(
-                f"expected arrays; received {type(data).__name__} of {[type(a).__name__ for a in arrays][:4]}"
-            )
-        lengths = {len(array) for array in arrays}
-        if len(lengths) != 1:
-            raise InputError(f"expected inputs of one length; received lengths {sorted(lengths)}")
-        for start in range(0, len(arrays[0]), batch_size):
-            yield keras.tree.map_structure(lambda a, s=start: a[s : s + batch_size], data)
-    elif isinstance(data, keras.utils.PyDataset):
-        for index in range(_length(data)):
-            yield _first(data[index])
-    elif isinstance(data, Iterable):
-        for element in data:
-            yield _first(element)
-    else:
+    data = _plain(data)
+    if _is_array(data) or isinstance(data, (list, dict)):
+        return _slices(data, batch_size)
+    if isinstance(data, keras.utils.PyDataset):
+        return map(_inputs_of, map(data.__getitem__, range(_length(data))))
+    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
         raise InputError(
             f"expected arrays, a tf.data.Dataset, a PyDataset or an iterable of batches; received {type(data).__name__}"
         )
+    # tf.data says -1 of a dataset without an end.
+    if callable(cardinality := getattr(data, "cardinality", None)) and int(cardinality()) == -1:
+        raise InputError("expected data that end; received an endless dataset; do call take(n) on it")
+    if any(cls.__module__.startswith("torch.utils.data") for cls in type(data).__mro__):
+        return map(_inputs_of, map(_as_tuple, data))
+    return map(_inputs_of, data)
+
+
+def _slices(data: Any, batch_size: int) -> Iterator[Any]:
+    arrays = keras.tree.flatten(data)
+    if not arrays or not all(map(_is_array, arrays)):
+        kinds = [type(array).__name__ for array in arrays][:4]
+        raise InputError(f"expected arrays; received {type(data).__name__} of {kinds}; do make them numpy arrays")
+    if not all(len(array.shape) for array in arrays):
+        raise InputError("expected arrays of samples; received a single number")
+    lengths = {len(array) for array in arrays}
+    if len(lengths) != 1:
+        raise InputError(f"expected inputs of one length; received lengths {sorted(lengths)}")
+    part = lambda start: keras.tree.map_structure(lambda array: array[start : start + batch_size], data)
+    return map(part, range(0, lengths.pop(), batch_size))
 
 
 def _length(data: keras.utils.PyDataset) -> int:
-    length = data.num_batches
+    try:
+        length = data.num_batches
+    except NotImplementedError:
+        length = None
     if length is None:
-        raise InputError("expected a PyDataset of finite length; received num_batches=None")
+        raise InputError(
+            f"expected data that end; received {type(data).__name__}, a PyDataset of no length; do give it __len__"
+        )
     return int(length)
+
+
+def _positive(batch_size: Any) -> int:
+    try:
+        size = operator.index(batch_size)
+    except TypeError:
+        size = 0
+    if size < 1 or isinstance(batch_size, bool):
+        raise ConfigError(f"expected batch_size to be an integer of at least 1; received batch_size={batch_size!r}")
+    return size
 
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def _first(element: Any) -> Any:
-    return element[0] if isinstance(element, tuple) else element
+def _inputs_of(element: Any) -> Any:
+    """The x of (x, y[, sample_weight]); anything but a tuple is x itself."""
+    return element[0] if isinstance(element, tuple) and element else element
+
+
+def _plain(data: Any) -> Any:
+    """The x of the data as a whole; any mapping, such as an open ``.npz`` file, as a dict."""
+    data = _inputs_of(data)
+    return dict(data) if isinstance(data, Mapping) else data
+
+
+def _as_tuple(element: Any) -> Any:
+    """What torch's loader collates to a list is (x, y), as Keras takes it."""
+    return tuple(element) if isinstance(element, list) else element
+
+
+def _checked_inputs(x: Any, graph: Graph, batch: int) -> list[np.ndarray]:
+    """One batch in the order of the model's inputs."""
+    flat = _flat_inputs(x, graph)
+    for array, value in zip(flat, graph.flat_inputs(), strict=True):
+        _check(array, value.shape, value.name, batch)
+    lengths = {len(array) for array in flat}
+    if len(lengths) != 1:
+        raise InputError(f"expected inputs of one length; received lengths {sorted(lengths)} in batch {batch}")
+    return flat
 
 
 def _flat_inputs(x: Any, graph: Graph) -> list[np.ndarray]:
     values = graph.flat_inputs()
-    if isinstance(x, Mapping) and not isinstance(graph.inputs, Mapping):
-        missing = [value.name for value in values if value.name not in x]
+    names = [value.name for value in values]
+    if isinstance(x, Mapping) and isinstance(graph.inputs, Mapping):
+        missing = sorted(set(graph.inputs) - set(x))
         if missing:
-            raise InputError(f"expected inputs named {[v.name for v in values]}; received {sorted(x)}")
-        flat = [x[value.name] for value in values]
+            raise InputError(f"expected inputs by the keys {sorted(graph.inputs)}; received {sorted(x)}")
+        flat = keras.tree.flatten({key: x[key] for key in graph.inputs})
+    elif isinstance(x, Mapping):
+        if not set(names) <= set(x):
+            raise InputError(f"expected inputs named {names}; received {sorted(x)}")
+        flat = [x[name] for name in names]
     else:
         flat = keras.tree.flatten(x)
     if len(flat) != len(values):
-        raise InputError(f"expected {len(values)} inputs ({[v.name for v in values]}); received {len(flat)}")
-    return [to_numpy(array) if not isinstance(array, np.ndarray) else array for array in flat]
+        raise InputError(f"expected {len(values)} inputs ({names}); received {len(flat)}")
+    return [array if isinstance(array, np.ndarray) else to_numpy(array) for array in flat]
 
 
 def _check(array: np.ndarray, shape: tuple[int | None, ...], name: str, batch: int) -> None:
@@ -119,7 +178,9 @@ def _check(array: np.ndarray, shape: tuple[int | None, ...], name: str, batch: i
         )
     if array.dtype.kind not in "fiub" and "float" not in array.dtype.name:
         raise InputError(f"expected numbers for input {name!r}; received dtype={array.dtype} in batch {batch}")
-    if "float" in array.dtype.name and not np.isfinite(array.astype(np.float32, copy=False)).all():
+    with np.errstate(over="ignore"):  # what float32 can't hold counts as infinite
+        finite = "float" not in array.dtype.name or np.isfinite(array.astype(np.float32, copy=False)).all()
+    if not finite:
         raise InputError(
             f"expected finite calibration data for input {name!r}; received NaN or infinity in batch {batch}"
         )

@@ -11,22 +11,25 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.errors import InputError, QuantizationWarning, UnsupportedError
+from qi.errors import ConfigError, InputError, QuantizationWarning, UnsupportedError
 from qi.keras.assemble import Weights, copy_layers, insert_holders, wrap_layers
 from qi.keras.calibrate import Calibration, collect, group_statistics, run
 from qi.keras.choose import activation_quantizer
 from qi.keras.fold import fold_batch_norms, split_activations
 from qi.keras.graph import Graph, Value, build_model, build_tensors, flatten_model
+from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.plan import ActivationPlan, plan_activations
 from qi.keras.rows import activation_rows, describe, errors_of
 from qi.keras.saving import size_on_disk
 from qi.keras.weights import has_policy
+from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger import QuantizationReport, Row
 from qi.observers import TensorStatistics, load_statistics
 from qi.recipes import RecipeLike, RuleBook, get_recipe
 
 __all__ = ["calibrate", "quantize_model"]
 
+_QUANTIZED = (KerasActivationQuantizationHolder, KerasQuantizationWrapper)
 _FEW_SAMPLES = 32
 _SATURATED = 0.02
 _MEASURED_ELEMENTS = 2**24  # activations held at once to measure errors: 64 MiB a model
@@ -51,6 +54,12 @@ class _Prepared:
 
 def _prepare(model: keras.Model, recipe: RecipeLike) -> _Prepared:
     graph = flatten_model(model)
+    done = [call.path for call in graph.calls if isinstance(call.op, _QUANTIZED)]
+    if done:
+        raise UnsupportedError(
+            f"expected a float model; received {model.name!r}, in which {len(done)} layers are quantized ({done[0]!r}...); "
+            "do start from the float model"
+        )
     book = get_recipe(recipe).resolve()
     unfolded = fold_batch_norms(graph)
     if any(book.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
@@ -77,10 +86,18 @@ def calibrate(
         `qi.observers.save_statistics`.
 
     Raises:
-        As `quantize_model`.
+        ConfigError: a recipe that quantizes no activations, besides what `quantize_model` raises.
     """
     ready = _prepare(model, recipe)
-    return _collect(ready, data, batch_size, progress).statistics
+    if not ready.watched:
+        raise ConfigError(
+            f"expected a recipe with activation ranges to choose; received {ready.book.recipe.name!r}, which needs no "
+            "statistics; do quantize without them"
+        )
+    statistics = _collect(ready, data, batch_size, progress).statistics
+    for group in ready.plan.groups:
+        group_statistics(group, statistics)  # refuses what no recipe could use
+    return statistics
 
 
 def quantize_model(
@@ -102,9 +119,9 @@ def quantize_model(
         model: a built Functional or Sequential Keras 3 model, nested to any depth.
         recipe: a name such as "w8a8", "w8", "w4a8", "w8a16", "w4_g32" (see `qi.recipes`), a `qi.Recipe`, or the path of a
             recipe's JSON file.
-        data: samples that calibrate the activations; not needed by weight-only recipes. A numpy array; a list or dict of
-            arrays for several inputs; a tuple (x, y[, sample_weight]); a tf.data.Dataset, PyDataset, generator or any
-            iterable of batches in the same convention.
+        data: samples that calibrate the activations; weight-only recipes need none and don't read them. A numpy array; a
+            list or dict of arrays for several inputs; a tuple (x, y[, sample_weight]); a tf.data.Dataset, PyDataset,
+            generator or any iterable of batches in the same convention, of which one at a time is in memory.
         strict: raise where a weight matrix stays in float although no rule says so.
         statistics: from `calibrate`, or the path of a file from ``qi calibrate``, in place of data.
         batch_size: for arrays.
@@ -115,9 +132,13 @@ def quantize_model(
         ``keras.models.load_model`` once `qi.keras` is imported. The report has a row for every weight and activation.
 
     Raises:
-        UnsupportedError: a subclassed model; with strict, a weight matrix that stays in float (all are listed).
-        InputError: an unbuilt model, NaN in weights or data, data of a wrong shape, or none where it is needed.
-        ConfigError: an unknown recipe; statistics of another model.
+        UnsupportedError: a subclassed or an already quantized model; with strict, a weight matrix that stays in float (all
+            are listed).
+        InputError: an unbuilt model, NaN in weights or data, data of a wrong shape, or none where it is needed; data and
+            statistics both.
+        ConfigError: an unknown recipe; statistics of another model; an illegal batch size.
+        FileFormatError: a statistics file that is damaged or something else.
+        OSError: a recipe's or statistics file that can't be opened.
 
     Example:
         >>> import keras, numpy as np, qi
@@ -147,21 +168,27 @@ def quantize_model(
     errors = errors_of(
         measured, before, after, {id(v): quantizers[id(g)] for v in measured if (g := ready.plan.group_of(v))}
     )
-    clipping = {key: found for key, found in merged.items() if found is not None}
-    rows = weights.rows + activation_rows(float_graph, ready.plan, quantizers, clipping, errors, types)
-    report = _report(model, result, ready, rows, calibration)
-    return result, report
+    seen_by_group = {key: found for key, found in merged.items() if found is not None}
+    rows = weights.rows + activation_rows(float_graph, ready.plan, quantizers, seen_by_group, errors, types)
+    return result, _report(
+        model, result, ready, rows, _warnings(rows, calibration, seen_by_group), calibration.settings
+    )
 
 
 def _statistics(
     ready: _Prepared, data: Any, statistics: Any, batch_size: int, progress: bool
 ) -> tuple[Calibration, Mapping[str, TensorStatistics]]:
+    """What calibration gave, and the statistics to choose ranges from, new or stored."""
     if statistics is not None:
         if data is not None:
             raise InputError("expected data or statistics; received both; do give one of them")
         found = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
+        if not isinstance(found, Mapping) or not all(isinstance(s, TensorStatistics) for s in found.values()):
+            raise InputError(
+                f"expected TensorStatistics by name, as calibrate gives them; received {type(found).__name__}"
+            )
         return Calibration(source="stored statistics"), found
-    if not ready.plan.groups and data is None:
+    if not ready.plan.groups or (data is None and not ready.watched):
         return Calibration(), {}
     calibration = _collect(ready, data, batch_size, progress)
     return calibration, calibration.statistics
@@ -191,16 +218,22 @@ def _check_strict(weights: Weights, strict: bool) -> None:
 
 
 def _report(
-    model: keras.Model, result: keras.Model, ready: _Prepared, rows: list[Row], calibration: Calibration
+    model: keras.Model,
+    result: keras.Model,
+    ready: _Prepared,
+    rows: list[Row],
+    found: list[str],
+    settings: dict[str, Any],
 ) -> QuantizationReport:
-    found = _warnings(rows, calibration)
+    recipe = ready.book.recipe
     report = QuantizationReport(
-        recipe=ready.book.recipe.name,
+        recipe=recipe.name,
         model=model.name,
+        description=str(recipe),
         rows=tuple(rows),
         unused_rules=ready.book.unused_rules(),
         warnings=found,
-        settings=calibration.settings,
+        settings=settings,
         float_file_bytes=size_on_disk(model),
         quantized_file_bytes=size_on_disk(result),
     )
@@ -210,10 +243,9 @@ def _report(
     return report
 
 
-def _warnings(rows: list[Row], calibration: Calibration) -> list[str]:
+def _warnings(rows: list[Row], calibration: Calibration, seen: Mapping[str, TensorStatistics]) -> list[str]:
     found = []
-    calibrated = any(row.kind == "activation" and row.clipped_share is not None for row in rows)
-    if calibrated and not calibration.source and calibration.samples < _FEW_SAMPLES:
+    if seen and not calibration.source and calibration.samples < _FEW_SAMPLES:
         found.append(
             f"only {calibration.samples} calibration samples; ranges need at least {_FEW_SAMPLES}, better some hundreds"
         )
@@ -223,5 +255,12 @@ def _warnings(rows: list[Row], calibration: Calibration) -> list[str]:
         found.append(
             f"{len(clipped)} activation ranges saturate: {worst.layer} clips {100 * (worst.clipped_share or 0):.1f} % of its "
             "values; do use range minmax or more bits there"
+        )
+    broken = {name: statistics.nonfinite for name, statistics in seen.items() if statistics.nonfinite}
+    if broken:
+        worst_name = max(broken, key=lambda name: broken[name])
+        found.append(
+            f"{len(broken)} activations hold NaN or infinities in the float model, which their ranges leave out: "
+            f"{broken[worst_name]} values of {worst_name}; do look at the range of data and weights"
         )
     return found

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
-from qi.core import QTensor, sqnr_db
+from qi.core import IntGrid, QTensor, sqnr_db
 from qi.keras.choose import describe_granularity
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.macs import multiply_accumulates
@@ -18,14 +19,17 @@ from qi.ledger import Row
 from qi.observers import TensorStatistics, clipped_share
 from qi.quantizers import BaseInferableQuantizer
 
-__all__ = ["activation_rows", "weight_rows"]
+__all__ = ["activation_rows", "describe", "errors_of", "original_weights", "weight_rows"]
 
 
-def _grid(quantizer: BaseInferableQuantizer) -> str:
-    grid = quantizer.grid
-    if hasattr(grid, "qmin"):
-        return f"{'' if grid.signed else 'u'}int{grid.bits} {grid.qmin}..{grid.qmax}"
-    return f"table of {grid.levels} values"
+def original_weights(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
+    """All variables of a layer by path, but for the states of random generators."""
+    return {p: to_numpy(v) for p, v in weights_of(layer).items() if "seed_generator" not in p}
+
+
+def describe(call: Call) -> str:
+    """An operation with what was folded into it, such as "Conv2D + BatchNormalization"."""
+    return " + ".join([call.kind, *(name.split()[0] for name in call.fused)])
 
 
 def weight_rows(
@@ -45,45 +49,25 @@ def weight_rows(
     tensors = wrapper.get_quantized_tensors() if wrapper is not None else {}
     quantizers = wrapper.quantizers if wrapper is not None else {}
     inner = Call(layer, call.path, call.site, call.inputs, call.outputs)
-    counts = {path: _macs(inner, path, array.shape, calls) for path, array in originals.items()}
     rows = []
     for path, array in originals.items():
-        common = {"kind": "weight", "layer": call.path, "layer_type": type_name, "name": path}
-        common |= {"shape": array.shape, "size_before": int(array.nbytes), "macs": counts[path]}
         if path in tensors:
-            quantized = _quantized_weight(array, tensors[path], quantizers[path])
-            rows.append(Row(**common, status="quantized", **quantized))
+            outcome = _quantized_weight(array, tensors[path], quantizers[path])
         else:
-            reason = reasons.get(path, "no rule of the recipe covers it")
-            rows.append(Row(**common, status="float", reason=reason, size_after=int(array.nbytes)))
+            outcome = _in_float(reasons.get(path, "no rule of the recipe covers it")) | {"size_after": array.nbytes}
+        rows.append(
+            Row(
+                kind="weight",
+                layer=call.path,
+                layer_type=type_name,
+                name=path,
+                shape=array.shape,
+                size_before=array.nbytes,
+                macs=_macs(inner, path, array.shape, calls),
+                **outcome,
+            )
+        )
     return rows
-
-
-def _macs(call: Call, path: str, shape: tuple[int, ...], calls: int) -> int | None:
-    if len(shape) < 2:
-        return None
-    count = multiply_accumulates(call, path, shape)
-    return None if count is None else count * calls
-
-
-def _quantized_weight(array: np.ndarray, tensor: QTensor, quantizer: BaseInferableQuantizer) -> dict[str, object]:
-    return _described(quantizer, array.ndim) | {
-        "scale_min": float(tensor.qparams.scale.min()),
-        "scale_max": float(tensor.qparams.scale.max()),
-        "size_after": tensor.nbytes,
-        "sqnr_db": sqnr_db(array, tensor.dequantize()) if array.size else None,
-    }
-
-
-def _described(quantizer: BaseInferableQuantizer, rank: int) -> dict[str, object]:
-    return {
-        "bits": quantizer.num_bits,
-        "method": quantizer.quantization_method[0].value,
-        "granularity": describe_granularity(quantizer, rank),
-        "grid": _grid(quantizer),
-        "range_lo": float(np.min(quantizer.min_range)),
-        "range_hi": float(np.max(quantizer.max_range)),
-    }
 
 
 def activation_rows(
@@ -108,47 +92,24 @@ def activation_rows(
     for value in [*graph.flat_inputs(), *(v for call in graph.calls for v in call.outputs)]:
         if id(value) in plan.fused:
             continue
-        call = value.producer
-        common = {
-            "kind": "activation",
-            "layer": value_name(value),
-            "layer_type": types.get(id(call), "InputLayer") if call is not None else "InputLayer",
-            "name": "output" if call is not None else "input",
-            "shape": value.shape,
-        }
-        group = plan.group_of(value)
+        call, group = value.producer, plan.group_of(value)
         if group is None:
-            rows.append(Row(**common, status="float", reason=plan.floats.get(id(value), "not planned")))
-            continue
-        quantizer = quantizers[id(group)]
-        own, total = errors.get(id(value), (None, None))
-        described = _described(quantizer, 1) | {"sqnr_db": own, "total_sqnr_db": total}
-        described |= _clipping(group, quantizer, statistics)
-        rows.append(Row(**common, status="quantized", **described))
+            outcome = _in_float(plan.floats.get(id(value), "not planned"))
+        else:
+            own, total = errors.get(id(value), (None, None))
+            outcome = _quantized_activation(group, quantizers[id(group)], statistics.get(group.key))
+            outcome |= {"sqnr_db": own, "total_sqnr_db": total}
+        rows.append(
+            Row(
+                kind="activation",
+                layer=value_name(value),
+                layer_type="InputLayer" if call is None else types.get(id(call), call.kind),
+                name="input" if call is None else "output",
+                shape=value.shape,
+                **outcome,
+            )
+        )
     return rows
-
-
-def _clipping(
-    group: Group, quantizer: BaseInferableQuantizer, statistics: Mapping[str, TensorStatistics]
-) -> dict[str, float]:
-    seen = statistics.get(group.key)
-    scale = float(np.max(quantizer.parameters((1,))["scale"]))
-    found = {"scale_min": scale, "scale_max": scale}
-    if seen is None or group.fixed is not None:
-        return found
-    # Half a step beyond the last code still rounds to it.
-    lo, hi = float(np.min(quantizer.min_range)) - scale / 2, float(np.max(quantizer.max_range)) + scale / 2
-    return found | {"clipped_share": float(clipped_share(seen, lo, hi))}
-
-
-def original_weights(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
-    """All variables of a layer by path, but for the states of random generators."""
-    return {p: to_numpy(v) for p, v in weights_of(layer).items() if "seed_generator" not in p}
-
-
-def describe(call: Call) -> str:
-    """An operation with what was folded into it, such as "Conv2D + BatchNormalization"."""
-    return " + ".join([call.kind, *(name.split()[0] for name in call.fused)])
 
 
 def errors_of(
@@ -170,3 +131,58 @@ def errors_of(
         for value, exact, quantized in zip(values, before, after, strict=True)
         if exact.size
     }
+
+
+# A row's remaining fields --------------------------------------------------------------------------------------------
+
+
+def _in_float(reason: str) -> dict[str, Any]:
+    return {"status": "float", "reason": reason}
+
+
+def _quantized_weight(array: np.ndarray, tensor: QTensor, quantizer: BaseInferableQuantizer) -> dict[str, Any]:
+    scale = tensor.qparams.scale
+    return _described(quantizer, array.ndim, float(scale.min()), float(scale.max())) | {
+        "size_after": tensor.nbytes,
+        "sqnr_db": sqnr_db(array, tensor.dequantize()),
+    }
+
+
+def _quantized_activation(
+    group: Group, quantizer: BaseInferableQuantizer, seen: TensorStatistics | None
+) -> dict[str, Any]:
+    scale = float(np.max(quantizer.parameters((1,))["scale"]))
+    fields = _described(quantizer, 1, scale, scale)
+    if seen is None or group.fixed is not None:
+        return fields
+    # Half a step beyond the last code still rounds to it.
+    lo, hi = fields["range_lo"] - scale / 2, fields["range_hi"] + scale / 2
+    return fields | {"clipped_share": float(clipped_share(seen, lo, hi))}
+
+
+def _described(quantizer: BaseInferableQuantizer, rank: int, scale_min: float, scale_max: float) -> dict[str, Any]:
+    return {
+        "status": "quantized",
+        "bits": quantizer.num_bits,
+        "method": quantizer.quantization_method[0].value,
+        "granularity": describe_granularity(quantizer, rank),
+        "grid": _grid(quantizer),
+        "scale_min": scale_min,
+        "scale_max": scale_max,
+        "range_lo": float(np.min(quantizer.min_range)),
+        "range_hi": float(np.max(quantizer.max_range)),
+    }
+
+
+def _grid(quantizer: BaseInferableQuantizer) -> str:
+    grid = quantizer.grid
+    if isinstance(grid, IntGrid):
+        return f"{'' if grid.signed else 'u'}int{grid.bits} {grid.qmin}..{grid.qmax}"
+    return f"table of {grid.levels} values"
+
+
+def _macs(call: Call, path: str, shape: tuple[int, ...], calls: int) -> int | None:
+    if len(shape) < 2:
+        return None
+    count = multiply_accumulates(call, path, shape)
+    return None if count is None else count * calls

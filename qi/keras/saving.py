@@ -98,7 +98,7 @@ def size_on_disk(model: keras.Model) -> int | None:
     """Bytes of the `.keras` file a model makes, without a compiled model's optimizer; None where it can't be saved."""
     try:
         if getattr(model, "optimizer", None) is not None:
-            copy = keras.models.clone_model(model)
+            copy = type(model).from_config(model.get_config())  # a clone would be compiled again
             copy.set_weights(model.get_weights())
             model = copy
         with tempfile.TemporaryDirectory() as folder:

@@ -58,8 +58,10 @@ def _walk(layer: Any, prefix: str) -> Iterator[tuple[str, keras.Variable]]:
 
 
 def _stable_name(item: Any, attributes: dict[int, str]) -> str:
-    made_up = re.sub(r"_\d+$", "", item.name).replace("_", "") == type(item).__name__.strip("_").lower()
-    return attributes.get(id(item), item.name) if made_up else item.name
+    made_up = "variable" if isinstance(item, keras.Variable) else type(item).__name__.strip("_").lower()
+    if re.sub(r"_\d+$", "", item.name).replace("_", "") != made_up:
+        return item.name
+    return attributes.get(id(item), item.name)
 
 
 def _attribute_names(layer: Any) -> dict[int, str]:

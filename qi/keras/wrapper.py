@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.core import QParams, QTensor, packed_nbytes, unpack
+from qi.core import IntGrid, QParams, QTensor, packed_nbytes, unpack
 from qi.core.packing import pack
 from qi.dispatch import NodeQuantizationDispatcher
 from qi.errors import ConfigError, FileFormatError, InputError
@@ -359,10 +359,11 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
     def _decode(self, binding: _Binding, data: np.ndarray) -> np.ndarray:
         qparams, shape = binding.qparams(), tuple(binding.variable.shape)
-        bits = binding.quantizer.num_bits
+        grid = qparams.grid
+        bits = grid.bits if isinstance(grid, IntGrid) else grid.index_bits
         if data.size != packed_nbytes(int(np.prod(shape)), bits):
             raise FileFormatError(f"expected {bits}-bit codes of shape {shape}; received {data.size} bytes")
-        signed = getattr(qparams.grid, "signed", False) and hasattr(qparams.grid, "qmin")
+        signed = isinstance(grid, IntGrid) and grid.signed
         return QTensor(unpack(data, bits, shape, signed=signed), qparams).dequantize()
 
     def get_config(self) -> dict[str, Any]:

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from qi.ledger import RENDERERS, QuantizationReport
-from qi.ledger.numbers import format_bytes, format_db
+from qi.ledger.rows import KINDS
 from qi.optional import require
-from qi.report.view import BAD_DB, WATCH_DB, Layer, layers_of, quality
+from qi.report.panels import INK, MUTED, PANELS, Panel, short, tidy
+from qi.report.view import Layer, layers_of
 
 __all__ = ["MAX_NAMED_LAYERS", "plot_report", "png"]
 
 MAX_NAMED_LAYERS = 40
 """Up to so many layers each has a line with its name; beyond, layers are numbered and the worst are named."""
 
-_COLOURS = {"bad": "#c2413b", "watch": "#d99a2b", "fine": "#3d7ab5", "none": "#b9c0c8"}
-_PALE = {**_COLOURS, "fine": "#a9c6e0"}  # hundreds of bars side by side make one area
-_BEFORE, _AFTER, _INK, _MUTED, _LINE = "#d5dae0", "#3d7ab5", "#22282f", "#6b7580", "#e6e9ed"
-_NAMED_WORST = 6
-_TOUCHING = 150  # with more layers than these, a gap between bars would be thinner than a pixel
-_MAX_NAME = 38
 _WIDTH = 11.0
-_EXACT_BAR_DB = 50.0  # how far a bar of infinite SQNR reaches, if none of the others reaches further
 
 
 @RENDERERS.register(".png")
@@ -57,173 +49,39 @@ def plot_report(report: QuantizationReport) -> Any:
         MissingDependencyError: If matplotlib isn't installed.
     """
     figure_module = require("matplotlib.figure", extra="report", feature="the plot of a report")
-    layers = layers_of(report)
-    panels = [panel for panel in _PANELS if any(panel.has(layer) for layer in layers)]
-    if not panels:
-        return _empty(figure_module)
-    if len(layers) <= MAX_NAMED_LAYERS:
-        return _named(figure_module, layers, panels)
-    return _numbered(figure_module, layers, panels)
+    layers = {kind: layers_of(report, kind) for kind in KINDS}
+    shown = [(panel, layers[panel.kind]) for panel in PANELS if any(map(panel.has, layers[panel.kind]))]
+    if not shown:
+        figure = figure_module.Figure(figsize=(_WIDTH, 1.0))
+        figure.text(0.5, 0.5, "nothing was quantized", ha="center", va="center", color=MUTED)
+        return figure
+    most = max(len(own) for _, own in shown)
+    return (_named if most <= MAX_NAMED_LAYERS else _numbered)(figure_module, shown, most)
 
 
-class _Panel(NamedTuple):
-    """One quantity of a layer, drawn over all layers: horizontally (a line for each layer) or vertically."""
-
-    title: str
-    note: str
-    has: Callable[[Layer], bool]
-    draw: Callable[[Any, Sequence[Layer], bool], None]
-
-
-def _named(figure_module: Any, layers: Sequence[Layer], panels: Sequence[_Panel]) -> Any:
-    figure = figure_module.Figure(figsize=(_WIDTH, 0.95 + 0.235 * len(layers)), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, panel in zip(axes, panels, strict=True):
-        _tidy(ax, panel, horizontal=True)
+def _named(figure_module: Any, shown: list[tuple[Panel, tuple[Layer, ...]]], most: int) -> Any:
+    """Panels side by side, a line for each layer; those about the same layers share the names."""
+    figure = figure_module.Figure(figsize=(_WIDTH, 0.95 + 0.235 * most), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    kind = ""
+    for ax, (panel, layers) in zip(axes, shown, strict=True):
+        tidy(ax, panel, horizontal=True)
         panel.draw(ax, layers, True)
-    axes[0].set_yticks(range(len(layers)), [_short(layer.path) for layer in layers], fontsize=8.5)
-    axes[0].set_ylim(len(layers) - 0.4, -0.6)
+        names = [short(layer.path) if panel.kind != kind else "" for layer in layers]
+        ax.set_yticks(range(len(layers)), names, fontsize=8.5, color=INK)
+        ax.set_ylim(most - 0.4, -0.6)
+        kind = panel.kind
     return figure
 
 
-def _numbered(figure_module: Any, layers: Sequence[Layer], panels: Sequence[_Panel]) -> Any:
-    figure = figure_module.Figure(figsize=(_WIDTH, 0.6 + 2.0 * len(panels)), layout="constrained")
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, panel in zip(axes, panels, strict=True):
-        _tidy(ax, panel, horizontal=False)
+def _numbered(figure_module: Any, shown: list[tuple[Panel, tuple[Layer, ...]]], most: int) -> Any:
+    """Panels one below the other, a thin bar for each layer."""
+    figure = figure_module.Figure(figsize=(_WIDTH, 0.4 + 2.2 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for ax, (panel, layers) in zip(axes, shown, strict=True):
+        tidy(ax, panel, horizontal=False)
         panel.draw(ax, layers, False)
-    axes[-1].set_xlim(-0.5, len(layers) - 0.5)
-    label = f"{len(layers)} layers, from the model's input to its output"
-    axes[-1].set_xlabel(label, fontsize=8.5, color=_MUTED)
+        ax.set_xlim(-0.5, len(layers) - 0.5)
+        label = f"{len(layers)} layers with {panel.kind}s, from the model's input to its output"
+        ax.set_xlabel(label, fontsize=8, color=MUTED)
     return figure
-
-
-def _empty(figure_module: Any) -> Any:
-    figure = figure_module.Figure(figsize=(_WIDTH, 1.0))
-    figure.text(0.5, 0.5, "nothing was quantized", ha="center", va="center", color=_MUTED)
-    return figure
-
-
-def _tidy(ax: Any, panel: _Panel, *, horizontal: bool) -> None:
-    ax.set_title(panel.title, loc="left", fontsize=9.5, color=_INK, fontweight="bold", pad=18)
-    ax.annotate(
-        panel.note, (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points", fontsize=8,
-        color=_MUTED,
-    )  # fmt: skip
-    ax.set_axisbelow(True)
-    ax.grid(axis="x" if horizontal else "y", color=_LINE, linewidth=0.8)
-    ax.tick_params(length=0, labelsize=8.5, labelcolor=_MUTED if not horizontal else _INK)
-    if horizontal:
-        ax.tick_params(axis="x", labelcolor=_MUTED)
-    for side in ("top", "right", "left", "bottom"):
-        ax.spines[side].set_visible(False)
-
-
-def _draw_weights(ax: Any, layers: Sequence[Layer], horizontal: bool) -> None:
-    _draw_db(ax, layers, [layer.weight_db for layer in layers], horizontal)
-    for place, layer in enumerate(layers):
-        if horizontal and layer.weight_db is None and layer.bytes_before:
-            ax.text(0.6, place, "float", fontsize=8, color=_MUTED, va="center", style="italic")
-
-
-def _draw_activations(ax: Any, layers: Sequence[Layer], horizontal: bool) -> None:
-    _draw_db(ax, layers, [layer.activation_db for layer in layers], horizontal)
-    places = [place for place, layer in enumerate(layers) if _finite(layer.total_db)]
-    totals = [layers[place].total_db for place in places]
-    if horizontal:
-        ax.scatter(totals, places, s=17, color=_INK, zorder=3, linewidths=0.6, edgecolors="white")
-    else:
-        ax.plot(places, totals, color=_INK, linewidth=1.1, zorder=3)
-
-
-def _draw_db(ax: Any, layers: Sequence[Layer], values: Sequence[float | None], horizontal: bool) -> None:
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    top = max([*finite, _EXACT_BAR_DB if math.inf in values else 0.0, WATCH_DB])
-    lengths = [_length(value, top) for value in values]
-    if horizontal:
-        colours = [_COLOURS[quality(value)] for value in values]
-        ax.barh(range(len(layers)), lengths, height=0.66, color=colours)
-        for place, (value, length) in enumerate(zip(values, lengths, strict=True)):
-            if value is not None:
-                inside = length > top / 6  # written on the bar, out of the way of the dots
-                colour = "white" if inside else _COLOURS[quality(value)]
-                start = (0.0 if inside else max(length, 0.0)) + top / 60
-                ax.text(start, place, format_db(value), fontsize=7.5, va="center", color=colour)
-        ax.set_xlim(min(0.0, *lengths), top * 1.06)
-    else:
-        colours = [_PALE[quality(value)] for value in values]
-        ax.bar(range(len(layers)), lengths, width=1.0 if len(layers) > _TOUCHING else 0.8, color=colours)
-        _name_worst(ax, layers, values, lengths)
-        ax.set_ylim(min(0.0, *lengths), top * 1.25)
-
-
-def _name_worst(ax: Any, layers: Sequence[Layer], values: Sequence[float | None], lengths: Sequence[float]) -> None:
-    """Number the worst layers on top of their bars and say beside the plot who they are."""
-    measured = sorted((value, place) for place, value in enumerate(values) if value is not None and value < math.inf)
-    lines: list[str] = []
-    named: list[int] = []
-    for number, (value, place) in enumerate(measured[:_NAMED_WORST], start=1):
-        colour = _COLOURS[quality(value)]
-        lift = 4 + 13 * sum(abs(place - other) < len(layers) / 50 for other in named)
-        named.append(place)
-        ax.annotate(
-            str(number), (place, max(lengths[place], 0.0)), xytext=(0, lift), textcoords="offset points",
-            ha="center", fontsize=7.5, color=colour, fontweight="bold", zorder=4,
-            bbox={"boxstyle": "circle,pad=0.18", "facecolor": "white", "edgecolor": colour, "linewidth": 0.8},
-        )  # fmt: skip
-        lines.append(f"{number}  {_short(layers[place].path)}  {format_db(value)} dB")
-    ax.text(
-        1.01, 1.0, "\n".join(lines), transform=ax.transAxes, fontsize=7.5, va="top", color=_INK,
-        linespacing=1.5
-    )  # fmt: skip
-
-
-def _draw_bytes(ax: Any, layers: Sequence[Layer], horizontal: bool) -> None:
-    places = range(len(layers))
-    before, after = [layer.bytes_before for layer in layers], [layer.bytes_after for layer in layers]
-    bars = ax.barh if horizontal else ax.bar
-    thick = 1.0 if len(layers) > _TOUCHING else 0.78
-    bars(places, before, thick, color=_BEFORE)
-    bars(places, after, thick if not horizontal else 0.4, color=_AFTER)
-    axis = ax.xaxis if horizontal else ax.yaxis
-    axis.set_major_formatter(lambda value, _: format_bytes(value))
-    axis.get_major_locator().set_params(nbins=4)
-    if horizontal:
-        ax.set_xlim(0, max(before) * 1.28)
-        for place, (full, small) in enumerate(zip(before, after, strict=True)):
-            if full:
-                text = f"{small / full:.2f}x" if small != full else "1x"
-                ax.text(full + max(before) / 60, place, text, fontsize=7.5, color=_MUTED, va="center")
-
-
-def _length(value: float | None, top: float) -> float:
-    if value is None or math.isnan(value) or value == -math.inf:
-        return 0.0
-    return min(value, top)
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _short(path: str) -> str:
-    """The end of a path, where the layers of one block differ; a `$` would start mathematics."""
-    text = path if len(path) <= _MAX_NAME else f"…{path[1 - _MAX_NAME :]}"
-    return text.replace("$", r"\$")
-
-
-_PANELS = (
-    _Panel(
-        "Weights: SQNR, dB",
-        f"amber below {WATCH_DB:g}, red below {BAD_DB:g}",
-        lambda layer: layer.weight_db is not None,
-        _draw_weights,
-    ),
-    _Panel(
-        "Activations: SQNR, dB",
-        "bars: own error; black: all errors up to there",
-        lambda layer: layer.activation_db is not None or _finite(layer.total_db),
-        _draw_activations,
-    ),
-    _Panel("Weights: bytes", "grey: before; blue: after", lambda layer: layer.bytes_before > 0, _draw_bytes),
-)

@@ -23,30 +23,33 @@ class Layer:
 
     Attributes:
         path: The layer's path.
-        layer_type: The name of its class.
         weight_db: The lowest SQNR of its quantized weights; None where there is none.
         activation_db: The lowest SQNR of its quantized activations.
         total_db: The lowest total SQNR of its activations.
         bytes_before: Bytes of its weights before.
         bytes_after: Bytes of its weights after.
-        in_float: Names of its weights that stayed in float.
     """
 
     path: str
-    layer_type: str
     weight_db: float | None
     activation_db: float | None
     total_db: float | None
     bytes_before: int
     bytes_after: int
-    in_float: tuple[str, ...]
 
 
-def layers_of(report: QuantizationReport) -> tuple[Layer, ...]:
-    """Return the layers of a report that have weights or a measured activation, in the model's order."""
+def layers_of(report: QuantizationReport, kind: str) -> tuple[Layer, ...]:
+    """Return the layers that have something to show of one kind of tensor, in the model's order.
+
+    Args:
+        report: Any report.
+        kind: "weight" for the layers with weights, "activation" for those with a measured activation. A layer holds
+            what is known of this kind alone: once an activation is fused, it lies in another layer than the weights.
+    """
     rows: dict[str, list[Row]] = {}
     for row in report.rows:
-        rows.setdefault(row.layer, []).append(row)
+        if row.kind == kind:
+            rows.setdefault(row.layer, []).append(row)
     layers = (_layer(path, every) for path, every in rows.items())
     return tuple(
         layer
@@ -72,13 +75,11 @@ def _layer(path: str, rows: list[Row]) -> Layer:
     activations = [row for row in rows if row.kind == "activation"]
     return Layer(
         path=path or rows[0].name,
-        layer_type=rows[0].layer_type,
         weight_db=_lowest(row.sqnr_db for row in weights if row.quantized),
         activation_db=_lowest(row.sqnr_db for row in activations if row.quantized),
         total_db=_lowest(row.total_sqnr_db for row in activations),
         bytes_before=sum(row.size_before or 0 for row in weights),
         bytes_after=sum(row.stored_bytes for row in weights),
-        in_float=tuple(row.name for row in weights if not row.quantized),
     )
 
 

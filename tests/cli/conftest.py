@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,13 @@ def qi_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
         return Done(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def environment(checkout: Path) -> dict[str, str]:
+    """For a process of its own: TensorFlow is as talkative there as it likes to be."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "CUDA_"))}
+    return {**mine, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def lsq(x, scale, zero_point, grid):
 @pytest.mark.parametrize(("grid", "zero_point"), [(GRID, 0), (IntGrid(4, signed=False), 3), (IntGrid(8), -7)])
 def test_the_gradient_for_the_scale_is_that_of_lsq(backend, grid, zero_point):
     upstream = upstream_of(X)
-    function = lambda s: fake_quantize(backend.tensor(X), s, zero_point, grid)  # noqa: E731
+    function = lambda s: fake_quantize(backend.tensor(X), s, zero_point, grid)
     (gradient,) = backend.gradients(function, SCALE, upstream=upstream)
     expected = np.sum(lsq(X, SCALE, zero_point, grid) * upstream)
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
@@ -82,7 +82,7 @@ def test_scales_per_channel_collect_the_gradients_of_their_channel(backend):
 
 @each_backend
 def test_outside_the_range_the_zero_point_has_a_gradient_of_minus_the_scale(backend):
-    function = lambda z: fake_quantize(backend.tensor(X), SCALE, z, GRID)  # noqa: E731
+    function = lambda z: fake_quantize(backend.tensor(X), SCALE, z, GRID)
     upstream = upstream_of(X)
     (gradient,) = backend.gradients(function, np.float32(0), upstream=upstream)
     np.testing.assert_allclose(gradient, -SCALE * np.sum(upstream[~INSIDE]), rtol=1e-6)
@@ -92,7 +92,7 @@ def test_outside_the_range_the_zero_point_has_a_gradient_of_minus_the_scale(back
 @pytest.mark.parametrize("rounding", ["floor", "stochastic"])
 def test_every_rounding_is_straight_through(backend, rounding):
     noise = np.linspace(0, 0.9, X.size, dtype=np.float32)
-    function = lambda x: fake_quantize(x, SCALE, 0, GRID, rounding=rounding, noise=noise)  # noqa: E731
+    function = lambda x: fake_quantize(x, SCALE, 0, GRID, rounding=rounding, noise=noise)
     (gradient,) = backend.gradients(function, X)
     np.testing.assert_array_equal(gradient, INSIDE.astype(np.float32))
 

@@ -126,6 +126,7 @@ def test_an_asymmetric_range_keeps_its_width_contains_0_and_moves_by_half_a_step
         (-1.28, 1.27, True, 0.01, 0),
         (-1.0, 1.0, False, 2 / 255, 128),  # -lo / s = 127.5: half up, as TensorFlow nudges
         (-1.0, 1.0, True, 2 / 255, 0),
+        (-0.5, 254.5, False, 1.0, 1),  # 0.5 goes up as well, not to even
     ],
 )
 def test_known_asymmetric_parameters(lo, hi, signed, scale, zero_point):

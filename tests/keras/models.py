@@ -217,9 +217,11 @@ def convolutions_1d() -> keras.Model:
 def convolutions_3d() -> keras.Model:
     """Every three-dimensional layer."""
     inputs = keras.Input((6, 6, 6, 2), name="volume")
-    x = layers.Conv3D(4, 3, padding="same", name="conv")(layers.ZeroPadding3D(1, name="pad")(inputs))
+    x = layers.Conv3D(4, 3, padding="same", name="conv")(inputs)
     x = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(x))
-    x = layers.AveragePooling3D(2, name="average")(layers.Cropping3D(1, name="crop")(x))
+    # Not before the convolution: TensorFlow's graph optimizer then breaks any transposed convolution of the model.
+    x = layers.Cropping3D(1, name="crop")(layers.ZeroPadding3D(2, name="pad")(x))
+    x = layers.AveragePooling3D(2, name="average")(x)
     x = layers.Conv3DTranspose(3, 2, strides=2, name="transposed")(x)
     x = layers.UpSampling3D(2, name="up")(layers.MaxPooling3D(2, name="max")(x))
     x = layers.GlobalAveragePooling3D(name="gap")(x)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,13 +31,13 @@ POWERS = [WeightsPOTInferableQuantizer, WeightsLUTPOTInferableQuantizer]
 each_class = pytest.mark.parametrize("cls", WEIGHTS)
 
 
-def with_one_per_channel(cls: type, values: list[float], **more: object):
-    """A quantizer of `cls` with these thresholds, or these upper ends."""
+def with_one_per_channel(cls: type, values: list[float], kind: Callable[..., Any] = list, **more: object):
+    """A quantizer of `cls` with these thresholds, or these upper ends, in a sequence of a kind."""
     first = {"lut_values": TABLE} if "LUT" in cls.__name__ else {}
     if cls is WeightsUniformInferableQuantizer:
-        first = {"min_range": [-v for v in values], "max_range": values}
+        first = {"min_range": kind([-v for v in values]), "max_range": kind(values)}
     else:
-        first["threshold"] = values
+        first["threshold"] = kind(values)
     return cls(num_bits=2, **first, **{"per_channel": True} | more)
 
 
@@ -48,9 +50,10 @@ def test_successors_positional_call(cls):
 
 
 @each_class
-@pytest.mark.parametrize("kind", [list, tuple, np.array])
+@pytest.mark.parametrize("kind", [list, tuple, np.array, np.float32])
 def test_one_value_a_channel_in_any_sequence(cls, kind):
-    q = with_one_per_channel(cls, kind([1.0, 2.0]).tolist() if kind is np.array else list(kind([1.0, 2.0])))
+    q = with_one_per_channel(cls, [1.0, 2.0], kind)
+    assert q == with_one_per_channel(cls, [1.0, 2.0])
     x = np.float32([[-9, -9], [0, 0], [9, 9]])
     y = q(x)
     np.testing.assert_array_equal(2 * y[:, 0], y[:, 1])

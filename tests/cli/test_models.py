@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qi.cli.models import input_names, load, predict
+from qi.errors import FileFormatError, InputError
+
+
+def test_a_model_is_loaded_fed_and_its_inputs_named(files: Path, samples: dict[str, np.ndarray]) -> None:
+    model = load(files / "float.keras")
+    assert input_names(model) == ["image"]
+    assert predict(model, samples["x_test"], batch_size=10).shape == (64, 6)
+
+
+def test_several_inputs_are_fed_by_name(two_inputs: Path) -> None:
+    model = load(two_inputs)
+    assert input_names(model) == ["left", "right"]
+    given = {"right": np.ones((5, 3), "float32"), "left": np.ones((5, 4), "float32")}
+    expected = model.predict([given["left"], given["right"]], verbose=0)
+    assert np.array_equal(predict(model, given), expected)
+
+
+def test_a_model_without_known_inputs_has_no_names() -> None:
+    class Unbuilt:
+        inputs = None
+
+    assert input_names(Unbuilt()) == []
+
+
+def test_samples_of_another_shape_are_refused(files: Path) -> None:
+    with pytest.raises(InputError, match=r"shape \[\(None, 8, 8, 1\)\] for 'tiny'; received \(4, 3\)"):
+        predict(load(files / "float.keras"), np.zeros((4, 3), "float32"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", None])
+def test_a_damaged_file_is_no_model(content: bytes | None, files: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bad.keras"
+    whole = (files / "float.keras").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(FileFormatError, match=r"bad.keras"):
+        load(path)
+
+
+def test_a_missing_file_is_named_without_loading_a_framework(tmp_path: Path, no_packages: Any) -> None:
+    no_packages("keras", "tensorflow")
+    with pytest.raises(InputError, match=r"a file with a model; received .*no.keras', which doesn't exist"):
+        load(tmp_path / "no.keras")
