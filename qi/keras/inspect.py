@@ -215,7 +215,8 @@ def inspect_model(model: keras.Model) -> Inspection:
     try:
         graph = flatten_model(model)
     except (InputError, UnsupportedError):  # it defines its own call: no graph to follow, but its layers are known
-        return Inspection(model=model.name, layers=tuple(_inside(model, "")))
+        own, *parts = _composite(model, {"path": model.name, "type": type(model).__name__}, "")
+        return Inspection(model=model.name, layers=(own, *parts) if own.tensors else tuple(parts))
     layers = [LayerInfo(path=v.name, type="InputLayer", outputs=(v.shape,)) for v in graph.flat_inputs()]
     for calls in graph.calls_of().values():
         layers += _visit(calls[0].op, calls[0].path, tuple(value.shape for value in calls[0].outputs))
@@ -230,22 +231,21 @@ def _visit(op: Any, path: str, outputs: tuple[Any, ...] = ()) -> Iterator[LayerI
     elif isinstance(op, KerasActivationQuantizationHolder):
         yield LayerInfo(**info, tensors=(_activation("output", op.quantizer),))
     elif isinstance(op, keras.Model) or _holds_quantizers(op):
-        yield LayerInfo(**info)
-        yield from _inside(op, f"{path}/")
+        yield from _composite(op, info, f"{path}/")
     else:
         weights = _weights(op) if isinstance(op, keras.layers.Layer) else {}
         tensors = tuple(_in_float(name, variable) for name, variable in weights.items())
         yield LayerInfo(**info, parameters=_count(weights), tensors=tensors)
 
 
-def _inside(layer: Any, prefix: str) -> Iterator[LayerInfo]:
+def _composite(layer: Any, info: dict[str, Any], prefix: str) -> Iterator[LayerInfo]:
+    """The layer with the weights that are its own, then its parts."""
     # No public name lists the direct parts of a layer that isn't a model.
     parts = list(layer._flatten_layers(include_self=False, recursive=False))
     inner = {id(variable) for part in parts for variable in part.variables}
     own = {name: variable for name, variable in _weights(layer).items() if id(variable) not in inner}
-    if own:
-        tensors = tuple(_in_float(name, variable) for name, variable in own.items())
-        yield LayerInfo(path=prefix + layer.name, type=type(layer).__name__, parameters=_count(own), tensors=tensors)
+    tensors = tuple(_in_float(name, variable) for name, variable in own.items())
+    yield LayerInfo(**info, parameters=_count(own), tensors=tensors)
     for part in parts:
         yield from _visit(part, prefix + part.name)
 

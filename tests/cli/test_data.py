@@ -56,9 +56,7 @@ def test_only_the_array_that_is_asked_for_is_read(tmp_path: Path) -> None:
         ({}, ["image"], "received no arrays"),
     ],
 )
-def test_what_is_no_sample_is_refused(
-    arrays: dict[str, Any], inputs: list[str], expected: str, tmp_path: Path
-) -> None:
+def test_what_is_no_sample_is_refused(arrays: dict[str, Any], inputs: list[str], expected: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=expected):
         samples(npz(tmp_path, **arrays), CALIBRATION, inputs)
 
@@ -88,7 +86,7 @@ def test_python_objects_are_never_unpickled(tmp_path: Path) -> None:
     trap = np.array([Trap()], dtype=object)
     np.save(tmp_path / "x.npy", trap)
     for file in (ArrayFile(tmp_path / "x.npy"), npz(tmp_path, x=trap)):
-        with pytest.raises(FileFormatError, match="holds Python objects .* never unpickles"):
+        with pytest.raises(FileFormatError, match=r"holds Python objects .* never unpickles"):
             samples(file, CALIBRATION, ["image"])
     assert not (tmp_path / "sprung").exists()
 

@@ -60,7 +60,8 @@ def test_a_closed_gate_is_code_3(
 
 
 @pytest.mark.parametrize(
-    ("metric", "after", "lost"), [("accuracy", 0.78, 2.0), ("accuracy", 0.9, -10.0), ("mse", 0.9, 0.1), ("mae", 0.7, -0.1)]
+    ("metric", "after", "lost"),
+    [("accuracy", 0.78, 2.0), ("accuracy", 0.9, -10.0), ("mse", 0.9, 0.1), ("mae", 0.7, -0.1)],
 )
 def test_worse_means_less_of_a_share_and_more_of_an_error(metric: str, after: float, lost: float) -> None:
     result = Evaluation(metric=metric, float_value=0.8, quantized_value=after)

@@ -32,7 +32,7 @@ def test_a_wrong_option_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str
 
 
 def test_an_input_must_be_a_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a file with a model; received .* doesn't exist"):
+    with pytest.raises(InputError, match=r"a file with a model; received .* doesn't exist"):
         check_input(tmp_path / "a.keras", "a model")
     with pytest.raises(InputError, match="is a folder"):
         check_input(tmp_path, "a model")

@@ -49,8 +49,12 @@ def test_debugging_is_asked_for_by_a_variable(value: str, expected: bool, monkey
 
 
 def test_warnings_are_shown_once_even_when_the_work_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ZeroDivisionError), shown_warnings(Console()):
-        for _ in range(2):
-            warnings.warn("few samples", QuantizationWarning, stacklevel=1)
-        raise ZeroDivisionError
+    def work() -> None:
+        with shown_warnings(Console()):
+            for _ in range(2):
+                warnings.warn("few samples", QuantizationWarning, stacklevel=1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
     assert capsys.readouterr().err == "qi: warning: few samples\n"

@@ -74,9 +74,7 @@ def test_a_quantized_model_agrees_with_its_report(quantized: tuple[keras.Model, 
     assert {name.rpartition("/")[2] for name in found.unquantized} == {"bias"}
 
 
-def test_a_reloaded_model_looks_the_same(
-    quantized: tuple[keras.Model, qi.QuantizationReport], tmp_path: Path
-) -> None:
+def test_a_reloaded_model_looks_the_same(quantized: tuple[keras.Model, qi.QuantizationReport], tmp_path: Path) -> None:
     path = qi.save_model(quantized[0], tmp_path / "q.keras")
     assert inspect_model(qi.load_model(path)) == inspect_model(quantized[0])
 

@@ -123,8 +123,8 @@ def test_quantized_weights_lie_on_the_grid(name):
         quantizer = wrapper.quantizers[path]
         axis = quantizer.channel_axis
         qparams = quantizer.qparams(value.shape)
-        codes = value / qparams.scale
-        np.testing.assert_array_equal(codes, np.rint(codes))
+        codes = np.rint(value / qparams.scale)
+        np.testing.assert_array_equal(value, codes * qparams.scale)
         assert codes.min() >= -8
         assert codes.max() <= 7
         for channel in np.moveaxis(value, axis, 0):
