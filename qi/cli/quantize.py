@@ -98,7 +98,7 @@ def _quantize(
 ) -> tuple[Any, QuantizationReport]:
     from qi.cli.data import CALIBRATION, samples
     from qi.cli.models import input_names
-    from qi.keras import quantize_model
+    from qi.keras import inspect_model, quantize_model
     from qi.keras.graph import is_graph_model
 
     data = None if file is None else samples(file, CALIBRATION, input_names(model))[1]
@@ -113,6 +113,7 @@ def _quantize(
             progress=progress,
         )
     except UnsupportedError as error:
-        if arguments.strict and is_graph_model(model):  # such models are supported: it's what --strict forbids
+        # A float model with a graph is what quantize_model takes: then it is --strict that isn't met.
+        if arguments.strict and is_graph_model(model) and not inspect_model(model).is_quantized:
             raise RefusedError(str(error)) from error
         raise

@@ -40,19 +40,32 @@ def copy_layers(graph: Graph, plan: ActivationPlan) -> dict[str, str]:
         by path, why an operation couldn't be copied.
     """
     notes: dict[str, str] = {}
-    outputs = {value.name for value in graph.flat_outputs() if value.producer is not None}
+    outputs = _output_names(graph)
     taken = {value.name for value in graph.flat_inputs()} | outputs
-    giving = {id(v.producer.op): v.name for v in graph.flat_outputs() if v.producer and id(v) not in plan.quantized}
+    giving = _givers(graph, plan)
     for calls in graph.calls_of().values():
         op, path = calls[0].op, calls[0].path
         wanted = op.name + ("_raw" if op.name in outputs else "")
-        name = giving.pop(id(op), None) or _unique(wanted, path, taken)
+        name = giving.get(id(op)) or _unique(wanted, path, taken)
         copy, why = copy_operation(op, name)
         if why:
             notes[path] = why
         for call in calls:
             call.op = copy
     return notes
+
+
+def _output_names(graph: Graph) -> set[str]:
+    return {value.name for value in graph.flat_outputs() if value.producer is not None}
+
+
+def _givers(graph: Graph, plan: ActivationPlan) -> dict[int, str]:
+    """The operations that give an output themselves, by ``id``, with its name (two outputs may have the same one)."""
+    names: dict[str, int] = {}
+    for value in graph.flat_outputs():
+        if value.producer is not None and id(value) not in plan.quantized:
+            names.setdefault(value.name, id(value.producer.op))
+    return {op: name for name, op in names.items()}
 
 
 def _unique(name: str, path: str, taken: set[str]) -> str:
@@ -113,22 +126,26 @@ def _unasked(row: Row, book: RuleBook) -> bool:
 def insert_holders(
     graph: Graph, plan: ActivationPlan, quantizers: Mapping[int, BaseInferableQuantizer]
 ) -> dict[int, Value]:
-    """Inserts one quantizer layer a group, called on each value that needs it.
+    """Inserts one quantizer layer a group, called on each value that needs it, and one for each output of the model.
 
     Returns:
         the quantized value of each value that got a quantizer, by the ``id`` of the latter.
     """
-    holders: dict[int, KerasActivationQuantizationHolder] = {}
     taken = {call.op.name for call in graph.calls} | {value.name for value in graph.flat_inputs()}
+    outputs = {id(value): value.name for value in graph.flat_outputs() if value.producer is not None}
+    free = _output_names(graph) - taken
+    taken |= free
+    holders: dict[tuple[int, str], KerasActivationQuantizationHolder] = {}
     held: dict[int, Value] = {}
     for value in [*graph.flat_inputs(), *(value for call in list(graph.calls) for value in call.outputs)]:
         group = plan.quantized.get(id(value))
         if group is None:
             continue
         source = value.producer.op.name if value.producer is not None else value.name
-        if id(group) not in holders:
-            output = value.producer is not None and value.name not in ("", *(call.op.name for call in graph.calls))
-            name = value.name if output else _unique(f"{source}_quant", f"{source}_quant", taken)
-            holders[id(group)] = KerasActivationQuantizationHolder(quantizers[id(group)], name=name)
-        held[id(value)] = graph.insert_after(value, holders[id(group)], source)
+        own = outputs.get(id(value), "")  # an output is named after the layer that gives it: it has one of its own
+        if (id(group), own) not in holders:
+            name = own if own in free else _unique(f"{source}_quant", f"{source}_quant", taken)
+            free.discard(own)
+            holders[id(group), own] = KerasActivationQuantizationHolder(quantizers[id(group)], name=name)
+        held[id(value)] = graph.insert_after(value, holders[id(group), own], source)
     return held

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qi.core import IntGrid, PerGroup, SymmetricRule, power_of_two, symmetric_scale
+from qi.core import IntGrid, PerChannel, PerGroup, SymmetricRule, power_of_two, symmetric_scale
 from qi.dispatch import Slot
 from qi.errors import ConfigError
 from qi.keras.plan import Group
@@ -19,7 +19,7 @@ from qi.quantizers import (
 )
 from qi.recipes import TensorSpec
 
-__all__ = ["activation_quantizer", "weight_quantizer"]
+__all__ = ["activation_quantizer", "describe_granularity", "weight_quantizer"]
 
 
 def weight_quantizer(weight: np.ndarray, spec: TensorSpec, slot: Slot) -> BaseInferableQuantizer:
@@ -32,7 +32,7 @@ def weight_quantizer(weight: np.ndarray, spec: TensorSpec, slot: Slot) -> BaseIn
         spec: bits, method, granularity and range.
         slot: the weight's axes. Groups along an axis that the slot doesn't name fall back to channels.
     """
-    cls = get_inferable_quantizer_class(QuantizationTarget.WEIGHTS, QuantizationMethod(spec.method))
+    cls: Any = get_inferable_quantizer_class(QuantizationTarget.WEIGHTS, QuantizationMethod(spec.method))
     arguments: dict[str, Any] = {"num_bits": spec.bits, "input_rank": weight.ndim}
     if spec.granularity != "per_tensor":
         arguments |= {"per_channel": True, "channel_axis": slot.channel_axis % weight.ndim}
@@ -61,7 +61,7 @@ def weight_quantizer(weight: np.ndarray, spec: TensorSpec, slot: Slot) -> BaseIn
 def activation_quantizer(group: Group, statistics: TensorStatistics | None) -> BaseInferableQuantizer:
     """The quantizer of a group of activations from its fixed range or its statistics."""
     spec = group.spec
-    cls = get_inferable_quantizer_class(QuantizationTarget.ACTIVATION, QuantizationMethod(spec.method))
+    cls: Any = get_inferable_quantizer_class(QuantizationTarget.ACTIVATION, QuantizationMethod(spec.method))
     symmetric = spec.method != "uniform"
     grid = IntGrid(spec.bits, signed=symmetric)
     if group.fixed is not None:
@@ -88,4 +88,4 @@ def describe_granularity(quantizer: BaseInferableQuantizer, rank: int) -> str:
     granularity = quantizer.granularity(rank)
     if isinstance(granularity, PerGroup):
         return f"per group of {granularity.size} (axis {granularity.axis})"
-    return f"per channel (axis {granularity.axis})" if quantizer.per_channel else "per tensor"
+    return f"per channel (axis {granularity.axis})" if isinstance(granularity, PerChannel) else "per tensor"

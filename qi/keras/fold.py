@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from qi.keras.graph import Call, Graph, Value
-from qi.keras.layers import rebuild_layer, weight_values
+from qi.keras.layers import NotRebuildableError, rebuild_layer, weight_values
 
 __all__ = ["FUSED_ACTIVATIONS", "activation_name", "fold_batch_norms", "split_activations"]
 
@@ -18,12 +18,20 @@ _CHANNELS_LAST_KERNEL = ("Dense", "Conv1D", "Conv2D", "Conv3D")
 _TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 _DEPTHWISE = ("DepthwiseConv1D", "DepthwiseConv2D")
 _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
+_FRAMEWORKS = ("keras", "tensorflow", "torch", "jax")
 
 
 def activation_name(op: Any) -> str:
-    """Name of the activation function that a layer applies: "linear" where it has none."""
+    """Name of the activation function that a layer applies: "linear" where it has none.
+
+    Functions that don't come from a framework may do anything under a known name: theirs begin with "custom_".
+    """
     function = getattr(op, "activation", None)
-    return "linear" if function is None else str(getattr(function, "__name__", type(function).__name__))
+    if function is None:
+        return "linear"
+    known = str(getattr(function, "__module__", "")).partition(".")[0] in _FRAMEWORKS
+    name = str(getattr(function, "__name__", type(function).__name__)).strip("<>")
+    return name if known else f"custom_{name}"
 
 
 def fold_batch_norms(graph: Graph) -> dict[str, str]:
@@ -34,15 +42,16 @@ def fold_batch_norms(graph: Graph) -> dict[str, str]:
 
     Returns:
         for each normalization that stays, by its path, why.
+
+    Raises:
+        InputError: a weight holds NaN or an infinity.
     """
     kept: dict[str, str] = {}
-    norms = [calls for calls in graph.calls_of().values() if calls[0].kind == "BatchNormalization"]
+    norms = [calls for calls in graph.calls_of().values() if calls[0].builtin_kind == "BatchNormalization"]
     for calls in norms:
-        why = _why_not(graph, calls)
+        why = _why_not(graph, calls) or _fold(graph, calls)
         if why:
             kept[calls[0].path] = why
-        else:
-            _fold(graph, calls)
     return kept
 
 
@@ -68,7 +77,10 @@ def _why_not(graph: Graph, norms: list[Call]) -> str:
 
 def _kernel_axis(call: Call) -> tuple[str, int] | None:
     """(weight path, axis of the output channels) of a layer that takes a fold; None for others."""
-    kind = call.kind
+    kind = call.builtin_kind
+    # Both change what the kernel is: additions of low rank, and integers.
+    if getattr(call.op, "lora_enabled", False) or getattr(call.op, "quantization_mode", None):
+        return None
     if kind in _CHANNELS_LAST_KERNEL or kind in _DEPTHWISE:
         return "kernel", -1
     if kind in _TRANSPOSED:
@@ -77,39 +89,47 @@ def _kernel_axis(call: Call) -> tuple[str, int] | None:
         return "pointwise_kernel", -1
     if kind == "EinsumDense":
         kernel, result = call.op.equation.replace(" ", "").split(",")[1].split("->")
-        fits = result[-1] in kernel and call.op.bias_axes in (None, result[-1])
+        fits = result[-1] in kernel and (not call.op.bias_axes or result[-1] in call.op.bias_axes)
         return ("kernel", kernel.index(result[-1])) if fits else None
     return None
 
 
-def _folded(before: Call, norm: Any) -> Any:
+def _folded(before: Call, norm: Any, location: tuple[str, int]) -> Any:
     """The layer of `before` with the normalization in its weights."""
     own, weights = weight_values(norm), weight_values(before.op)
     mean, variance = own["moving_mean"].astype(np.float64), own["moving_variance"].astype(np.float64)
     gain = own.get("gamma", np.ones_like(mean)) / np.sqrt(variance + norm.epsilon)
     bias = own.get("beta", 0.0) + (weights.get("bias", np.zeros_like(mean)).astype(np.float64) - mean) * gain
-    located = _kernel_axis(before)
-    path, axis = located if located is not None else ("kernel", -1)
+    path, axis = location
     kernel = weights[path].astype(np.float64)
     # A depthwise kernel is [*window, channels, multiplier]; its output channels run over both.
     own_shape = [-1 if i == axis % kernel.ndim else 1 for i in range(kernel.ndim)]
     shape = kernel.shape[-2:] if before.kind in _DEPTHWISE else own_shape
-    values = {path: (kernel * gain.reshape(shape)).astype(np.float32), "bias": bias.astype(np.float32)}
+    dtype = weights[path].dtype
+    values = {path: (kernel * gain.reshape(shape)).astype(dtype), "bias": bias.astype(dtype)}
     changes: dict[str, Any] = {"use_bias": True}
     if before.kind == "EinsumDense":
-        changes = {"bias_axes": before.op.equation.replace(" ", "").split("->")[1][-1]}
+        changes = {"bias_axes": before.op.bias_axes or before.op.equation.replace(" ", "")[-1]}
     return rebuild_layer(before.op, changes, values)
 
 
-def _fold(graph: Graph, norms: list[Call]) -> None:
-    pairs = [(call.inputs[0].producer, call) for call in norms]
-    folded = _folded(pairs[0][0], norms[0].op) if pairs[0][0] is not None else None
+def _fold(graph: Graph, norms: list[Call]) -> str:
+    """Folds a normalization into the layer before it; says why where that layer can't be rebuilt."""
+    pairs = [(before, call) for call in norms if (before := call.inputs[0].producer) is not None]
+    first = pairs[0][0]
+    location = _kernel_axis(first)
+    if location is None:
+        return f"{first.path!r} takes no fold"
+    try:
+        folded = _folded(first, norms[0].op, location)
+    except NotRebuildableError as error:
+        return f"{first.path!r} can't be copied: {error}"
     for before, call in pairs:
-        if before is not None:
-            before.op = folded
-            before.fused.append(f"{call.kind} {call.path}")
+        before.op = folded
+        before.fused.append(f"{call.kind} {call.path}")
         graph.calls.remove(call)
         graph.replace(call.outputs[0], call.inputs[0])
+    return ""
 
 
 def split_activations(graph: Graph, has_policy: Any) -> None:
@@ -121,17 +141,25 @@ def split_activations(graph: Graph, has_policy: Any) -> None:
     """
     for op, calls in [(calls[0].op, calls) for calls in graph.calls_of().values()]:
         name = activation_name(op)
-        if name in FUSED_ACTIVATIONS or not isinstance(op, keras.layers.Layer) or not has_policy(op):
+        # Whoever wrote a class of their own decides what it does with its activation.
+        if name in FUSED_ACTIVATIONS or not calls[0].builtin_kind or not has_policy(op):
             continue
-        linear = rebuild_layer(op, {"activation": "linear"})
-        activation = keras.layers.Activation(
-            op.get_config()["activation"], name=f"{op.name}_{name}", dtype=op.dtype_policy
-        )
+        try:
+            linear = rebuild_layer(op, {"activation": "linear"})
+        except NotRebuildableError:
+            continue
+        activation = op.activation
+        if not isinstance(activation, keras.layers.Layer):
+            activation = keras.layers.Activation(activation, name=f"{op.name}_{name}", dtype=op.dtype_policy)
         for call in calls:
-            call.op = linear
-            result = call.outputs[0]
-            middle = Value(result.shape, result.dtype, call)
-            site = call.site.replace(call.path, f"{call.path}/{name}", 1)
-            after = Call(activation, f"{call.path}/{name}", site, [middle], [result])
-            call.outputs, result.producer = [middle], after
-            graph.calls.insert(graph.calls.index(call) + 1, after)
+            _split(graph, call, linear, activation, name)
+
+
+def _split(graph: Graph, call: Call, linear: Any, activation: Any, name: str) -> None:
+    call.op = linear
+    result = call.outputs[0]
+    middle = Value(result.shape, result.dtype, call)
+    site = call.site.replace(call.path, f"{call.path}/{name}", 1)
+    after = Call(activation, f"{call.path}/{name}", site, [middle], [result], split_from=call)
+    call.outputs, result.producer = [middle], after
+    graph.calls.insert(graph.calls.index(call) + 1, after)

@@ -6,7 +6,9 @@ read. This is the one module that walks Keras' graph (`KerasTensor._keras_histor
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +46,7 @@ class Call:
         outputs: the values it gives.
         arguments: makes (args, kwargs) from the tensors of its inputs.
         fused: layers that were merged into it, as "BatchNormalization bn1".
+        split_from: the call that this one was a part of in the given model, where a pass took a layer apart.
     """
 
     op: Any
@@ -53,11 +56,17 @@ class Call:
     outputs: list[Value]
     arguments: Callable[[list[Any]], tuple[Any, Any]] = lambda tensors: (tensors, {})
     fused: list[str] = field(default_factory=list)
+    split_from: Call | None = None
 
     @property
     def kind(self) -> str:
         """Class name of the operation."""
         return type(self.op).__name__
+
+    @property
+    def builtin_kind(self) -> str:
+        """Class name of one of Keras' own operations; "" for others, which may do anything under the same name."""
+        return self.kind if type(self.op).__module__.partition(".")[0] == "keras" else ""
 
 
 @dataclass(eq=False)
@@ -111,9 +120,9 @@ class Graph:
 
 
 def is_graph_model(op: Any) -> bool:
-    """Whether `op` is a plain Functional or Sequential model whose graph can be inlined."""
-    kind = type(op)
-    return kind.__module__.startswith("keras.") and kind.__name__ in ("Functional", "Sequential")
+    """Whether `op` is a Functional or Sequential model, or a subclass of one that leaves its ``call`` alone."""
+    owner = next((cls for cls in type(op).__mro__ if "call" in vars(cls)), object)
+    return owner.__module__.partition(".")[0] == "keras" and owner.__name__ in ("Functional", "Sequential")
 
 
 def flatten_model(model: keras.Model) -> Graph:
@@ -130,22 +139,27 @@ def flatten_model(model: keras.Model) -> Graph:
             f"expected a Functional or Sequential model; received {model.name!r} of class {type(model).__name__}, which "
             "defines its own call; do rebuild it as keras.Model(inputs, outputs) from its layers"
         )
-    if not model.built or not getattr(model, "outputs", None):
+    functional = _functional(model)
+    if functional is None:
         raise InputError(
             f"expected a built model; received {model.name!r}; do give it an Input, or call build(input_shape)"
         )
-    structure = model.input if type(model).__name__ == "Functional" else model.inputs[0]
-    output = model.output if type(model).__name__ == "Functional" else model.outputs[0]
-    names = {id(tensor): _operation_name(tensor) for tensor in model.inputs}
-    values = {id(t): Value(tuple(t.shape), str(t.dtype), name=names[id(t)]) for t in model.inputs}
+    names = {id(tensor): _operation_name(tensor) for tensor in functional.inputs}
+    values = {id(t): Value(tuple(t.shape), str(t.dtype), name=names[id(t)]) for t in functional.inputs}
     walker = _Walker()
-    walker.walk(model, values, "")
-    for tensor in model.outputs:
+    walker.walk(functional, values, "")
+    for tensor in functional.outputs:
         values[id(tensor)].name = values[id(tensor)].name or _operation_name(tensor)
-    pick = lambda tensor: values[id(tensor)]
-    return Graph(
-        model.name, keras.tree.map_structure(pick, structure), keras.tree.map_structure(pick, output), walker.calls
+    inputs, outputs = (
+        keras.tree.map_structure(lambda tensor: values[id(tensor)], structure)
+        for structure in (functional.input, functional.output)
     )
+    return Graph(model.name, inputs, outputs, walker.calls)
+
+
+def _functional(model: Any) -> Any:
+    """The functional model that a model is, or that a Sequential one keeps inside; None where there is none yet."""
+    return model._functional if isinstance(model, keras.Sequential) else model
 
 
 def _operation_name(tensor: Any) -> str:
@@ -160,25 +174,26 @@ class _Walker:
         self._paths: dict[int, str] = {}
         self._sites: dict[int, int] = {}
 
-    def walk(self, model: keras.Model, values: dict[int, Value], prefix: str) -> None:
-        """Adds the calls that lead to the model's outputs; `values` maps known KerasTensors and gets the others."""
+    def walk(self, model: Any, values: dict[int, Value], prefix: str) -> None:
+        """Adds the calls that lead to a functional model's outputs.
+
+        Args:
+            model: its graph is followed.
+            values: maps known KerasTensors, its inputs among them, and gets the others.
+            prefix: of the paths within it.
+        """
         for node in _nodes(model.outputs, values):
             op = node.operation
-            missing = [t for t in node.arguments.keras_tensors if id(t) not in values]
-            if missing:
-                raise InputError(f"expected a connected graph; layer {op.name!r} takes a tensor from outside the model")
             path = self._paths.setdefault(id(op), prefix + op.name)
-            if is_graph_model(op):
-                self._inline(op, node, values, path)
-            else:
+            inner = _inner_inputs(op, node) if is_graph_model(op) else None
+            if inner is None:
                 self._add(op, node, values, path)
-
-    def _inline(self, model: Any, node: Any, values: dict[int, Value], path: str) -> None:
-        taken = _model_inputs(model, node)
-        inner = {id(own): values[id(given)] for own, given in zip(model.inputs, taken, strict=True)}
-        self.walk(model, inner, path + "/")
-        for given, own in zip(node.outputs, model.outputs, strict=True):
-            values[id(given)] = inner[id(own)]
+                continue
+            functional = _functional(op)
+            known = {id(own): values[id(given)] for own, given in zip(functional.inputs, inner, strict=True)}
+            self.walk(functional, known, path + "/")
+            for given, own in zip(node.outputs, functional.outputs, strict=True):
+                values[id(given)] = known[id(own)]
 
     def _add(self, op: Any, node: Any, values: dict[int, Value], path: str) -> None:
         self._sites[id(op)] = count = self._sites.get(id(op), 0) + 1
@@ -197,14 +212,28 @@ class _Walker:
         self.calls.append(call)
 
 
-def _model_inputs(model: Any, node: Any) -> list[Any]:
-    """The tensors given to a nested model, in the order of its own inputs."""
-    args = node.arguments.args
-    given = args[0] if len(args) == 1 else list(args)
-    if isinstance(given, dict) and not isinstance(getattr(model, "input", None), dict):
-        return [given[_operation_name(tensor)] for tensor in model.inputs]
-    flat = [t for t in keras.tree.flatten(given) if isinstance(t, keras.KerasTensor)]
-    return flat if len(flat) == len(model.inputs) else list(node.arguments.keras_tensors)
+def _inner_inputs(model: Any, node: Any) -> list[Any] | None:
+    """The tensors given to a nested model, in the order of its own inputs; None where it must be called as a whole.
+
+    Calling it would do more than its layers do when it casts or reshapes what it is given, or passes arguments on.
+    """
+    functional = _functional(model)
+    masks = [getattr(t, "_keras_mask", None) for t in node.arguments.keras_tensors]  # which layers find by themselves
+    extra = [*node.arguments.args[1:], *(v for k, v in node.arguments.kwargs.items() if k != "inputs")]
+    plain = all(any(value is known for known in (None, False, *masks)) for value in keras.tree.flatten(extra))
+    if functional is None or not plain:
+        return None
+    given = node.arguments.args[0] if node.arguments.args else node.arguments.kwargs.get("inputs")
+    if isinstance(given, dict) and not isinstance(functional.input, dict):
+        names = [_operation_name(tensor) for tensor in functional.inputs]
+        flat = [given[name] for name in names] if set(names) <= set(given) else []
+    else:
+        flat = [t for t in keras.tree.flatten(given) if isinstance(t, keras.KerasTensor)]
+    if len(flat) != len(functional.inputs):
+        return None
+    pairs = zip(flat, functional.inputs, strict=True)
+    same = all(len(a.shape) == len(b.shape) and a.dtype == b.dtype for a, b in pairs)
+    return flat if same else None
 
 
 def _nodes(outputs: Sequence[Any], known: dict[int, Value]) -> Iterator[Any]:
@@ -230,7 +259,8 @@ def _nodes(outputs: Sequence[Any], known: dict[int, Value]) -> Iterator[Any]:
 def build_tensors(graph: Graph) -> dict[int, Any]:
     """Calls the graph's operations on fresh inputs; gives the KerasTensor of every value by ``id(value)``.
 
-    The operations then belong to whatever models are made from these tensors.
+    The operations then belong to whatever models are made from these tensors. Values take the shapes that Keras infers
+    now: within a nested model they may have been open.
     """
     tensors: dict[int, Any] = {}
     for value in graph.flat_inputs():
@@ -240,6 +270,7 @@ def build_tensors(graph: Graph) -> dict[int, Any]:
         results = keras.tree.flatten(call.op(*args, **kwargs))
         for value, tensor in zip(call.outputs, results, strict=True):
             tensors[id(value)] = tensor
+            value.shape = tuple(tensor.shape)
     return tensors
 
 
@@ -251,9 +282,20 @@ def build_model(graph: Graph, tensors: dict[int, Any], outputs: Any = None) -> k
         tensors: by ``id(value)``.
         outputs: another structure of values to give instead of the graph's own.
     """
-    pick = lambda value: tensors[id(value)]
-    return keras.Model(
-        keras.tree.map_structure(pick, graph.inputs),
-        keras.tree.map_structure(pick, graph.outputs if outputs is None else outputs),
-        name=graph.name,
+    inputs, results = (
+        keras.tree.map_structure(lambda value: tensors[id(value)], structure)
+        for structure in (graph.inputs, graph.outputs if outputs is None else outputs)
     )
+    with _deep_calls(len(graph.calls)):
+        return keras.Model(inputs, results, name=graph.name)
+
+
+@contextmanager
+def _deep_calls(depth: int) -> Iterator[None]:
+    """Lets Keras follow a graph of that many calls: it calls itself once for each."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 2 * depth)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import keras
 import numpy as np
 
 from qi.errors import InputError
-from qi.keras.variables import to_numpy, weights_of
+from qi.keras.variables import build_layer, to_numpy, weights_of
 
-__all__ = ["copy_operation", "rebuild_layer", "weight_values"]
+__all__ = ["NotRebuildableError", "copy_operation", "rebuild_layer", "weight_values"]
+
+
+class NotRebuildableError(InputError):
+    """A layer's configuration doesn't give the layer again."""
 
 
 def weight_values(layer: Any) -> dict[str, np.ndarray]:
@@ -37,34 +42,68 @@ def rebuild_layer(
         values: weights to set by path, in place of the layer's own.
 
     Raises:
-        InputError: the class can't be rebuilt from its configuration.
+        NotRebuildableError: the class can't be rebuilt from its configuration.
+        InputError: a float weight holds NaN or an infinity.
     """
     wanted = weight_values(layer) | (values or {})
+    config = layer.get_config() | (changes or {})
     try:
-        copy = type(layer).from_config(layer.get_config() | (changes or {}))
-        if layer.built and layer.get_build_config():
-            copy.build_from_config(layer.get_build_config())
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise InputError(
+        copy = _from_config(layer, config)
+        _build_alike(copy, layer)
+    except (InputError, NotImplementedError, TypeError, ValueError) as error:
+        raise NotRebuildableError(
             f"expected a layer that its configuration can rebuild; received {layer.name!r} of class "
             f"{type(layer).__name__} ({error}); do implement get_config and from_config"
         ) from error
-    for path, variable in weights_of(copy).items():
-        if path in wanted:
-            variable.assign(wanted[path])
+    variables = weights_of(copy)
+    if variables.keys() != wanted.keys():
+        raise NotRebuildableError(
+            f"expected a layer that its configuration can rebuild; {layer.name!r} of class {type(layer).__name__} has the "
+            f"weights {sorted(wanted)}, rebuilt it has {sorted(variables)}; do implement get_build_config and build"
+        )
+    for path, variable in variables.items():
+        variable.assign(wanted[path])
     return copy
+
+
+def _build_alike(copy: keras.layers.Layer, layer: keras.layers.Layer) -> None:
+    how = layer.get_build_config() if layer.built else None
+    if not how or copy.built:
+        return
+    if "input_shape" in how and getattr(copy.build, "_is_default", False):
+        build_layer(copy, how["input_shape"])  # traces what Keras would leave without weights
+    else:
+        copy.build_from_config(how)
+
+
+def _from_config(layer: keras.layers.Layer, config: dict[str, Any]) -> keras.layers.Layer:
+    """A new layer; functions that Keras can't find by their name are handed over as they are."""
+    try:
+        return type(layer).from_config(dict(config))
+    except (NotImplementedError, TypeError, ValueError):
+        functions = {
+            key: getattr(layer, key)
+            for key, value in config.items()
+            if isinstance(value, (str, dict)) and isinstance(getattr(layer, key, None), FunctionType)
+        }
+        if not functions:
+            raise
+        return type(layer).from_config(config | functions)
 
 
 def copy_operation(op: Any, name: str) -> tuple[Any, str]:
     """A copy of a layer or operation under a new name, and why it could not be made ("" where it could).
 
     What can't be rebuilt is used as it is: it is only called, never changed, but then belongs to both models.
+
+    Raises:
+        InputError: a float weight holds NaN or an infinity.
     """
     try:
         if isinstance(op, keras.layers.Layer):
             return rebuild_layer(op, {"name": name}), ""
         return type(op).from_config(op.get_config() | {"name": name}), ""
-    except (InputError, NotImplementedError, TypeError, ValueError) as error:
-        if "NaN or infinity" in str(error):
+    except (NotRebuildableError, NotImplementedError, TypeError, ValueError) as error:
+        if isinstance(error, InputError) and not isinstance(error, NotRebuildableError):
             raise
         return op, f"shared with the given model: {error}"

@@ -19,22 +19,25 @@ def multiply_accumulates(call: Call, path: str, kernel: Shape) -> int | None:
         kernel: its shape.
 
     Returns:
-        the count; None where a size isn't fixed or the layer only looks rows up.
+        the count; None where a size isn't fixed or nothing is multiplied: biases, rows that are looked up. Layers that
+        nothing here knows count as if they multiplied every place of their first input with each kernel, as recurrent
+        layers do with every step.
     """
-    kind = call.kind
-    source, result = call.inputs[0].shape[1:], call.outputs[0].shape[1:]
-    if kind in ("Embedding", "ReversibleEmbedding"):
+    if not path.endswith("kernel"):
         return None
-    if None in source or None in result:
+    kind = call.kind
+    shapes = [value.shape[1:] for value in (call.inputs[0], call.outputs[0])]
+    source, result = (tuple(size for size in shape if size is not None) for shape in shapes)
+    if [len(source), len(result)] != [len(shape) for shape in shapes]:
         return None
     if kind == "EinsumDense":
         return _einsum(call.op.equation, source, kernel)
-    if "Conv" in kind:
+    if "Conv" in kind and "LSTM" not in kind:
         channels_first = getattr(call.op, "data_format", "channels_last") == "channels_first"
         places = source if kind.endswith("Transpose") else result
         spatial = prod(places[1:] if channels_first else places[:-1])
         return spatial * prod(kernel)
-    return prod(result[:-1]) * prod(kernel) if path.endswith("kernel") else None
+    return prod(source[:-1]) * prod(kernel)
 
 
 def _einsum(equation: str, source: tuple[int, ...], kernel: Shape) -> int | None:

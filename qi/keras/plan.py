@@ -8,7 +8,7 @@ from qi.keras.graph import Call, Graph, Value
 from qi.keras.traits import Role, fuses_activation, is_fusable_activation, known_range, role_of
 from qi.recipes import RuleBook, TensorSpec
 
-__all__ = ["ActivationPlan", "Group", "plan_activations"]
+__all__ = ["ActivationPlan", "Group", "plan_activations", "value_name"]
 
 
 @dataclass(eq=False)
@@ -81,14 +81,15 @@ def plan_activations(graph: Graph, book: RuleBook) -> ActivationPlan:
     one; softmax, sigmoid and tanh have fixed grids; whatever merely moves values around needs no quantizer.
     """
     plan = ActivationPlan()
-    values = [*graph.flat_inputs(), *(value for call in graph.calls for value in call.outputs)]
-    specs = {id(value): _spec_of(value, book, plan) for value in values}
     _mark_fused(graph, plan)
+    values = [*graph.flat_inputs(), *(value for call in graph.calls for value in call.outputs)]
+    # A rule that speaks of a value that fusing removes decides nothing, and is reported so.
+    specs = {id(value): _spec_of(value, book, plan) for value in values if id(value) not in plan.fused}
     groups: dict[int, Group] = {}
-    union = _tie(graph, specs, plan)
+    union = _tie(graph, specs)
     for value in values:
-        spec = specs[id(value)]
-        if spec is None or id(value) in plan.fused:
+        spec = specs.get(id(value))
+        if spec is None:
             continue
         call = value.producer
         fixed = known_range(call) if call is not None and role_of(call) is Role.FIXED else None
@@ -117,6 +118,7 @@ def value_name(value: Value) -> str:
 
 def _spec_of(value: Value, book: RuleBook, plan: ActivationPlan) -> TensorSpec | None:
     call = value.producer
+    call = call.split_from or call if call is not None else None  # rules speak of the layers of the given model
     path, kind = (call.path, call.kind) if call is not None else (value.name, "InputLayer")
     if not value.is_float:
         plan.floats[id(value)] = f"holds {value.dtype}, not real numbers"
@@ -137,32 +139,27 @@ def _mark_fused(graph: Graph, plan: ActivationPlan) -> None:
             plan.fused.add(id(call.outputs[0]))
 
 
-def _tie(graph: Graph, specs: dict[int, TensorSpec | None], plan: ActivationPlan) -> _Union:
+def _tie(graph: Graph, specs: dict[int, TensorSpec | None]) -> _Union:
     """Joins the values that must share a scale; a fixed grid is never joined with another."""
     union = _Union()
-    fixed: dict[int, tuple[float, float] | None] = {}
+    fixed: set[int] = set()
 
-    def tie(a: Value, b: Value) -> None:
-        first, second = union.root(a), union.root(b)
-        free = fixed.get(first) is None and fixed.get(second) is None
-        if specs[id(a)] is not None and specs[id(a)] == specs[id(b)] and free and not {id(a), id(b)} & plan.fused:
-            union.join(a, b)
+    def alike(a: Value, b: Value) -> bool:
+        return specs.get(id(a)) is not None and specs.get(id(a)) == specs.get(id(b))
 
     for call in graph.calls:
-        role, result = role_of(call), call.outputs[0]
+        role = role_of(call)
         if role is Role.FIXED:
-            fixed[union.root(result)] = known_range(call)
+            fixed.add(union.root(call.outputs[0]))
         elif role in (Role.KEEPS, Role.SAME):
-            source = call.inputs[0]
-            if (
-                specs[id(source)] == specs[id(result)]
-                and specs[id(result)] is not None
-                and id(source) not in plan.fused
-            ):
-                union.join(source, result)  # the grid of the source, fixed or not, serves the result
+            for result in call.outputs:
+                if alike(call.inputs[0], result):  # the source's grid serves it, fixed or not
+                    union.join(call.inputs[0], result)
         elif role is Role.JOINS:
             for value in call.inputs:
-                tie(value, result)
+                free = not {union.root(value), union.root(call.outputs[0])} & fixed
+                if free and alike(value, call.outputs[0]):
+                    union.join(value, call.outputs[0])
     return union
 
 

@@ -36,10 +36,11 @@ _KEEPS = frozenset(
     "UpSampling3D Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout GaussianNoise "
     "ActivityRegularization Identity Masking "
     # keras.ops
-    "Transpose GetItem Squeeze ExpandDims Flip Max Amax StopGradient Ravel SwapAxes Moveaxis".split()
+    "Transpose Swapaxes Moveaxis Ravel Squeeze ExpandDims BroadcastTo Flip Fliplr Flipud Roll Repeat Tile GetItem Slice "
+    "Split ArraySplit Hsplit Vsplit Dsplit Unstack Max Amax StopGradient".split()
 )
 _SAME = frozenset("AveragePooling1D AveragePooling2D AveragePooling3D Resizing".split())
-_JOINS = frozenset("Concatenate Concatenate1 Stack Hstack Vstack".split())
+_JOINS = frozenset("Concatenate Stack Hstack Vstack Dstack".split())
 _FIXED = {"softmax": (0.0, 1.0), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 # Kernels of these take a clamp (ReLU, ReLU6) into themselves.
 _TAKES_ACTIVATION = frozenset(
@@ -50,22 +51,23 @@ _TAKES_ACTIVATION = frozenset(
 
 def _function_of(call: Call) -> str:
     """The activation function a call is, in lower case: of an Activation, Softmax or keras.ops call."""
-    if call.kind == "Activation":
+    if call.builtin_kind == "Activation":
         return activation_name(call.op)
-    return call.kind.lower()
+    return call.builtin_kind.lower()
 
 
 def role_of(call: Call) -> Role:
-    """The role of a call."""
-    if call.kind == "Activation" and activation_name(call.op) == "linear":
+    """The role of a call; a class of the user's own is OWN, whatever its name."""
+    kind = call.builtin_kind
+    if kind == "Activation" and activation_name(call.op) == "linear":
         return Role.KEEPS
-    if call.kind == "UpSampling2D":
+    if kind == "UpSampling2D":
         return Role.KEEPS if call.op.interpolation == "nearest" else Role.SAME
-    if call.kind in _KEEPS and len(call.inputs) == 1:
+    if kind in _KEEPS and len(call.inputs) == 1:
         return Role.KEEPS
-    if call.kind in _SAME:
+    if kind in _SAME:
         return Role.SAME
-    if call.kind in _JOINS:
+    if kind in _JOINS:
         return Role.JOINS
     return Role.FIXED if _function_of(call) in _FIXED else Role.OWN
 
@@ -77,13 +79,13 @@ def known_range(call: Call) -> tuple[float, float] | None:
 
 def is_fusable_activation(call: Call) -> bool:
     """Whether a call is a clamp that the kernel before it can take over: ReLU or ReLU6."""
-    if call.kind == "ReLU":
+    if call.builtin_kind == "ReLU":
         op: Any = call.op
         plain = not op.negative_slope and not op.threshold
-        return plain and op.max_value in (None, 6, 6.0)
+        return plain and op.max_value in (None, 6)
     return _function_of(call) in ("relu", "relu6")
 
 
 def fuses_activation(call: Call) -> bool:
     """Whether a call's kernel takes over a clamp that follows it."""
-    return call.kind in _TAKES_ACTIVATION and activation_name(call.op) == "linear"
+    return call.builtin_kind in _TAKES_ACTIVATION and activation_name(call.op) == "linear"

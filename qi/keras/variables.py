@@ -29,8 +29,9 @@ def weights_of(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     """All variables of a built layer by their path below it ("kernel", "query/kernel"), sub-layers included.
 
     A path joins the names of sub-layers and of the variable. Names that Keras made up ("dense_7") count on through a
-    process; in classes of users the attribute's name stands for them, so that a reloaded or rebuilt layer has the same
-    paths. Where two variables have one path, a counter keeps them apart.
+    process. So that a reloaded or rebuilt layer has the same paths, models keep them (they are in the configuration),
+    Keras' other classes lose the number, and in classes of users the attribute's name stands for them. Where two variables
+    have one path, a counter keeps them apart.
     """
     found: dict[str, keras.Variable] = {}
     seen: set[int] = set()
@@ -49,26 +50,28 @@ def weights_of(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
 def _walk(layer: Any, prefix: str) -> Iterator[tuple[str, keras.Variable]]:
     children = layer._flatten_layers(include_self=False, recursive=False)
     below = {id(variable) for child in children for variable in child.variables}
-    attributes = _attribute_names(layer)
+    keeps_names = isinstance(layer, keras.Sequential) or hasattr(layer, "operations")  # the latter: functional models
+    attributes = {} if keeps_names else _attribute_names(layer)
+
+    def name_of(item: Any) -> str:
+        return item.name if keeps_names else _stable_name(item, attributes)
+
     for variable in layer.variables:
         if id(variable) not in below:
-            yield prefix + _stable_name(variable, attributes), variable
+            yield prefix + name_of(variable), variable
     for child in children:
-        yield from _walk(child, f"{prefix}{_stable_name(child, attributes)}/")
+        yield from _walk(child, f"{prefix}{name_of(child)}/")
 
 
 def _stable_name(item: Any, attributes: dict[int, str]) -> str:
     made_up = "variable" if isinstance(item, keras.Variable) else type(item).__name__.strip("_").lower()
-    if re.sub(r"_\d+$", "", item.name).replace("_", "") != made_up:
-        return item.name
-    return attributes.get(id(item), item.name)
+    stem = re.sub(r"_\d+$", "", item.name)
+    return attributes.get(id(item), stem) if stem.replace("_", "") == made_up else item.name
 
 
 def _attribute_names(layer: Any) -> dict[int, str]:
-    """The attribute that holds each object; none for Keras' own classes and models, whose names are kept in the config."""
-    if type(layer).__module__.partition(".")[0] == "keras" or isinstance(layer, keras.Sequential):
-        return {}
-    if hasattr(layer, "operations"):  # a functional model
+    """The attribute that holds each object, for classes of users."""
+    if type(layer).__module__.partition(".")[0] == "keras":
         return {}
     held = vars(layer) | vars(layer).get("_modules", {})  # the torch backend keeps sub-layers apart
     names: dict[int, str] = {}

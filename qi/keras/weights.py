@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import keras
 import numpy as np
 
-from qi.dispatch import LayerPolicy, policy_for
+from qi.dispatch import LayerPolicy, Slot, policy_for
 from qi.keras.choose import weight_quantizer
 from qi.keras.variables import class_names
 from qi.quantizers import BaseInferableQuantizer
@@ -43,7 +45,7 @@ def weight_quantizers(
     reasons: dict[str, str] = {}
     for name, array in weights.items():
         slot = policy.slot(name) if policy is not None else None
-        if slot is None:
+        if slot is None or "float" not in array.dtype.name:
             reasons[name] = _reason(op, name, array, policy, unfolded)
             continue
         spec, reason = book.weights_for(path, type(op).__name__, name)
@@ -52,8 +54,22 @@ def weight_quantizers(
         elif array.size == 0:
             reasons[name] = "has no elements"
         else:
-            quantizers[name] = weight_quantizer(array, spec, slot)
+            quantizers[name] = weight_quantizer(array, spec, _placed(op, slot))
     return quantizers, reasons
+
+
+def _placed(op: Any, slot: Slot) -> Slot:
+    """The slot with the axes of this very layer: an EinsumDense's equation says where its channels lie."""
+    if not isinstance(op, keras.layers.EinsumDense):
+        return slot
+    kernel, result = op.equation.replace(" ", "").split(",")[1].split("->")
+    channels = [label for label in result if label in kernel]
+    summed = [label for label in kernel if label not in result]
+    return replace(
+        slot,
+        channel_axis=kernel.index(channels[-1]) if channels else slot.channel_axis,
+        input_axis=kernel.index(summed[0]) if summed else None,
+    )
 
 
 def _reason(op: Any, name: str, array: np.ndarray, policy: LayerPolicy | None, unfolded: str) -> str:

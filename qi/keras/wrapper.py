@@ -227,6 +227,9 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         """Symbolic outputs, found by tracing `call`: the layer's dtype policy decides their dtype."""
+        # Keras calls some dense tensors sparse (a product with a number), and tracing would believe it.
+        dense = lambda x: keras.KerasTensor(x.shape, dtype=x.dtype) if getattr(x, "sparse", False) else x
+        args, kwargs = keras.tree.map_structure(dense, (args, kwargs))
         return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:

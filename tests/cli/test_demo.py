@@ -26,8 +26,11 @@ def test_the_demo_measures_saves_and_explains(
 ) -> None:
     pytest.importorskip("jinja2")
     monkeypatch.chdir(tmp_path)
+    checked, check = [], demo._check_reloaded
+    monkeypatch.setattr(demo, "_check_reloaded", lambda *given: checked.append(given[1].name) or check(*given))
     done = qi_command("demo", "--report", "page.html")
     assert (done.code, done.err) == (0, "")
+    assert checked == ["w8a8.keras", "w4a8.keras"]
     for name in ("float32", *demo.RECIPES):
         assert f"\n{name} " in done.out
     written = sorted(path.name for path in (tmp_path / "qi-demo").iterdir())

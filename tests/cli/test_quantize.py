@@ -76,6 +76,13 @@ def test_strict_refuses_a_weight_that_would_stay_in_float(tmp_path: Path, qi_com
     assert qi_command(*arguments).code == 0
 
 
+def test_a_quantized_model_is_refused_as_input(files: Path, tmp_path: Path, qi_command: Callable[..., Any]) -> None:
+    for options in ([], ["--strict"]):
+        done = qi_command("quantize", files / "quantized.keras", "--recipe", "w8", "-o", tmp_path / "q.keras", *options)
+        assert done.code == 2
+        assert "expected a float model" in done.error
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

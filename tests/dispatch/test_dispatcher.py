@@ -38,7 +38,9 @@ def test_an_ambiguous_path_lists_the_candidates():
 
 
 def test_an_unknown_path_lists_all_and_suggests():
-    with pytest.raises(ConfigError, match=r"'kernal', which doesn't exist; .*\['kernel', 'bias'\].*Did you mean 'kernel'"):
+    with pytest.raises(
+        ConfigError, match=r"'kernal', which doesn't exist; .*\['kernel', 'bias'\].*Did you mean 'kernel'"
+    ):
         resolve_path("kernal", DENSE)
     with pytest.raises(ConfigError, match="'el', which doesn't exist"):
         resolve_path("el", DENSE)  # the ending of a name is none of a path

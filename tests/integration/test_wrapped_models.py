@@ -309,7 +309,9 @@ def test_several_inputs_and_arguments():
     q, v = keras.Input((5, 6)), keras.Input((5, 6))
     model = keras.Model([q, v], wrapper(q, v, use_causal_mask=True, return_attention_scores=True))
     out, scores = model.predict([query, value], verbose=0)
-    for y, eager in zip((out, scores), wrapper(query, value, use_causal_mask=True, return_attention_scores=True), strict=True):
+    for y, eager in zip(
+        (out, scores), wrapper(query, value, use_causal_mask=True, return_attention_scores=True), strict=True
+    ):
         np.testing.assert_allclose(y, to_numpy(eager), atol=1e-6)
     assert np.all(scores[..., 0, 1:] == 0)  # causal
     concat = wrap(keras.layers.Concatenate(), None, A8)

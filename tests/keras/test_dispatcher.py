@@ -65,9 +65,7 @@ def test_a_bare_quantizer_is_refused_by_a_layer_with_many_weights():
 
 
 def test_it_is_the_general_dispatcher():
-    dispatcher = KerasNodeQuantizationDispatcher(
-        {"kernel": PER_CHANNEL}, [ActivationPOTInferableQuantizer(8, 2.0)]
-    )
+    dispatcher = KerasNodeQuantizationDispatcher({"kernel": PER_CHANNEL}, [ActivationPOTInferableQuantizer(8, 2.0)])
     assert (dispatcher.num_weight_quantizers, dispatcher.num_act_quantizers) == (1, 1)
     again = KerasNodeQuantizationDispatcher.from_config(dispatcher.get_config())
     assert type(again) is KerasNodeQuantizationDispatcher

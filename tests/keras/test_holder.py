@@ -119,5 +119,5 @@ def test_only_activation_quantizers(quantizer):
 
 @pytest.mark.parametrize("several", [[X, X], (X,), {"a": X}], ids=["list", "tuple", "dict"])
 def test_one_tensor_at_a_time(several):
-    with pytest.raises(InputError, match="expected one tensor; received .*; do use one holder for each tensor"):
+    with pytest.raises(InputError, match=r"expected one tensor; received .*; do use one holder for each tensor"):
         KerasActivationQuantizationHolder(QUANTIZERS[0])(several)

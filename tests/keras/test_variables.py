@@ -112,6 +112,15 @@ def test_paths_of_users_models_are_the_same_in_every_copy():
     assert list(weights_of(copy)) == list(weights_of(model))
 
 
+def test_made_up_names_in_keras_classes_lose_their_number():
+    for _ in range(2):
+        layer = called(keras.layers.MultiHeadAttention(2, 4, dropout=0.1), SEQUENCE, SEQUENCE)
+        assert "dropout/seed_generator_state" in weights_of(layer)
+        layer = called(keras.layers.RNN([keras.layers.GRUCell(3), keras.layers.GRUCell(3)]))
+        kernels = [p for p in weights_of(layer) if "/kernel" in p]
+        assert kernels == ["stacked_rnn_cells/gru_cell/kernel", "stacked_rnn_cells/gru_cell/kernel_2"]
+
+
 def test_a_shared_sub_layer_is_listed_once_and_equal_paths_are_counted():
     class Twice(keras.layers.Layer):
         def __init__(self):

@@ -29,7 +29,11 @@ LAYERS = {
     "Conv3D": (lambda: keras.layers.Conv3D(2, 2), (1, 3, 3, 3, 2), ["kernel"]),
     "DepthwiseConv2D": (lambda: keras.layers.DepthwiseConv2D(2), (1, 5, 5, 4), ["kernel"]),
     "Conv2DTranspose": (lambda: keras.layers.Conv2DTranspose(3, 2), (1, 5, 5, 4), ["kernel"]),
-    "SeparableConv2D": (lambda: keras.layers.SeparableConv2D(3, 2), (1, 5, 5, 4), ["depthwise_kernel", "pointwise_kernel"]),
+    "SeparableConv2D": (
+        lambda: keras.layers.SeparableConv2D(3, 2),
+        (1, 5, 5, 4),
+        ["depthwise_kernel", "pointwise_kernel"],
+    ),
     "EinsumDense": (lambda: keras.layers.EinsumDense("ab,bc->ac", 3), (4, 6), ["kernel"]),
     "Embedding": (lambda: keras.layers.Embedding(7, 4), (2, 5), ["embeddings"]),
     "LSTM": (lambda: keras.layers.LSTM(3), (2, 5, 4), ["lstm_cell/kernel", "recurrent_kernel"]),
@@ -64,7 +68,7 @@ def built(name: str, quantizer=W4, **kwargs) -> tuple[keras.layers.Layer, KerasQ
     for path, variable in weights_of(layer).items():
         if "seed" not in path:
             variable.assign(RNG.uniform(-1, 1, variable.shape))
-    dispatcher = KerasNodeQuantizationDispatcher({path: quantizer for path in paths}, **kwargs)
+    dispatcher = KerasNodeQuantizationDispatcher(dict.fromkeys(paths, quantizer), **kwargs)
     return layer, KerasQuantizationWrapper(layer, dispatcher), inputs
 
 
@@ -263,7 +267,10 @@ def test_wrong_arguments_are_refused(layer, dispatcher, message):
     ("quantizers", "message"),
     [
         ({"kernal": W4}, r"'kernal', which doesn't exist; do choose one of \['kernel', 'bias'\] Did you mean 'kernel'"),
-        (WeightsSymmetricInferableQuantizer(4, [1.0, 2.0], per_channel=True), "weight 'kernel' of layer 'fc': expected 1 or 3"),
+        (
+            WeightsSymmetricInferableQuantizer(4, [1.0, 2.0], per_channel=True),
+            "weight 'kernel' of layer 'fc': expected 1 or 3",
+        ),
         (WeightsSymmetricInferableQuantizer(4, 1.0, input_rank=4), r"'kernel' of layer 'fc': .*input_rank=4"),
         (WeightsSymmetricInferableQuantizer(4, 1.0, per_channel=True, channel_axis=2), "channel_axis from -2 to 1"),
     ],
@@ -279,7 +286,7 @@ def test_an_unbuilt_layer_of_several_inputs_is_refused():
     layer = keras.layers.MultiHeadAttention(2, 4, name="attention")
     wrapper = KerasQuantizationWrapper(layer, KerasNodeQuantizationDispatcher({"query/kernel": W4}))
     x = np.zeros((1, 5, 4), np.float32)
-    with pytest.raises(InputError, match="'attention' to be built, .*do call it once before wrapping it"):
+    with pytest.raises(InputError, match=r"'attention' to be built, .*do call it once before wrapping it"):
         wrapper(x, x)
 
 
@@ -311,7 +318,7 @@ def test_nan_in_a_weight_is_refused_when_frozen_and_nothing_changes(in_place):
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_freezing_twice_is_freezing_once(in_place):
-    layer, wrapper = dense()
+    _layer, wrapper = dense()
     wrapper.freeze(in_place=in_place)
     paths, state = [v.path for v in wrapper.variables], [to_numpy(v) for v in wrapper.variables]
     wrapper.freeze(in_place=in_place).freeze()
@@ -346,7 +353,9 @@ def test_a_weight_changed_after_freezing_is_noticed():
     layer, wrapper = dense(name="fc")
     wrapper.freeze(in_place=True)
     layer.kernel.assign(to_numpy(layer.kernel) * 0.9)
-    with pytest.raises(InputError, match="frozen weight 'kernel' of layer 'fc' on its grid; it was changed after freeze"):
+    with pytest.raises(
+        InputError, match="frozen weight 'kernel' of layer 'fc' on its grid; it was changed after freeze"
+    ):
         wrapper.get_quantized_weights()
     wrapper.freeze()
     np.testing.assert_array_equal(wrapper.get_quantized_weights()["kernel"], to_numpy(layer.kernel))

@@ -14,8 +14,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qi.core import IntGrid
@@ -244,8 +243,8 @@ def expected():
     return [case.quantizer()(awkward(case)) for case in ALL]
 
 
-def check(results, expected, indices=range(len(ALL))):
-    for i, result in zip(indices, results, strict=True):
+def check(results, expected, indices=None):
+    for i, result in zip(indices or range(len(ALL)), results, strict=True):
         case, wanted, y = ALL[i], expected[i], np.asarray(result)
         assert y.dtype == wanted.dtype
         np.testing.assert_array_equal(y, wanted, err_msg=str(case))
@@ -267,7 +266,9 @@ def test_tensorflow_graphs_give_numpys_numbers(expected, compiled):
     function = tf.function(lambda xs: [q(x) for q, x in zip(quantizers, xs, strict=True)], jit_compile=compiled)
     inputs = [tf.constant(awkward(ALL[i])) for i in TRACED]
     check(function(inputs), expected, TRACED)
-    check([q(x) for q, x in zip(quantizers, inputs, strict=True)], expected, TRACED)  # nothing of the graph stuck to them
+    check(
+        [q(x) for q, x in zip(quantizers, inputs, strict=True)], expected, TRACED
+    )  # nothing of the graph stuck to them
 
 
 def test_torch_gives_numpys_numbers(expected):

@@ -72,7 +72,7 @@ def test_num_bits(cls, bits):
 @pytest.mark.parametrize("cls", [c for c in ARGUMENTS if "threshold" in ARGUMENTS[c]])
 @pytest.mark.parametrize("threshold", [0, -1.0, np.nan, np.inf, [], "a", True])
 def test_thresholds_are_positive_numbers(cls, threshold):
-    with pytest.raises(ConfigError, match="expected threshold to be .*; received threshold="):
+    with pytest.raises(ConfigError, match=r"expected threshold to be .*; received threshold="):
         cls(**ARGUMENTS[cls] | {"threshold": threshold})
 
 

@@ -87,7 +87,7 @@ def test_a_class_defined_again_replaces_itself():
 
 def test_a_role_and_a_name_are_given_once():
     _custom("First", identifier="test taken")
-    with pytest.raises(ConfigError, match="First already is the 'test taken' quantizer for weights .*uniform"):
+    with pytest.raises(ConfigError, match=r"First already is the 'test taken' quantizer for weights .*uniform"):
         _custom("Second", identifier="test taken")
     assert "mine>Second" not in quantizer_classes()
     with pytest.raises(ConfigError, match="WeightsUniformInferableQuantizer already is"):
@@ -119,7 +119,7 @@ def test_malformed_records_are_refused(record):
 
 
 def test_an_unknown_class_is_named_with_its_nearest():
-    with pytest.raises(FileFormatError, match="import the module .* Did you mean 'qi>WeightsPOTInferableQuantizer'"):
+    with pytest.raises(FileFormatError, match=r"import the module .* Did you mean 'qi>WeightsPOTInferableQuantizer'"):
         quantizer_from_dict({"quantizer": "qi>WeightsPOTInferableQuantiser", "config": {}})
 
 

@@ -87,7 +87,9 @@ def test_lists_need_channels(cls):
 @each_class
 @pytest.mark.parametrize("axis", [1.5, "0", True])
 def test_axes_are_integers(cls, axis):
-    with pytest.raises(ConfigError, match=f"expected channel_axis to be an integer or None; received channel_axis={axis!r}"):
+    with pytest.raises(
+        ConfigError, match=f"expected channel_axis to be an integer or None; received channel_axis={axis!r}"
+    ):
         with_one_per_channel(cls, [1.0, 2.0], channel_axis=axis)
 
 
