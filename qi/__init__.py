@@ -64,6 +64,7 @@ _MODULE_TO_NAMES = {
         "NotCalibratedError",
         "QiError",
         "QuantizationWarning",
+        "StrictError",
         "UnsupportedError",
     ),
 }

@@ -22,6 +22,7 @@ from qi.errors import (
     NotCalibratedError as NotCalibratedError,
     QiError as QiError,
     QuantizationWarning as QuantizationWarning,
+    StrictError as StrictError,
     UnsupportedError as UnsupportedError,
 )
 from qi.keras import (

@@ -31,6 +31,10 @@ class UnsupportedError(QiError, TypeError):
     """A kind of object (layer, model, array) that QI can't handle was handed to it."""
 
 
+class StrictError(UnsupportedError):
+    """With ``strict=True``, something would have stayed in float that nobody asked to leave there."""
+
+
 class NotCalibratedError(QiError, RuntimeError):
     """A range was asked for before any data was seen."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qi.cli.console import Console
 from qi.cli.exits import RefusedError
 from qi.cli.options import REPORTS, check_input, check_output, positive, writing
-from qi.errors import InputError, UnsupportedError
+from qi.errors import InputError, StrictError
 
 if TYPE_CHECKING:
     from qi.ledger import QuantizationReport
@@ -98,8 +98,7 @@ def _quantize(
 ) -> tuple[Any, QuantizationReport]:
     from qi.cli.data import CALIBRATION, samples
     from qi.cli.models import input_names
-    from qi.keras import inspect_model, quantize_model
-    from qi.keras.graph import is_graph_model
+    from qi.keras import quantize_model
 
     data = None if file is None else samples(file, CALIBRATION, input_names(model))[1]
     try:
@@ -112,8 +111,5 @@ def _quantize(
             batch_size=arguments.batch_size,
             progress=progress,
         )
-    except UnsupportedError as error:
-        # A float model with a graph is what quantize_model takes: then it is --strict that isn't met.
-        if arguments.strict and is_graph_model(model) and not inspect_model(model).is_quantized:
-            raise RefusedError(str(error)) from error
-        raise
+    except StrictError as error:
+        raise RefusedError(str(error)) from error

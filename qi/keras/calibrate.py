@@ -13,6 +13,7 @@ from qi.errors import ConfigError, InputError
 from qi.keras.data import batches, count_batches
 from qi.keras.graph import Graph, Value, build_model
 from qi.keras.plan import Group, value_name
+from qi.keras.variables import to_numpy
 from qi.observers import TensorStatistics
 
 __all__ = ["Calibration", "collect", "group_statistics", "run"]
@@ -45,12 +46,11 @@ class Calibration:
 def run(graph: Graph, tensors: dict[int, Any], values: list[Value]) -> Any:
     """A function from flat inputs to the numpy arrays of `values`."""
     model = build_model(graph, tensors, values)
-    # XLA would compile once more for the last, smaller batch.
-    model.compile(jit_compile=False)
 
     def call(inputs: list[np.ndarray]) -> list[np.ndarray]:
+        # Called rather than compiled: a trace would serve a few batches only, and XLA would compile the last one anew.
         given = keras.tree.pack_sequence_as(graph.inputs, inputs)
-        return [np.asarray(array) for array in model.predict_on_batch(given)]
+        return [to_numpy(array) for array in model(given, training=False)]
 
     return call
 

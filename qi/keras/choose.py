@@ -49,12 +49,12 @@ def weight_quantizer(weight: np.ndarray, spec: TensorSpec, slot: Slot) -> BaseIn
     narrow = spec.bits > 1
     probe = cls(threshold=1.0, narrow_range=narrow, **arguments)
     grid, granularity = IntGrid(spec.bits, narrow=narrow), probe.granularity(weight.ndim)
-    options = dict(spec.range_options)
-    absmax = select_weight_threshold(weight, spec.range, grid, granularity, SymmetricRule.QMAX, **options)
+    rule, options = _search(spec)
+    absmax = select_weight_threshold(weight, spec.range, grid, granularity, rule, **options)
     if spec.method == "power_of_two":
         threshold = np.where(absmax > 0, power_of_two(absmax), 1.0)
     else:
-        threshold = symmetric_scale(absmax, grid, SymmetricRule.QMAX).astype(np.float64) * grid.edge
+        threshold = symmetric_scale(absmax, grid, rule).astype(np.float64) * grid.edge
     return cls(threshold=threshold.tolist(), narrow_range=narrow, **arguments)
 
 
@@ -72,15 +72,25 @@ def activation_quantizer(group: Group, statistics: TensorStatistics | None) -> B
         return cls(num_bits=spec.bits, min_range=lo, max_range=hi - step)
     if statistics is None:
         raise ConfigError(f"expected statistics for {group.key!r}; received none; do calibrate with this model")
-    options = dict(spec.range_options)
+    rule, options = _search(spec)
+    if spec.range == "mse":
+        options["rule"] = rule
     ends = select_range(statistics, spec.range, grid, symmetric=symmetric, **options)
     lo, hi = (float(end) for end in ends)
     if not symmetric:
         return cls(num_bits=spec.bits, min_range=lo, max_range=hi)
     if spec.method == "power_of_two":
         return cls(num_bits=spec.bits, threshold=float(power_of_two(max(-lo, hi))) or 1.0)
-    scale = symmetric_scale(max(-lo, hi), grid, SymmetricRule.QMAX)
+    scale = symmetric_scale(max(-lo, hi), grid, rule)
     return cls(num_bits=spec.bits, threshold=float(scale) * grid.edge)
+
+
+def _search(spec: TensorSpec) -> tuple[SymmetricRule, dict[str, Any]]:
+    """The rule of the scale, and the options of the range: a search among powers of two where thresholds must be some."""
+    options: dict[str, Any] = dict(spec.range_options)
+    if spec.method != "power_of_two":
+        return SymmetricRule.QMAX, options
+    return SymmetricRule.EDGE, options | ({"power_of_two": True} if spec.range == "mse" else {})
 
 
 def describe_granularity(quantizer: BaseInferableQuantizer, rank: int) -> str:

@@ -14,6 +14,10 @@ from qi.keras.variables import build_layer, to_numpy, weights_of
 __all__ = ["NotRebuildableError", "copy_operation", "rebuild_layer", "weight_values"]
 
 
+# What configurations that don't fit raise, those that users wrote included.
+_NO_CONFIG = (AttributeError, KeyError, NotImplementedError, TypeError, ValueError)
+
+
 class NotRebuildableError(InputError):
     """A layer's configuration doesn't give the layer again."""
 
@@ -46,20 +50,20 @@ def rebuild_layer(
         InputError: a float weight holds NaN or an infinity.
     """
     wanted = weight_values(layer) | (values or {})
-    config = layer.get_config() | (changes or {})
     try:
-        copy = _from_config(layer, config)
+        copy = _from_config(layer, layer.get_config() | (changes or {}))
         _build_alike(copy, layer)
-    except (InputError, NotImplementedError, TypeError, ValueError) as error:
+    except _NO_CONFIG as error:
         raise NotRebuildableError(
             f"expected a layer that its configuration can rebuild; received {layer.name!r} of class "
-            f"{type(layer).__name__} ({error}); do implement get_config and from_config"
+            f"{type(layer).__name__} ({' '.join(str(error).split())}); do implement get_config and from_config"
         ) from error
     variables = weights_of(copy)
-    if variables.keys() != wanted.keys():
+    had, has = ({path: tuple(w.shape) for path, w in weights.items()} for weights in (wanted, variables))
+    if had != has:
         raise NotRebuildableError(
             f"expected a layer that its configuration can rebuild; {layer.name!r} of class {type(layer).__name__} has the "
-            f"weights {sorted(wanted)}, rebuilt it has {sorted(variables)}; do implement get_build_config and build"
+            f"weights {had}, rebuilt it has {has}; do implement get_build_config and build"
         )
     for path, variable in variables.items():
         variable.assign(wanted[path])
@@ -80,7 +84,7 @@ def _from_config(layer: keras.layers.Layer, config: dict[str, Any]) -> keras.lay
     """A new layer; functions that Keras can't find by their name are handed over as they are."""
     try:
         return type(layer).from_config(dict(config))
-    except (NotImplementedError, TypeError, ValueError):
+    except _NO_CONFIG:
         functions = {
             key: getattr(layer, key)
             for key, value in config.items()
@@ -103,7 +107,7 @@ def copy_operation(op: Any, name: str) -> tuple[Any, str]:
         if isinstance(op, keras.layers.Layer):
             return rebuild_layer(op, {"name": name}), ""
         return type(op).from_config(op.get_config() | {"name": name}), ""
-    except (NotRebuildableError, NotImplementedError, TypeError, ValueError) as error:
+    except _NO_CONFIG as error:
         if isinstance(error, InputError) and not isinstance(error, NotRebuildableError):
             raise
         return op, f"shared with the given model: {error}"

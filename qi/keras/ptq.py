@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.errors import ConfigError, InputError, QuantizationWarning, UnsupportedError
+from qi.errors import ConfigError, InputError, QuantizationWarning, StrictError, UnsupportedError
 from qi.keras.assemble import Weights, copy_layers, insert_holders, wrap_layers
 from qi.keras.calibrate import Calibration, collect, group_statistics, run
 from qi.keras.choose import activation_quantizer
@@ -132,8 +132,8 @@ def quantize_model(
         ``keras.models.load_model`` once `qi.keras` is imported. The report has a row for every weight and activation.
 
     Raises:
-        UnsupportedError: a subclassed or an already quantized model; with strict, a weight matrix that stays in float (all
-            are listed).
+        UnsupportedError: a subclassed or an already quantized model.
+        StrictError: with strict, a weight matrix stays in float; all are listed.
         InputError: an unbuilt model, NaN in weights or data, data of a wrong shape, or none where it is needed; data and
             statistics both.
         ConfigError: an unknown recipe; statistics of another model; an illegal batch size.
@@ -211,7 +211,7 @@ def _measured_values(ready: _Prepared, calibration: Calibration) -> list[Value]:
 def _check_strict(weights: Weights, strict: bool) -> None:
     if strict and weights.refused:
         lines = "\n".join(f"  {row.layer}/{row.name} {row.shape}: {row.reason}" for row in weights.refused)
-        raise UnsupportedError(
+        raise StrictError(
             f"expected every weight matrix to be quantized (strict=True); received {len(weights.refused)} that stay in "
             f"float:\n{lines}\ndo leave them in float by a rule, or pass strict=False"
         )

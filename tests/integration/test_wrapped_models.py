@@ -82,8 +82,17 @@ def policy(request) -> Iterator[str]:
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+# Every kind is traced under every policy; XLA takes seconds a model, so mixed precision meets it once.
+COMBINATIONS = [
+    (kind, jit, policy)
+    for kind in KINDS
+    for jit in (False, True)
+    for policy in ("float32", "mixed_float16", "mixed_bfloat16")
+    if not jit or policy == "float32" or kind == "Functional"
+]
+
+
+@pytest.mark.parametrize(("kind", "jit", "policy"), COMBINATIONS, indirect=["policy"])
 def test_every_kind_of_model_predicts_and_trains(kind, jit, policy):
     model = KINDS[kind](convolutional(wrapped=True))
     model.compile("sgd", "mse", jit_compile=jit)

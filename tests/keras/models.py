@@ -12,7 +12,9 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-__all__ = ["MODELS", "build", "conv_bn", "first", "samples", "settle"]
+from qi.keras.graph import Graph
+
+__all__ = ["MODELS", "build", "conv_bn", "execute", "first", "samples", "settle"]
 
 Image = (8, 8, 3)
 
@@ -47,6 +49,19 @@ def samples(model: keras.Model, count: int = 16, seed: int = 1) -> Any:
 
     structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     return keras.tree.map_structure(make, structure)
+
+
+def execute(graph: Graph, x: Any) -> Any:
+    """What a flat graph gives for inputs: its calls one by one, with no model made of them."""
+    arrays = {
+        id(value): keras.ops.convert_to_tensor(array)
+        for value, array in zip(graph.flat_inputs(), keras.tree.flatten(x), strict=True)
+    }
+    for call in graph.calls:
+        args, kwargs = call.arguments([arrays[id(value)] for value in call.inputs])
+        results = keras.tree.flatten(call.op(*args, **kwargs))
+        arrays.update((id(value), result) for value, result in zip(call.outputs, results, strict=True))
+    return keras.tree.map_structure(lambda value: np.asarray(arrays[id(value)]), graph.outputs)
 
 
 def first(outputs: Any) -> np.ndarray:
@@ -164,7 +179,7 @@ def nested_io() -> keras.Model:
         {"sum": layers.Dense(4, name="dense")(layers.Add()([p, q])), "product": layers.Multiply()([p, q])},
         name="pair",
     )
-    u, v, w = (keras.Input((5,), name=name) for name in "uvw")
+    u, v, w = (keras.Input((5,), name=name) for name in ("u", "v", "last"))
     pair = inner({"p": u, "q": v})
     again = inner({"p": pair["product"], "q": w})
     outputs = {"main": [layers.ReLU(name="top")(pair["sum"]), again["sum"]], "side": again["product"]}
