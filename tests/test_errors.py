@@ -10,6 +10,7 @@ BUILTIN_BASE = {
     "ConfigError": ValueError,
     "InputError": ValueError,
     "UnsupportedError": TypeError,
+    "StrictError": TypeError,
     "NotCalibratedError": RuntimeError,
     "FileFormatError": ValueError,
     "MissingDependencyError": ImportError,

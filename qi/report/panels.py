@@ -20,6 +20,7 @@ _BEFORE, _AFTER, _LINE = "#d5dae0", "#3d7ab5", "#e6e9ed"
 _NAMED_WORST = 6
 _TOUCHING = 150  # with more layers than these, a gap between bars would be thinner than a pixel
 _MAX_NAME = 38
+_LONGEST_BAR_DB = 70.0  # beyond, a bar is cut: an input that is nearly exact would shrink all others
 _EXACT_BAR_DB = 50.0  # how far a bar of infinite SQNR reaches, if none of the others reaches further
 
 
@@ -75,7 +76,7 @@ def _draw_activations(ax: Any, layers: Sequence[Layer], horizontal: bool) -> Non
 
 
 def _draw_db(ax: Any, layers: Sequence[Layer], values: Sequence[float | None], horizontal: bool) -> None:
-    finite = [value for value in values if value is not None and math.isfinite(value)]
+    finite = [min(value, _LONGEST_BAR_DB) for value in values if value is not None and math.isfinite(value)]
     top = max([*finite, _EXACT_BAR_DB if math.inf in values else 0.0, WATCH_DB])
     lengths = [_length(value, top) for value in values]
     if horizontal:
@@ -83,10 +84,10 @@ def _draw_db(ax: Any, layers: Sequence[Layer], values: Sequence[float | None], h
         ax.barh(range(len(layers)), lengths, height=0.66, color=colours)
         for place, (value, length) in enumerate(zip(values, lengths, strict=True)):
             if value is not None:
-                inside = length > top / 6  # written on the bar, out of the way of the dots
+                inside = length > top / 6  # written at the end of the bar, out of the way of the dots
                 colour = "white" if inside else _COLOURS[quality(value)]
-                start = (0.0 if inside else max(length, 0.0)) + top / 60
-                ax.text(start, place, format_db(value), fontsize=7.5, va="center", color=colour)
+                start, side = (length - top / 60, "right") if inside else (max(length, 0.0) + top / 60, "left")
+                ax.text(start, place, format_db(value), fontsize=7.5, va="center", ha=side, color=colour)
         ax.set_xlim(min(0.0, *lengths), top * 1.06)
     else:
         colours = [_PALE[quality(value)] for value in values]

@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +376,19 @@ def test_codes_of_another_shape_are_refused(archive: bytes, tmp_path: Path) -> N
     path.write_bytes(rewritten(archive, model=changed.getvalue()))
     with pytest.raises(FileFormatError, match="1 objects could not be loaded"):
         load_model(path)
+
+
+@pytest.mark.parametrize("kind", [zlib.error, zipfile.BadZipFile, RuntimeError, AttributeError, KeyError, OSError])
+def test_whatever_reading_a_damaged_file_raises_is_one_error(
+    kind: type[Exception], archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise kind("bad heap free list")
+
+    (tmp_path / "model.keras").write_bytes(archive)
+    monkeypatch.setattr(keras.models, "load_model", fail)
+    with pytest.raises(FileFormatError, match="expected a readable Keras model.*bad heap free list"):
+        load_model(tmp_path / "model.keras")
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
