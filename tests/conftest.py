@@ -46,6 +46,10 @@ hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, data
 hypothesis.settings.load_profile("ci")
 
 
+# Scripts that tests run in processes of their own, and what people run by hand.
+collect_ignore_glob = ["*on_backend.py", "assets/*", "benchmarks/*"]
+
+
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     """The folder of the checkout that the tests lie in."""

@@ -35,9 +35,7 @@ def test_functions_are_short_and_nothing_unsafe_is_used(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            modules = (
-                [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            )
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert not UNSAFE & {(module or "").partition(".")[0] for module in modules}
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"eval", "exec"}

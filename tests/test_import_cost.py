@@ -25,9 +25,7 @@ except SystemExit as stop:
 def modules_loaded_by(statements: str, checkout: Path) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after running `statements`."""
     code = f"import json, sys\n{statements}\nprint(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 

@@ -60,9 +60,7 @@ def test_star_import_brings_exactly_the_public_names(checkout: Path) -> None:
         "import qi\n"
         "assert brought == {*qi.__all__}, brought ^ {*qi.__all__}"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

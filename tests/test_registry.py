@@ -57,9 +57,7 @@ def test_an_empty_name_is_refused(colours: Registry[int]) -> None:
 
 
 def test_an_unknown_name_names_the_nearest_and_all(colours: Registry[int]) -> None:
-    with pytest.raises(
-        ConfigError, match=r"name of a colour; received 'gren'\. Did you mean 'green'\? Known: blue, "
-    ):
+    with pytest.raises(ConfigError, match=r"name of a colour; received 'gren'\. Did you mean 'green'\? Known: blue, "):
         colours.get("gren")
 
 

@@ -64,9 +64,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(
-    wheel: Path, package_files: set[str]
-) -> None:
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path, package_files: set[str]) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == package_files
 

@@ -132,7 +132,8 @@ def insert_holders(
         the quantized value of each value that got a quantizer, by the ``id`` of the latter.
     """
     taken = {call.op.name for call in graph.calls} | {value.name for value in graph.flat_inputs()}
-    outputs = {id(value): value.name for value in graph.flat_outputs() if value.producer is not None}
+    names = {value.name: value for value in reversed(graph.flat_outputs()) if value.producer is not None}
+    outputs = {id(value): name for name, value in names.items()}  # of two outputs with one name, the first has it
     free = _output_names(graph) - taken
     taken |= free
     holders: dict[tuple[int, str], KerasActivationQuantizationHolder] = {}

@@ -45,12 +45,14 @@ def weight_quantizers(
     reasons: dict[str, str] = {}
     for name, array in weights.items():
         slot = policy.slot(name) if policy is not None else None
-        if slot is None or "float" not in array.dtype.name:
-            reasons[name] = _reason(op, name, array, policy, unfolded)
-            continue
-        spec, reason = book.weights_for(path, type(op).__name__, name)
+        reason = _own_reason(name, array, slot, unfolded)
+        spec = None
+        if not reason:
+            spec, reason = book.weights_for(path, type(op).__name__, name)
         if spec is None:
             reasons[name] = reason
+        elif slot is None:
+            reasons[name] = _no_slot(op, policy)
         elif array.size == 0:
             reasons[name] = "has no elements"
         else:
@@ -72,13 +74,18 @@ def _placed(op: Any, slot: Slot) -> Slot:
     )
 
 
-def _reason(op: Any, name: str, array: np.ndarray, policy: LayerPolicy | None, unfolded: str) -> str:
+def _own_reason(name: str, array: np.ndarray, slot: Slot | None, unfolded: str) -> str:
+    """Why a weight stays in float whatever the recipe says; "" where the recipe decides."""
     if "float" not in array.dtype.name:
         return f"holds {array.dtype}, not real numbers"
     if unfolded:
         return f"batch normalization is kept: {unfolded}"
-    if name.rpartition("/")[2] == "bias":
+    if slot is None and name.rpartition("/")[2] == "bias":
         return "bias: float32 here, int32 at input scale x weight scale in an integer file"
+    return ""
+
+
+def _no_slot(op: Any, policy: LayerPolicy | None) -> str:
     if policy is None:
         return f"{type(op).__name__} has no policy that says which of its weights to quantize"
     return f"the policy of {policy.layer_type} doesn't quantize it"

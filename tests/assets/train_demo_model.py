@@ -52,9 +52,7 @@ def first_per_class(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.concatenate(picked))
 
 
-def write_data(
-    path: Path, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
-) -> None:
+def write_data(path: Path, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> None:
     """Writes the calibration subset of the training data, and the test data given, as compressed arrays."""
     calib = first_per_class(y_train, CALIB_PER_CLASS)
     np.savez_compressed(path, x_calib=x_train[calib], y_calib=y_train[calib], x_test=x_test, y_test=y_test)

@@ -22,11 +22,15 @@ def predict_ratios(name: str) -> None:
     data = load_data()
     models = {"float": load_float(name)}
     for recipe in ("w8", "w8a8"):
-        models[recipe], _ = qi.quantize_model(models["float"], recipe, data.x_calib if "a" in recipe else None, progress=False)
+        models[recipe], _ = qi.quantize_model(
+            models["float"], recipe, data.x_calib if "a" in recipe else None, progress=False
+        )
     x = data.x_test[:IMAGES]
     actions = {key: (lambda m=model: m.predict(x, batch_size=BATCH, verbose=0)) for key, model in models.items()}
     seconds = interleaved(actions, ROUNDS)
-    print(f"{name}: predict, batch {BATCH}: " + ", ".join(f"{k} {v / seconds['float']:.2f}x" for k, v in seconds.items()))
+    print(
+        f"{name}: predict, batch {BATCH}: " + ", ".join(f"{k} {v / seconds['float']:.2f}x" for k, v in seconds.items())
+    )
 
 
 def quantize_seconds(name: str) -> None:
@@ -36,7 +40,9 @@ def quantize_seconds(name: str) -> None:
     _, report = qi.quantize_model(model, "w8a8", data.x_calib, progress=False)
     done = time.perf_counter() - start
     text = len(str(report))
-    print(f"{name}: quantize_model w8a8 with {len(data.x_calib)} images and report: {done:.1f} s (table of {text} characters)")
+    print(
+        f"{name}: quantize_model w8a8 with {len(data.x_calib)} images and report: {done:.1f} s (table of {text} characters)"
+    )
 
 
 def peak_memory(name: str) -> None:

@@ -71,7 +71,9 @@ def test_how_the_data_are_batched_changes_no_range(residual: Case) -> None:
     whole, parts = residual.collect(data, batch_size=12), residual.collect(data, batch_size=5)
     assert whole.samples == parts.samples == 12
     for name, seen in whole.statistics.items():
-        np.testing.assert_allclose([seen.lo, seen.hi], [parts.statistics[name].lo, parts.statistics[name].hi], rtol=1e-5)
+        np.testing.assert_allclose(
+            [seen.lo, seen.hi], [parts.statistics[name].lo, parts.statistics[name].hi], rtol=1e-5
+        )
 
 
 def test_sample_is_a_copy_of_the_first_few(residual: Case) -> None:
@@ -83,9 +85,7 @@ def test_sample_is_a_copy_of_the_first_few(residual: Case) -> None:
 
 def test_nothing_watched_needs_no_model(residual: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "run", None)
-    found = collect(
-        residual.graph, {}, [], samples(residual.model, 5), batch_size=2, progress=False, keep=1
-    )
+    found = collect(residual.graph, {}, [], samples(residual.model, 5), batch_size=2, progress=False, keep=1)
     assert (found.statistics, found.samples) == ({}, 5)
 
 
@@ -149,7 +149,9 @@ def group(*names: str, fixed: Any = None) -> Group:
 
 
 def test_group_sees_what_all_its_values_saw() -> None:
-    merged = group_statistics(group("a", "b"), {"a": statistics_of(1, 2), "b": statistics_of(-4), "c": statistics_of(9)})
+    merged = group_statistics(
+        group("a", "b"), {"a": statistics_of(1, 2), "b": statistics_of(-4), "c": statistics_of(9)}
+    )
     assert merged is not None
     assert (merged.count, float(merged.lo), float(merged.hi)) == (3, -4.0, 2.0)
 

@@ -128,9 +128,7 @@ def test_npz_file_is_a_dict_of_arrays(tmp_path: Path, two: Graph) -> None:
 
 def test_torch_loader_gives_x_and_y_in_a_list(one: Graph) -> None:
     torch = pytest.importorskip("torch")
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y)), batch_size=4
-    )
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y)), batch_size=4)
     np.testing.assert_array_equal(seen(loader, one)[0], X)
 
 

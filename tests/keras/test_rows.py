@@ -130,7 +130,10 @@ def test_a_layer_called_twice_multiplies_twice() -> None:
     report = quantized(model, "w8")[1]
     assert row(report, "project/kernel").macs == 2 * 8 * 4
     assert row(report, "head/kernel").macs == 4
-    assert [found.layer for found in report.activations if found.layer.startswith("project")] == ["project", "project@2"]
+    assert [found.layer for found in report.activations if found.layer.startswith("project")] == [
+        "project",
+        "project@2",
+    ]
 
 
 def test_sizes_count_zero_points_and_groups() -> None:
@@ -167,8 +170,6 @@ def test_errors_are_own_and_total() -> None:
     quantizer = ActivationUniformInferableQuantizer(4, min_range=-1.0, max_range=1.0)
     full, empty = Value((None, 3), "float32"), Value((None, 0), "float32")
     none = np.zeros((2, 0), np.float32)
-    found = errors_of(
-        [full, empty], [exact, none], [exact + 0.5, none], {id(full): quantizer, id(empty): quantizer}
-    )
+    found = errors_of([full, empty], [exact, none], [exact + 0.5, none], {id(full): quantizer, id(empty): quantizer})
     assert list(found) == [id(full)]
     assert found[id(full)] == pytest.approx((decibels(exact, quantizer(exact)), decibels(exact, exact + 0.5)), abs=1e-4)

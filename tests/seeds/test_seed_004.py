@@ -356,18 +356,14 @@ def test_the_script_saves_a_plot_when_given_a_path(run_tutorial, tmp_path: Path)
     assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_script_needs_no_matplotlib(
-    run_tutorial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_script_needs_no_matplotlib(run_tutorial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "qi.core gives the same codes" in run_tutorial("errors.png")
     assert not list(tmp_path.iterdir())
 
 
 def test_every_quotation_stands_in_the_seed(shared_dir: Path) -> None:
-    seed = " ".join(
-        (shared_dir / "seeds" / "004_quantization_notebook.md").read_text(encoding="utf-8").split()
-    )
+    seed = " ".join((shared_dir / "seeds" / "004_quantization_notebook.md").read_text(encoding="utf-8").split())
     tests = {name: test for name, test in globals().items() if name.startswith("test_") and test.__doc__}
     assert len(tests) >= 35
     assert [name for name, test in tests.items() if " ".join(test.__doc__.split()) not in seed] == []

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import pytest
+from keras import layers
+
+from qi.keras.graph import Call, flatten_model
+from qi.keras.macs import multiply_accumulates
+from qi.keras.variables import weights_of
+
+
+def counts(layer: Any, shape: tuple[int | None, ...], dtype: str = "float32") -> dict[str, int | None]:
+    """The count of every weight of a layer called on an input of that shape."""
+    inputs = keras.Input(shape, dtype=dtype)
+    call: Call = flatten_model(keras.Model(inputs, layer(inputs))).calls[-1]
+    return {path: multiply_accumulates(call, path, tuple(w.shape)) for path, w in weights_of(layer).items()}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (layers.Dense(4), (5,), 5 * 4),
+        (layers.Dense(4), (7, 5), 7 * 5 * 4),
+        (layers.Conv1D(4, 3), (10, 2), 8 * 3 * 2 * 4),
+        (layers.Conv1D(4, 3, padding="causal"), (10, 2), 10 * 3 * 2 * 4),
+        (layers.Conv2D(8, 3), (10, 10, 2), 8 * 8 * 3 * 3 * 2 * 8),
+        (layers.Conv2D(8, 3, padding="same", strides=2), (10, 10, 2), 5 * 5 * 3 * 3 * 2 * 8),
+        (layers.Conv2D(8, 3, dilation_rate=2), (10, 10, 2), 6 * 6 * 3 * 3 * 2 * 8),
+        (layers.Conv2D(8, 3, groups=2), (10, 10, 4), 8 * 8 * 3 * 3 * 2 * 8),
+        (layers.Conv2D(8, 3, data_format="channels_first"), (2, 10, 12), 8 * 10 * 3 * 3 * 2 * 8),
+        (layers.Conv3D(4, 2), (3, 4, 5, 2), 2 * 3 * 4 * 8 * 2 * 4),
+        (layers.DepthwiseConv1D(3, depth_multiplier=2), (10, 4), 8 * 3 * 4 * 2),
+        (layers.DepthwiseConv2D(3), (10, 10, 4), 8 * 8 * 9 * 4),
+        (layers.Conv1DTranspose(4, 3, strides=2), (10, 2), 10 * 3 * 2 * 4),
+        (layers.Conv2DTranspose(4, 3, strides=2), (5, 6, 2), 5 * 6 * 9 * 2 * 4),
+        (layers.Conv3DTranspose(4, 2), (3, 3, 3, 2), 27 * 8 * 2 * 4),
+        (layers.EinsumDense("ab,bc->ac", 4), (5,), 5 * 4),
+        (layers.EinsumDense("abc,cde->abde", (6, 2, 4), bias_axes="de"), (6, 3), 6 * 3 * 2 * 4),
+        (layers.EinsumDense("abc,bcd->ad", 4), (6, 3), 6 * 3 * 4),
+        (layers.EinsumDense("...x,xy->...y", 4, bias_axes="y"), (6, 7, 3), 6 * 7 * 3 * 4),
+        (layers.TimeDistributed(layers.Dense(4)), (7, 5), 7 * 5 * 4),
+    ],
+    ids=lambda value: value.name if isinstance(value, layers.Layer) else None,
+)
+def test_counts_by_hand(layer: Any, shape: tuple[int, ...], expected: int) -> None:
+    found = counts(layer, shape)
+    assert {count for path, count in found.items() if path.endswith("kernel")} == {expected}
+    assert {count for path, count in found.items() if path.endswith("bias")} <= {None}
+
+
+def test_a_separable_convolution_counts_both_of_its_kernels() -> None:
+    found = counts(layers.SeparableConv2D(8, 3, depth_multiplier=2), (10, 10, 3))
+    assert found == {"depthwise_kernel": 64 * 9 * 3 * 2, "pointwise_kernel": 64 * 6 * 8, "bias": None}
+
+
+def test_a_recurrent_layer_counts_every_step() -> None:
+    found = counts(layers.LSTM(4), (7, 5))
+    assert found["lstm_cell/kernel"] == 7 * 5 * 16
+    assert found["lstm_cell/recurrent_kernel"] == 7 * 4 * 16
+
+
+def test_a_recurrent_convolution_is_no_convolution() -> None:
+    found = counts(layers.ConvLSTM2D(4, 3, padding="same"), (7, 5, 5, 2))
+    assert found["conv_lstm_cell/kernel"] == 7 * 25 * 9 * 2 * 16
+
+
+def test_looking_rows_up_multiplies_nothing() -> None:
+    assert counts(layers.Embedding(10, 4), (7,), "int32") == {"embeddings": None}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.Conv2D(4, 3), (None, None, 2)),
+        (layers.Dense(4), (None, 5)),
+        (layers.EinsumDense("...x,xy->...y", 4), (None, 5)),
+    ],
+)
+def test_open_sizes_have_no_count(layer: Any, shape: tuple[int | None, ...]) -> None:
+    assert counts(layer, shape)["kernel"] is None

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from qi.core import PerChannel, PerGroup, PerTensor
+from qi.keras.rows import original_weights
+from qi.keras.variables import weights_of
+from qi.keras.weights import has_policy, layer_policy, weight_quantizers
+from qi.quantizers import BaseInferableQuantizer
+from qi.recipes import FLOAT, Rule, get_recipe
+from tests.keras.models import settle
+
+Found = tuple[dict[str, BaseInferableQuantizer], dict[str, str]]
+
+
+def decide(layer: Any, shape: tuple[int, ...], recipe: str = "w8", *rules: Rule, unfolded: str = "") -> Found:
+    layer.build((None, *shape))
+    settle(layer)
+    book = get_recipe(recipe).with_rules(*rules).resolve()
+    return weight_quantizers(layer, "net/layer", original_weights(layer), book, unfolded)
+
+
+BIAS = "bias: float32 here, int32 at input scale x weight scale in an integer file"
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "axes"),
+    [
+        (layers.Dense(4), (5,), {"kernel": 1}),
+        (layers.Conv1D(4, 3), (8, 2), {"kernel": 2}),
+        (layers.Conv2D(4, 3, groups=2), (8, 8, 2), {"kernel": 3}),
+        (layers.Conv3D(4, 3), (8, 8, 8, 2), {"kernel": 4}),
+        (layers.DepthwiseConv1D(3, depth_multiplier=2), (8, 2), {"kernel": 1}),
+        (layers.DepthwiseConv2D(3), (8, 8, 2), {"kernel": 2}),
+        (layers.SeparableConv2D(4, 3), (8, 8, 2), {"depthwise_kernel": 2, "pointwise_kernel": 3}),
+        (layers.Conv2DTranspose(4, 3), (8, 8, 2), {"kernel": 2}),
+        (layers.EinsumDense("abc,cde->abde", (3, 2, 4), bias_axes="de"), (3, 5), {"kernel": 2}),
+        (layers.EinsumDense("abc,dc->abd", (3, 4), bias_axes="d"), (3, 5), {"kernel": 0}),
+        (layers.EinsumDense("abcd,cde->abe", (3, 4), bias_axes="e"), (3, 2, 5), {"kernel": 2}),
+        (layers.Embedding(10, 4), (3,), {"embeddings": 0}),
+    ],
+    ids=lambda value: value.name if isinstance(value, layers.Layer) else None,
+)
+def test_each_kernel_has_one_scale_an_output_channel(layer: Any, shape: tuple[int, ...], axes: dict[str, int]) -> None:
+    quantizers, reasons = decide(layer, shape)
+    for path, axis in axes.items():
+        rank = len(weights_of(layer)[path].shape)
+        assert quantizers[path].granularity(rank) == PerChannel(axis)
+        assert (quantizers[path].num_bits, quantizers[path].grid.qmin, quantizers[path].grid.qmax) == (8, -127, 127)
+    assert set(quantizers) == set(axes)
+    assert set(reasons) <= {"bias"}
+    assert reasons.get("bias", BIAS) == BIAS
+
+
+def test_a_subclass_follows_its_ancestor() -> None:
+    class Mine(layers.Dense):
+        pass
+
+    assert layer_policy(Mine(2)).layer_type == "Dense"
+    assert list(decide(Mine(2), (3,))[0]) == ["kernel"]
+    assert has_policy(Mine(2))
+    assert not has_policy(layers.LSTM(2))
+    assert layer_policy(layers.LayerNormalization()) is None
+
+
+def test_scales_may_be_shared_by_the_tensor_or_by_groups() -> None:
+    quantizers, _ = decide(layers.Dense(4), (6,), "w8_pt")
+    assert quantizers["kernel"].granularity(2) == PerTensor()
+    quantizers, _ = decide(layers.Dense(4), (70,), "w4_g32")
+    assert quantizers["kernel"].granularity(2) == PerGroup(0, 32, 1)
+    assert quantizers["kernel"].parameters((70, 4))["scale"].shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "granularity"),
+    [
+        (layers.Conv2D(4, 3), (8, 8, 6), PerGroup(2, 32, 3)),
+        (layers.Conv2DTranspose(4, 3), (8, 8, 6), PerGroup(3, 32, 2)),
+        (layers.DepthwiseConv2D(3), (8, 8, 6), PerChannel(2)),
+        (layers.Embedding(10, 4), (3,), PerGroup(1, 32, 0)),
+        (layers.EinsumDense("abc,dc->abd", (3, 4)), (3, 5), PerGroup(1, 32, 0)),
+        (layers.EinsumDense("abc,cd->abcd", (3, 5, 4)), (3, 5), PerChannel(1)),
+    ],
+    ids=lambda value: value.name if isinstance(value, layers.Layer) else None,
+)
+def test_groups_run_along_the_inputs_or_fall_back_to_channels(
+    layer: Any, shape: tuple[int, ...], granularity: Any
+) -> None:
+    quantizers, _ = decide(layer, shape, "w4_g32")
+    path = next(iter(quantizers))
+    assert quantizers[path].granularity(len(weights_of(layer)[path].shape)) == granularity
+
+
+def test_rules_decide_weight_by_weight() -> None:
+    rule = Rule("net/*", weight="depthwise_kernel", weights=FLOAT)
+    quantizers, reasons = decide(layers.SeparableConv2D(4, 3), (8, 8, 2), "w4", rule)
+    assert list(quantizers) == ["pointwise_kernel"]
+    assert quantizers["pointwise_kernel"].num_bits == 4
+    assert reasons["depthwise_kernel"].startswith("left in float by rule match='net/*'")
+
+
+def test_rules_match_the_class_of_the_layer() -> None:
+    rule = Rule(layer_type="Dense", weights=FLOAT)
+    assert decide(layers.Dense(4), (3,), "w8", rule)[0] == {}
+    assert list(decide(layers.Conv1D(4, 3), (8, 3), "w8", rule)[0]) == ["kernel"]
+
+
+def test_a_layer_that_nothing_is_known_of_stays_float_and_is_named() -> None:
+    quantizers, reasons = decide(layers.LSTM(2), (4, 3))
+    assert quantizers == {}
+    assert reasons == {
+        "lstm_cell/kernel": "LSTM has no policy that says which of its weights to quantize",
+        "lstm_cell/recurrent_kernel": "LSTM has no policy that says which of its weights to quantize",
+        "lstm_cell/bias": BIAS,
+    }
+
+
+def test_a_normalization_that_stays_says_why() -> None:
+    quantizers, reasons = decide(layers.BatchNormalization(), (4,), unfolded="it follows nothing")
+    assert quantizers == {}
+    assert set(reasons) == {"gamma", "beta", "moving_mean", "moving_variance"}
+    assert set(reasons.values()) == {"batch normalization is kept: it follows nothing"}
+
+
+def test_what_the_policy_leaves_out_says_so() -> None:
+    layer = layers.Dense(4)
+    layer.build((None, 6))
+    layer.enable_lora(2)
+    _, reasons = weight_quantizers(layer, "layer", original_weights(layer), get_recipe("w8").resolve(), "")
+    assert reasons["lora_kernel_a"] == "the policy of Dense doesn't quantize it"
+
+
+def test_integers_and_empty_weights_stay_as_they_are() -> None:
+    book = get_recipe("w8").resolve()
+    for array, reason in [
+        (np.ones((3, 4), "int8"), "holds int8, not real numbers"),
+        (np.ones((0, 4), "float32"), "has no elements"),
+    ]:
+        quantizers, reasons = weight_quantizers(layers.Dense(4), "layer", {"kernel": array}, book, "")
+        assert (quantizers, reasons) == ({}, {"kernel": reason})
+
+
+def test_weights_of_half_precision_are_quantized() -> None:
+    layer = layers.Dense(4, dtype="bfloat16")
+    assert list(decide(layer, (3,))[0]) == ["kernel"]
+
+
+def test_a_recipe_for_activations_alone_leaves_weights() -> None:
+    layer = keras.layers.Dense(4)
+    layer.build((None, 3))
+    recipe = {"name": "a8", "weights": None, "activations": {"bits": 8}}
+    _, reasons = weight_quantizers(layer, "layer", original_weights(layer), get_recipe(recipe).resolve(), "")
+    assert reasons == {"kernel": "the recipe a8 quantizes no weights", "bias": BIAS}
