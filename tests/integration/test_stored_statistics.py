@@ -9,8 +9,17 @@ import keras
 import numpy as np
 import pytest
 
-from qi import ConfigError, FileFormatError, InputError, NotCalibratedError, Recipe, Rule, TensorSpec
-from qi import calibrate, quantize_model
+from qi import (
+    ConfigError,
+    FileFormatError,
+    InputError,
+    NotCalibratedError,
+    Recipe,
+    Rule,
+    TensorSpec,
+    calibrate,
+    quantize_model,
+)
 from qi.observers import TensorStatistics, load_statistics, save_statistics
 from tests.keras.models import build, samples
 from tests.keras.warned import warned

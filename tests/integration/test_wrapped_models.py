@@ -310,6 +310,14 @@ def test_masks_reach_the_layer_and_go_on(recurrent):
     assert not np.allclose(shorter, unmasked, atol=1e-4)
 
 
+def test_quantized_outputs_keep_their_mask():
+    tokens = keras.Input((3,), dtype="int32")
+    embedded = wrap(keras.layers.Embedding(9, 4, mask_zero=True), {"embeddings": W4}, A8)(tokens)
+    model = keras.Model(tokens, [embedded, keras.layers.GlobalAveragePooling1D()(embedded)])
+    values, mean = model.predict(np.array([[1, 2, 0]], np.int32), verbose=0)
+    np.testing.assert_allclose(mean, values[:, :2].mean(axis=1), rtol=1e-6)
+
+
 def test_several_inputs_and_arguments():
     attention = keras.layers.MultiHeadAttention(2, 3)
     query, value = np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ from keras import layers, ops
 
 from qi.keras.graph import Graph
 
-__all__ = ["MODELS", "build", "conv_bn", "execute", "first", "samples", "settle"]
+__all__ = ["MODELS", "build", "conv_bn", "execute", "first", "given", "samples", "settle"]
 
 Image = (8, 8, 3)
 
@@ -350,3 +351,9 @@ def build(name: str, seed: int = 0) -> keras.Model:
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
     return settle(MODELS[name](), seed)
+
+
+@cache
+def given(name: str) -> keras.Model:
+    """The model of that name, made once a process: for tests that only read it."""
+    return build(name)

@@ -12,7 +12,7 @@ from qi.keras.fold import activation_name, fold_batch_norms, split_activations
 from qi.keras.graph import Graph, flatten_model
 from qi.keras.layers import weight_values
 from qi.keras.weights import has_policy
-from tests.keras.models import MODELS, build, execute, samples, settle
+from tests.keras.models import MODELS, execute, given, samples, settle
 
 LINEAR = {
     "Dense": ((5,), lambda **o: layers.Dense(4, **o)),
@@ -98,7 +98,7 @@ def test_channels_may_come_first(make: Any) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_passes_leave_the_function_of_every_model(name: str) -> None:
-    model = build(name)
+    model = given(name)
     x = samples(model, 4)
     graph = flatten_model(model)
     fold_batch_norms(graph)
@@ -110,7 +110,7 @@ def test_passes_leave_the_function_of_every_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["shared", "unfoldable", "activations", "dict_io"])
 def test_the_given_model_is_untouched(name: str) -> None:
-    model = build(name)
+    model = given(name)
     config, weights = model.get_config(), [np.array(w) for w in model.get_weights()]
     operations = {id(op) for op in model.operations}
     graph = flatten_model(model)
@@ -130,7 +130,7 @@ def test_the_output_keeps_its_name() -> None:
 
 
 def test_a_pair_that_is_always_called_together_is_folded_once() -> None:
-    graph, kept = folded(build("shared"))
+    graph, kept = folded(given("shared"))
     assert kept == {}
     calls = [call for call in graph.calls if call.path == "tower/dense"]
     assert len(calls) == 2
@@ -149,12 +149,12 @@ def test_one_normalization_after_the_other_folds_too() -> None:
 
 
 def test_a_normalization_before_a_clamp_folds_with_it_behind() -> None:
-    graph, _ = folded(build("mobile"))
+    graph, _ = folded(given("mobile"))
     assert kinds(graph)[:3] == ["Conv2D", "ReLU", "Conv2D"]
 
 
 def test_each_normalization_that_stays_says_why() -> None:
-    graph, kept = folded(build("unfoldable"))
+    graph, kept = folded(given("unfoldable"))
     assert kept == {
         "on_input": "it follows the model's input, into which it can't be folded",
         "after_relu": "it follows the activation 'relu' of 'conv'",
@@ -256,7 +256,7 @@ def test_a_framework_s_own_functions_keep_their_names() -> None:
 
 
 def test_an_activation_that_no_kernel_fuses_becomes_a_call_of_its_own() -> None:
-    graph = flatten_model(build("list_io"))
+    graph = flatten_model(given("list_io"))
     split_activations(graph, has_policy)
     assert [call.site for call in graph.calls] == ["sum", "mixed", "bent", "bent/tanh"]
     dense, tanh = graph.calls[2:]

@@ -11,13 +11,12 @@ from keras import layers
 
 from qi.errors import InputError, UnsupportedError
 from qi.keras.graph import Call, Graph, Value, build_model, build_tensors, flatten_model, is_graph_model
-from tests.keras.models import MODELS, build, execute, samples, settle
+from tests.keras.models import MODELS, execute, given, samples, settle
 
 
 @cache
 def flattened(name: str) -> tuple[keras.Model, Graph]:
-    model = build(name)
-    return model, flatten_model(model)
+    return given(name), flatten_model(given(name))
 
 
 def sites(model: keras.Model) -> list[str]:
@@ -69,12 +68,12 @@ def test_calls_come_after_those_that_they_need_and_have_sites_of_their_own(name:
 
 
 def test_calls_keep_the_order_of_the_model() -> None:
-    model = build("sequential")
+    model = given("sequential")
     assert sites(model) == ["first", "second", "norm", "clamp", "flat", "head"]
 
 
 def test_paths_lead_through_nested_models() -> None:
-    assert sites(build("nested")) == [
+    assert sites(given("nested")) == [
         "multiply",
         "backbone/conv",
         "backbone/bn",
@@ -88,7 +87,7 @@ def test_paths_lead_through_nested_models() -> None:
 
 
 def test_each_call_of_a_shared_part_is_a_call_of_the_same_operation() -> None:
-    graph = flatten_model(build("shared"))
+    graph = flatten_model(given("shared"))
     calls = {call.site: call for call in graph.calls}
     assert {"tower/dense", "tower/dense@2", "tower/bn@2", "project", "project@2"} <= set(calls)
     assert calls["project"].op is calls["project@2"].op
@@ -97,7 +96,7 @@ def test_each_call_of_a_shared_part_is_a_call_of_the_same_operation() -> None:
 
 
 def test_values_carry_shape_dtype_and_the_names_of_inputs_and_outputs() -> None:
-    graph = flatten_model(build("dict_io"))
+    graph = flatten_model(given("dict_io"))
     assert set(graph.inputs) == {"image", "token"}
     assert set(graph.outputs) == {"kind", "size"}
     image, token = graph.inputs["image"], graph.inputs["token"]
@@ -122,7 +121,7 @@ def test_a_rebuilt_model_has_the_inputs_and_outputs_of_the_given_one(name: str) 
 
 
 def test_a_sequential_model_takes_and_gives_a_tensor_not_a_list() -> None:
-    graph = flatten_model(build("sequential"))
+    graph = flatten_model(given("sequential"))
     assert isinstance(graph.inputs, Value)
     assert isinstance(graph.outputs, Value)
     assert build_model(graph, build_tensors(graph)).output_names == ["head"]
@@ -136,13 +135,13 @@ def test_a_model_may_give_other_values_of_the_graph() -> None:
 
 
 def test_a_value_given_twice_is_one_value() -> None:
-    graph = flatten_model(build("list_io"))
+    graph = flatten_model(given("list_io"))
     assert graph.outputs[1] is graph.outputs[2]
     assert [value.name for value in graph.flat_outputs()] == ["mixed", "bent", "bent"]
 
 
 def test_an_output_of_a_nested_model_is_named_after_that_model() -> None:
-    graph = flatten_model(build("nested_io"))
+    graph = flatten_model(given("nested_io"))
     assert graph.outputs["main"][1].name == "pair"
 
 

@@ -11,7 +11,7 @@ from qi.errors import InputError
 from qi.keras.graph import flatten_model
 from qi.keras.layers import NotRebuildableError, copy_operation, rebuild_layer, weight_values
 from qi.keras.variables import weights_of
-from tests.keras.models import build, settle
+from tests.keras.models import given, settle
 
 X = np.linspace(-1, 1, 24, dtype="float32").reshape(2, 3, 4)
 
@@ -156,7 +156,7 @@ def test_copies_have_the_name_they_are_given() -> None:
 
 
 def test_operations_are_copied_with_their_arguments() -> None:
-    for call in flatten_model(build("operations")).calls:
+    for call in flatten_model(given("operations")).calls:
         copy, why = copy_operation(call.op, f"{call.op.name}_copy")
         assert why == ""
         assert (type(copy), copy.name) == (type(call.op), f"{call.op.name}_copy")

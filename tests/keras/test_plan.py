@@ -12,7 +12,7 @@ from qi.keras.graph import Graph, Value, flatten_model
 from qi.keras.plan import ActivationPlan, Group, plan_activations, value_name
 from qi.keras.weights import has_policy
 from qi.recipes import FLOAT, Rule, TensorSpec, get_recipe
-from tests.keras.models import MODELS, build
+from tests.keras.models import MODELS, given
 
 
 class Planned:
@@ -48,7 +48,7 @@ class Planned:
 
 @cache
 def planned(name: str) -> Planned:
-    return Planned(build(name))
+    return Planned(given(name))
 
 
 def stacked(*stack: Any, shape: tuple[int, ...] = (6, 6, 4), rules: tuple[Rule, ...] = ()) -> Planned:
@@ -262,7 +262,7 @@ def test_values_of_different_bits_share_no_scale() -> None:
 
 
 def test_a_recipe_for_weights_alone_plans_nothing() -> None:
-    found = Planned(build("residual"), recipe="w8")
+    found = Planned(given("residual"), recipe="w8")
     assert found.plan.groups == []
     reasons = {found.plan.floats[id(found.values[name])] for name in ("image", "logits", "gap")}
     assert reasons == {"the recipe w8 quantizes no activations"}

@@ -387,7 +387,7 @@ def test_whatever_reading_a_damaged_file_raises_is_one_error(
 
     (tmp_path / "model.keras").write_bytes(archive)
     monkeypatch.setattr(keras.models, "load_model", fail)
-    with pytest.raises(FileFormatError, match="expected a readable Keras model.*bad heap free list"):
+    with pytest.raises(FileFormatError, match=r"expected a readable Keras model.*bad heap free list"):
         load_model(tmp_path / "model.keras")
 
 
