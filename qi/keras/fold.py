@@ -64,7 +64,7 @@ def _why_not(graph: Graph, norms: list[Call]) -> str:
     if activation_name(before.op) != "linear":
         return f"it follows the activation {activation_name(before.op)!r} of {before.path!r}"
     pairs = {id(call.inputs[0].producer) for call in norms}
-    if pairs != {id(call) for call in graph.calls_of()[id(before.op)]} or len(pairs) != len(norms):
+    if pairs != {id(call) for call in graph.calls_of()[id(before.op)]}:
         return f"it or {before.path!r} is called without the other elsewhere"
     consumers, outputs = graph.consumers(), {id(value) for value in graph.flat_outputs()}
     if any(len(consumers[id(call.inputs[0])]) > 1 or id(call.inputs[0]) in outputs for call in norms):

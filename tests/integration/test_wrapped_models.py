@@ -318,6 +318,15 @@ def test_quantized_outputs_keep_their_mask():
     np.testing.assert_allclose(mean, values[:, :2].mean(axis=1), rtol=1e-6)
 
 
+def test_a_layer_that_ends_masks_ends_them_wrapped():
+    embedded = keras.layers.Embedding(9, 4, mask_zero=True)(np.array([[1, 2, 0]]))
+    flattened = keras.layers.Flatten()
+    assert not flattened.supports_masking
+    with pytest.warns(UserWarning, match="does not support masking and will therefore destroy"):
+        found = wrap(flattened, None, A8)(embedded)
+    assert keras.layers.Dense(2).compute_mask(found, getattr(found, "_keras_mask", None)) is None
+
+
 def test_several_inputs_and_arguments():
     attention = keras.layers.MultiHeadAttention(2, 3)
     query, value = np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32)

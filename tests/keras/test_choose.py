@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from qi.core import PerTensor
+from qi.core import IntGrid, PerTensor
 from qi.dispatch import Slot
 from qi.errors import ConfigError
 from qi.keras.choose import activation_quantizer, describe_granularity, weight_quantizer
@@ -40,6 +40,7 @@ def test_symmetric_weights_are_narrow_and_reach_the_greatest_magnitude(bits: int
     top = 2 ** (bits - 1) - 1
     expected = np.abs(WEIGHT).max((0, 1, 2)).astype(np.float64) / top
     np.testing.assert_array_equal(scale.ravel(), expected.astype(np.float32))
+    assert quantizer.grid == IntGrid(bits, narrow=True)
     codes = quantizer.qparams(WEIGHT.shape).quantize(WEIGHT).codes
     assert (abs(int(codes.min())), abs(int(codes.max()))) <= (top, top)
     assert np.array_equal(np.abs(codes).max((0, 1, 2)), [top] * 5)

@@ -46,7 +46,7 @@ def named() -> Graph:
 def seen(data: Any, graph: Graph, batch_size: int = 4) -> list[np.ndarray]:
     """All inputs that the model would get, each put together again."""
     parts = list(batches(data, graph, batch_size))
-    assert all(len(array) == count for flat, count in parts for array in flat)
+    assert all(len(array) == count > 0 for flat, count in parts for array in flat)
     return [np.concatenate(arrays) for arrays in zip(*(flat for flat, _ in parts), strict=True)]
 
 
@@ -154,9 +154,11 @@ def test_no_batch_outlives_the_next(one: Graph) -> None:
     most = 0
 
     def make(index: int) -> np.ndarray:
+        nonlocal most
         array = np.full((4, 6), index, np.float32)
         alive.add(index)
         weakref.finalize(array, alive.discard, index)
+        most = max(most, len(alive))
         return array
 
     def source() -> Iterator[Any]:
@@ -164,7 +166,6 @@ def test_no_batch_outlives_the_next(one: Graph) -> None:
             yield make(index), index
 
     for flat, _ in batches(source(), one, 4):
-        most = max(most, len(alive))
         del flat
     assert most == 1
     assert not alive
