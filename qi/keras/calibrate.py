@@ -50,7 +50,7 @@ def run(graph: Graph, tensors: dict[int, Any], values: list[Value]) -> Any:
     def call(inputs: list[np.ndarray]) -> list[np.ndarray]:
         # Called rather than compiled: a trace would serve a few batches only, and XLA would compile the last one anew.
         given = keras.tree.pack_sequence_as(graph.inputs, inputs)
-        return [to_numpy(array) for array in model(given, training=False)]
+        return [to_numpy(array) for array in keras.tree.flatten(model(given, training=False))]
 
     return call
 

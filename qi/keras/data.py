@@ -159,6 +159,8 @@ def _flat_inputs(x: Any, graph: Graph) -> list[np.ndarray]:
         if not set(names) <= set(x):
             raise InputError(f"expected inputs named {names}; received {sorted(x)}")
         flat = [x[name] for name in names]
+    elif isinstance(graph.inputs, Mapping) and len(names) > 1:
+        raise InputError(f"expected a mapping with the keys {sorted(graph.inputs)}; received {type(x).__name__}")
     else:
         flat = keras.tree.flatten(x)
     if len(flat) != len(values):

@@ -63,6 +63,10 @@ def _why_not(graph: Graph, norms: list[Call]) -> str:
         return f"it follows {what}, into which it can't be folded"
     if activation_name(before.op) != "linear":
         return f"it follows the activation {activation_name(before.op)!r} of {before.path!r}"
+    if any(call.arguments(call.inputs)[1].get("training") for call in norms):
+        return "it is called with training=True: it normalizes by each batch"
+    if first.inputs[0].dtype != first.outputs[0].dtype:
+        return f"it turns {first.inputs[0].dtype} into {first.outputs[0].dtype}"
     pairs = {id(call.inputs[0].producer) for call in norms}
     if pairs != {id(call) for call in graph.calls_of()[id(before.op)]}:
         return f"it or {before.path!r} is called without the other elsewhere"

@@ -231,9 +231,14 @@ def _inner_inputs(model: Any, node: Any) -> list[Any] | None:
         flat = [t for t in keras.tree.flatten(given) if isinstance(t, keras.KerasTensor)]
     if len(flat) != len(functional.inputs):
         return None
-    pairs = zip(flat, functional.inputs, strict=True)
-    same = all(len(a.shape) == len(b.shape) and a.dtype == b.dtype for a, b in pairs)
+    same = all(_passes(outer, own) for outer, own in zip(flat, functional.inputs, strict=True))
     return flat if same else None
+
+
+def _passes(given: Any, own: Any) -> bool:
+    """Whether a nested model takes a tensor as it is; between real numbers, its layers cast just as it does."""
+    real = "float" in given.dtype and "float" in own.dtype
+    return len(given.shape) == len(own.shape) and (given.dtype == own.dtype or real)
 
 
 def _nodes(outputs: Sequence[Any], known: dict[int, Value]) -> Iterator[Any]:

@@ -50,6 +50,10 @@ def rebuild_layer(
         InputError: a float weight holds NaN or an infinity.
     """
     wanted = weight_values(layer) | (values or {})
+    if hasattr(layer, "save_assets"):
+        raise NotRebuildableError(
+            f"expected a layer whose state is all in its weights; {layer.name!r} of class {type(layer).__name__} keeps tables"
+        )
     try:
         copy = _from_config(layer, layer.get_config() | (changes or {}))
         _build_alike(copy, layer)
@@ -67,6 +71,8 @@ def rebuild_layer(
         )
     for path, variable in variables.items():
         variable.assign(wanted[path])
+    if hasattr(copy, "finalize_state"):  # what adapted layers compute with is derived from their weights
+        copy.finalize_state()
     return copy
 
 

@@ -62,7 +62,8 @@ def _prepare(model: keras.Model, recipe: RecipeLike) -> _Prepared:
         )
     book = get_recipe(recipe).resolve()
     unfolded = fold_batch_norms(graph)
-    if any(book.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
+    probe = get_recipe(recipe).resolve()  # a book of its own: asking marks rules as used
+    if any(probe.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
         split_activations(graph, has_policy)
     plan = plan_activations(graph, book)
     notes = copy_layers(graph, plan)

@@ -182,7 +182,5 @@ def _grid(quantizer: BaseInferableQuantizer) -> str:
 
 
 def _macs(call: Call, path: str, shape: tuple[int, ...], calls: int) -> int | None:
-    if len(shape) < 2 or path.rpartition("/")[2] == "bias":  # that of an EinsumDense may have several axes
-        return None
     count = multiply_accumulates(call, path, shape)
     return None if count is None else count * calls

@@ -69,11 +69,18 @@ def evaluate_models(
     truth, first, second = collect(pairs(data, y, batches), lambda x: (call(float_model, x), call(quantized_model, x)))
     return Evaluation(
         metric=title,
-        float_value=_number(title, function(truth, first)),
-        quantized_value=_number(title, function(truth, second)),
+        float_value=_number(title, _fresh(function)(truth, first)),
+        quantized_value=_number(title, _fresh(function)(truth, second)),
         samples=sample_count(truth, "y"),
         agreement=top_1_agreement(first, second),
     )
+
+
+def _fresh(function: Any) -> Any:
+    """A metric without what it saw before: Keras' metric objects accumulate."""
+    if hasattr(function, "reset_state"):
+        function.reset_state()
+    return function
 
 
 def _of_models(

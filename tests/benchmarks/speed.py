@@ -1,12 +1,10 @@
-"""Ratios of time and memory on both reference models: predict against float, quantize_model with its report.
+"""Ratios of time on both reference models: predict against float, quantize_model with its report.
 
 Run: python -m tests.benchmarks.speed
 """
 
 from __future__ import annotations
 
-import gc
-import resource
 import time
 
 import keras
@@ -45,26 +43,8 @@ def quantize_seconds(name: str) -> None:
     )
 
 
-def peak_memory(name: str) -> None:
-    """Growth of the process' peak memory when the calibration set grows eightfold: generators, so only batches live."""
-    data, model = load_data(), load_float(name)
-    for repeats in (1, 1, 8):
-        gc.collect()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-        def stream(times: int = repeats) -> object:
-            for _ in range(times):
-                for at in range(0, len(data.x_calib), BATCH):
-                    yield data.x_calib[at : at + BATCH]
-
-        qi.quantize_model(model, "w8a8", stream(), progress=False)
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(f"{name}: {repeats * len(data.x_calib)} images: peak memory grew by {grown / 1024:.0f} MiB")
-
-
 if __name__ == "__main__":
     for model_name in MODELS:
         predict_ratios(model_name)
         keras.backend.clear_session()
         quantize_seconds(model_name)
-        peak_memory(model_name)

@@ -304,3 +304,12 @@ def test_an_activation_stays_where_taking_the_layer_apart_would_change_it() -> N
         graph = flatten_model(model)
         split_activations(graph, has_policy)
         assert [call.op for call in graph.calls] == [layer]
+
+
+def test_a_normalization_in_training_mode_or_of_another_dtype_stays() -> None:
+    inputs = keras.Input((4,))
+    trained = layers.BatchNormalization()(layers.Dense(4)(inputs), training=True)
+    assert "training=True" in next(iter(fold_batch_norms(flatten_model(keras.Model(inputs, trained))).values()))
+    half = layers.Dense(4, dtype="mixed_float16")(inputs)
+    wider = layers.BatchNormalization(dtype="float32")(half)
+    assert "float16 into float32" in next(iter(fold_batch_norms(flatten_model(keras.Model(inputs, wider))).values()))

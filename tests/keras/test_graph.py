@@ -210,6 +210,15 @@ def test_a_sequential_model_without_a_graph_is_called_as_a_whole() -> None:
     assert_same_outputs(model, flatten_model(model))
 
 
+def test_a_nested_model_of_mixed_precision_is_inlined() -> None:
+    half = {"dtype": "mixed_float16"}
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="dense", **half)], name="inner")
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, inner(layers.Dense(4, name="first", **half)(inputs)))
+    assert sites(model) == ["first", "inner/dense"]
+    assert_same_outputs(model, flatten_model(model))
+
+
 @pytest.mark.filterwarnings("ignore:Layer 'inner':UserWarning")  # Keras: no mask leaves a nested model
 def test_masks_reach_the_layers_of_a_nested_model() -> None:
     inner = keras.Sequential([keras.Input((6, 4)), layers.LSTM(3, name="lstm")], name="inner")

@@ -169,3 +169,17 @@ def test_what_can_t_be_copied_is_used_as_it_is_and_says_why(make: Any) -> None:
     copy, why = copy_operation(layer, "copy")
     assert copy is layer
     assert why.startswith("shared with the given model: expected a layer that its configuration can rebuild")
+
+
+def test_an_adapted_layer_computes_alike_in_its_copy() -> None:
+    layer = keras.layers.Normalization()
+    layer.adapt(np.linspace(3, 9, 32, dtype="float32").reshape(8, 4))
+    x = np.ones((2, 4), "float32")
+    np.testing.assert_array_equal(rebuild_layer(layer)(x), layer(x))
+
+
+def test_a_layer_that_keeps_tables_is_no_copy() -> None:
+    layer = keras.layers.IntegerLookup()
+    layer.adapt(np.array([3, 5, 7]))
+    with pytest.raises(NotRebuildableError, match="keeps tables"):
+        rebuild_layer(layer)

@@ -266,12 +266,16 @@ def test_activations_that_overflow_are_warned_of() -> None:
 # Evaluation ------------------------------------------------------------------------------------------------------------
 
 
-def test_report_evaluates_the_users_metric() -> None:
+def test_report_evaluates_the_users_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("residual")
     data = samples(model, 64)
     labels = np.argmax(model.predict(data, verbose=0), axis=-1)
     qmodel, report = quantized(model, "w8a8_minmax", data)
-    found = report.evaluate("accuracy", data, labels)
+    calls, predict = [], keras.Model.predict
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "predict", lambda m, x, **options: calls.append(m) or predict(m, x, **options))
+        found = report.evaluate("accuracy", data, labels)
+    assert calls == [model, qmodel]  # in batches, whatever the number of samples
     expected = np.mean(np.argmax(qmodel.predict(data, verbose=0), axis=-1) == labels)
     assert (found.float_value, found.quantized_value, found.samples) == (1.0, expected, 64)
     import tensorflow as tf

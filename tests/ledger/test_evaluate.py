@@ -90,3 +90,19 @@ def test_a_metric_of_the_model():
 def test_errors(arguments, keywords, error, message):
     with pytest.raises(error, match=message):
         evaluate_models(exact, exact, *arguments, **keywords)
+
+
+def test_a_metric_that_accumulates_starts_anew_for_each_model() -> None:
+    class Mean:
+        total = count = 0.0
+
+        def reset_state(self) -> None:
+            self.total = self.count = 0.0
+
+        def __call__(self, y: np.ndarray, predicted: np.ndarray) -> float:
+            self.total, self.count = self.total + float(np.abs(y - predicted).sum()), self.count + len(y)
+            return self.total / self.count
+
+    x, y = np.ones(4), np.ones(4)
+    found = evaluate_models(lambda x: x, lambda x: x + 1, Mean(), x, y)
+    assert (found.float_value, found.quantized_value) == (0.0, 1.0)
