@@ -254,3 +254,11 @@ def test_an_input_must_not_be_missing(two: Graph, named: Graph) -> None:
 def test_batch_size_is_a_positive_integer(size: Any, one: Graph) -> None:
     with pytest.raises(ConfigError, match="expected batch_size to be an integer of at least 1"):
         list(batches(X, one, size))
+
+
+def test_a_list_for_a_model_that_takes_a_mapping_is_refused() -> None:
+    b, a = keras.Input((2,), name="b"), keras.Input((2,), name="a")
+    graph = flatten_model(keras.Model({"b": b, "a": a}, keras.layers.Add()([b, a])))
+    x = np.zeros((4, 2), "float32")
+    with pytest.raises(InputError, match="mapping with the keys"):
+        list(batches([x, x], graph, 4))
