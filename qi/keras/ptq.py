@@ -60,9 +60,10 @@ def _prepare(model: keras.Model, recipe: RecipeLike) -> _Prepared:
             f"expected a float model; received {model.name!r}, in which {len(done)} layers are quantized ({done[0]!r}...); "
             "do start from the float model"
         )
-    book = get_recipe(recipe).resolve()
+    chosen = get_recipe(recipe)
+    book = chosen.resolve()
     unfolded = fold_batch_norms(graph)
-    probe = get_recipe(recipe).resolve()  # a book of its own: asking marks rules as used
+    probe = chosen.resolve()  # a book of its own: asking marks rules as used
     if any(probe.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
         split_activations(graph, has_policy)
     plan = plan_activations(graph, book)
