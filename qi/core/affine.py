@@ -42,7 +42,7 @@ def _real(x: Any, xp: ArrayNamespace) -> Array:
 def _float(value: Any, xp: ArrayNamespace) -> Array:
     """A parameter as a float32 array of the namespace."""
     if xp is not NUMPY and namespace_of(value) is NUMPY:
-        return xp.opaque(np.asarray(value, np.float32))
+        return xp.asarray(np.asarray(value, np.float32))
     return xp.cast(value, "float32")
 
 

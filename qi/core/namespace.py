@@ -31,7 +31,6 @@ class ArrayNamespace(Protocol):
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array: ...
     def frozen(self, x: np.ndarray) -> Array: ...
-    def opaque(self, x: np.ndarray) -> Array: ...
     def cast(self, x: Array, dtype: str) -> Array: ...
     def dtype(self, x: Array) -> str: ...
     def divide(self, a: Array, b: Array) -> Array: ...
@@ -75,10 +74,6 @@ class _Numpy:
 
     @staticmethod
     def frozen(x: np.ndarray) -> np.ndarray:
-        return x
-
-    @staticmethod
-    def opaque(x: np.ndarray) -> np.ndarray:
         return x
 
     @staticmethod
@@ -131,7 +126,7 @@ class _Keras:
 
         ops = keras.ops
         self._keras, self._ops = keras, ops
-        more = {"round", "divide", "multiply", "sum", "max", "min", "repeat", "take", "stop_gradient"}
+        more = {"round", "multiply", "sum", "max", "min", "repeat", "take", "stop_gradient"}
         for name in _COMMON | more:
             setattr(self, name, getattr(ops, name))
 
@@ -142,8 +137,8 @@ class _Keras:
         """A constant that graph optimizers can't fold.
 
         They turn a division by a constant into a multiplication by its reciprocal, which moves codes at ties;
-        a captured resource is left alone. JAX has none: its array stays on the host, until `opaque` takes it where it
-        is used (kept, an array made while a function is traced would leak a tracer).
+        a captured resource is left alone. JAX has none: its array stays on the host (an array made while a function
+        is traced would leak a tracer), and `divide` guards it.
         """
         if self._keras.backend.backend() == "tensorflow":
             tf = sys.modules["tensorflow"]
@@ -151,12 +146,15 @@ class _Keras:
                 return tf.Variable(x, trainable=False)
         return x if self._keras.backend.backend() == "jax" else self._ops.convert_to_tensor(x)
 
-    def opaque(self, x: np.ndarray) -> Array:
-        """A host array as a tensor; under JAX behind a barrier that keeps XLA from folding divisions by it."""
-        tensor = self._ops.convert_to_tensor(x)
+    def divide(self, a: Array, b: Array) -> Array:
+        """``a / b``; for JAX in a form that XLA leaves alone.
+
+        XLA divides by whatever it can see to be constant or broadcast through its reciprocal, which moves codes at
+        ties. A divisor chosen by the dividend is neither, costs nothing once fused, and changes no result: NaN stays.
+        """
         if self._keras.backend.backend() == "jax":
-            return sys.modules["jax"].lax.optimization_barrier(tensor)
-        return tensor
+            b = self._ops.where(self._ops.isnan(a), a, b)
+        return self._ops.divide(a, b)
 
     def cast(self, x: Array, dtype: str) -> Array:
         return self._ops.cast(x, dtype)
@@ -196,9 +194,6 @@ class _Torch:
 
     def frozen(self, x: np.ndarray) -> Array:
         return self._torch.tensor(x)
-
-    def opaque(self, x: np.ndarray) -> Array:
-        return self.asarray(x)
 
     def cast(self, x: Array, dtype: str) -> Array:
         return x.to(getattr(self._torch, dtype))

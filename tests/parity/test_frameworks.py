@@ -3,7 +3,7 @@
 The exceptions, each with its cause and its own test below:
 
 * TensorFlow divides by a *constant* of a graph through its reciprocal, so codes next to a tie move; parameters are
-  variables, arguments or `frozen` for that reason. JAX would too: constants pass an optimization barrier there.
+  variables, arguments or `frozen` for that reason. JAX would too, and by any broadcast scale: see `divide`.
 * TensorFlow, XLA and JAX may take subnormal inputs for 0 (flush-to-zero); numpy and torch don't.
 * Keras' torch backend has no uint16: it holds such codes, the same numbers, as int32.
 * JAX has no float64 unless its x64 mode is on.
