@@ -151,6 +151,19 @@ def test_four_wide_layers_are_small_on_disk(recipe: str, bound: float, wide: ker
     assert after <= bound * before
 
 
+def test_file_is_compressed_and_reads_in_plain_keras(tmp_path: Path) -> None:
+    model = build("residual")
+    plain, packed = tmp_path / "plain.keras", tmp_path / "packed.keras"
+    model.save(plain)
+    assert save_model(model, packed).stat().st_size < 0.4 * plain.stat().st_size
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed) as new:
+        assert new.testzip() is None
+        assert new.namelist() == old.namelist()
+    loaded = keras.models.load_model(packed)
+    for found, expected in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_size_on_disk_leaves_the_optimizer_out(tmp_path: Path) -> None:
     model = build("residual")
     plain = size_on_disk(model)
