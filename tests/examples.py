@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from qi.core import IntGrid
-from qi.quantizers import BaseInferableQuantizer, quantizer_classes
+from qi.quantizers import INFERABLE, BaseInferableQuantizer, quantizer_classes
 
 # Only the package's own: tests of registration leave theirs behind.
-CLASSES = {name: cls for name, cls in quantizer_classes().items() if name.startswith("qi>")}
+CLASSES = {name: cls for name, cls in quantizer_classes(INFERABLE).items() if name.startswith("qi>")}
 CHANNELS = 4
 # Powers of two suit every class; the others are what most classes see.
 POWERS = [0.25, 2.0, 1.0, 8.0]

@@ -8,6 +8,7 @@ hardly any loss; then its weights go to 4, which costs more, and one rule for on
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,11 @@ assert report.totals.mac_share == 1.0  # every multiplication has a quantized we
 
 
 # --- 4. Half the size again: weights in 4 bits --------------------------------------------------------------
-_, report = qi.quantize_model(model, "w4a8", samples, progress=False)
+with warnings.catch_warnings(record=True) as found:  # QI warns where an error comes near the signal
+    warnings.simplefilter("always", qi.QuantizationWarning)
+    _, report = qi.quantize_model(model, "w4a8", samples, progress=False)
+print(f"\nwarned: {found[0].message}")
+assert "drown in error" in report.warnings[0]
 four = report.evaluate("accuracy", x_test, y_test)
 print(f"\nw4a8\n{four}")
 print("the weights that lost most, each by itself:")

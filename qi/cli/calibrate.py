@@ -50,6 +50,5 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         statistics = calibrate(model, data, recipe, batch_size=arguments.batch_size, progress=progress)
     with writing(arguments.out):
         save_statistics(arguments.out, statistics)
-    count = len(next(iter(data.values())) if isinstance(data, dict) else data)
-    console.say(f"{len(statistics)} activations over {count} samples{f' ({name})' if name else ''}")
+    console.say(f"{len(statistics)} activations over {statistics.samples} samples{f' ({name})' if name else ''}")
     console.say(f"saved {arguments.out}")

@@ -7,7 +7,6 @@ from typing import Any
 
 from qi.cli.options import check_input
 from qi.cli.quiet import load_keras
-from qi.errors import InputError
 
 __all__ = ["BATCH_SIZE", "input_names", "load", "predict"]
 
@@ -43,11 +42,6 @@ def predict(model: Any, x: Any, batch_size: int = BATCH_SIZE) -> Any:
     Raises:
         InputError: the model doesn't take such samples.
     """
-    try:
-        return model.predict(x, batch_size=batch_size, verbose=0)
-    except (TypeError, ValueError) as error:
-        received = {name: a.shape for name, a in x.items()} if isinstance(x, dict) else x.shape
-        wanted = [tuple(tensor.shape) for tensor in model.inputs or ()]
-        raise InputError(
-            f"expected samples of shape {wanted} for {model.name!r}; received {received}: {error}"
-        ) from error
+    from qi.keras.running import predict
+
+    return predict(model, x, batch_size)

@@ -9,6 +9,7 @@ The namespace is found from the type of the arguments through ``sys.modules``; n
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -56,6 +57,8 @@ class ArrayNamespace(Protocol):
     def searchsorted(self, sorted_values: Array, x: Array) -> Array: ...
     def take(self, values: Array, indices: Array) -> Array: ...
     def stop_gradient(self, x: Array) -> Array: ...
+    def zeros_like(self, x: Array) -> Array: ...
+    def custom_gradient(self, function: Callable[..., Any], *args: Array) -> Array: ...
 
 
 class _Numpy:
@@ -64,7 +67,7 @@ class _Numpy:
     name = "numpy"
 
     def __init__(self) -> None:
-        for name in _COMMON | {"sum", "max", "min", "repeat", "take", "searchsorted"}:
+        for name in _COMMON | {"sum", "max", "min", "repeat", "take", "searchsorted", "zeros_like"}:
             setattr(self, name, getattr(np, name))
         self.round = np.rint
 
@@ -103,6 +106,11 @@ class _Numpy:
     def stop_gradient(x: np.ndarray) -> np.ndarray:
         return x
 
+    @staticmethod
+    def custom_gradient(function: Callable[..., Any], *args: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(function(*args)[0])
+
 
 def _numpy_dtype(name: str) -> np.dtype:
     try:
@@ -126,7 +134,7 @@ class _Keras:
 
         ops = keras.ops
         self._keras, self._ops = keras, ops
-        more = {"round", "multiply", "sum", "max", "min", "repeat", "take", "stop_gradient"}
+        more = {"round", "multiply", "sum", "max", "min", "repeat", "take", "stop_gradient", "zeros_like"}
         for name in _COMMON | more:
             setattr(self, name, getattr(ops, name))
 
@@ -171,6 +179,10 @@ class _Keras:
         x = where(x < lo, lo, x)
         return where(x > hi, hi, x)
 
+    def custom_gradient(self, function: Callable[..., Any], *args: Array) -> Array:
+        """``function(*args)[0]`` with the gradients that ``function(*args)[1]`` gives."""
+        return self._ops.custom_gradient(function)(*args)
+
     def searchsorted(self, sorted_values: Array, x: Array) -> Array:
         flat = self._ops.searchsorted(sorted_values, self._ops.reshape(x, (-1,)))
         return self._ops.reshape(flat, self._ops.shape(x))
@@ -184,7 +196,7 @@ class _Torch:
     def __init__(self) -> None:
         torch = sys.modules["torch"]
         self._torch = torch
-        for name in _COMMON | {"round", "divide", "multiply"}:
+        for name in _COMMON | {"round", "divide", "multiply", "zeros_like"}:
             setattr(self, name, getattr(torch, name))
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
@@ -224,6 +236,21 @@ class _Torch:
 
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
+
+    def custom_gradient(self, function: Callable[..., Any], *args: Array) -> Array:
+        torch = self._torch
+
+        class Apply(torch.autograd.Function):  # type: ignore[misc,name-defined]
+            @staticmethod
+            def forward(ctx: Any, *given: Array) -> Array:
+                result, ctx.gradient = function(*given)
+                return result
+
+            @staticmethod
+            def backward(ctx: Any, upstream: Array) -> Any:
+                return ctx.gradient(upstream)
+
+        return Apply.apply(*args)
 
 
 NUMPY: ArrayNamespace = _Numpy()  # type: ignore[assignment]

@@ -11,7 +11,7 @@ from typing import Any
 
 from qi.dispatch.policy import LayerPolicy
 from qi.errors import ConfigError, FileFormatError
-from qi.quantizers import BaseInferableQuantizer, QuantizationTarget, quantizer_from_dict
+from qi.quantizers import BaseQuantizer, QuantizationTarget, quantizer_from_dict
 from qi.registry import suggest
 from qi.typing import Json, Shape
 
@@ -44,8 +44,8 @@ def resolve_path(path: str, candidates: Iterable[str]) -> str:
     )
 
 
-def _check(quantizer: Any, target: QuantizationTarget, where: str) -> BaseInferableQuantizer:
-    if not isinstance(quantizer, BaseInferableQuantizer):
+def _check(quantizer: Any, target: QuantizationTarget, where: str) -> BaseQuantizer:
+    if not isinstance(quantizer, BaseQuantizer):
         raise ConfigError(
             f"expected a quantizer for {where}; received {quantizer!r} of type {type(quantizer).__name__}"
         )
@@ -78,10 +78,10 @@ class NodeQuantizationDispatcher:
 
     def __init__(
         self,
-        weight_quantizers: Mapping[str, BaseInferableQuantizer] | BaseInferableQuantizer | None = None,
-        activation_quantizers: Sequence[BaseInferableQuantizer] | BaseInferableQuantizer | None = None,
+        weight_quantizers: Mapping[str, BaseQuantizer] | BaseQuantizer | None = None,
+        activation_quantizers: Sequence[BaseQuantizer] | BaseQuantizer | None = None,
     ) -> None:
-        if isinstance(weight_quantizers, BaseInferableQuantizer):
+        if isinstance(weight_quantizers, BaseQuantizer):
             if weight_quantizers.quantization_target is QuantizationTarget.ACTIVATION:
                 if activation_quantizers is not None:
                     raise ConfigError(
@@ -91,12 +91,12 @@ class NodeQuantizationDispatcher:
                 weight_quantizers, activation_quantizers = None, weight_quantizers
             else:
                 weight_quantizers = {MAIN: weight_quantizers}
-        self.weight_quantizers: dict[str, BaseInferableQuantizer] = {}
-        self.activation_quantizers: list[BaseInferableQuantizer] = []
+        self.weight_quantizers: dict[str, BaseQuantizer] = {}
+        self.activation_quantizers: list[BaseQuantizer] = []
         self.set_weight_quantizers({} if weight_quantizers is None else weight_quantizers)
         self.set_activation_quantizers([] if activation_quantizers is None else activation_quantizers)
 
-    def set_weight_quantizers(self, weight_quantizers: Mapping[str, BaseInferableQuantizer]) -> None:
+    def set_weight_quantizers(self, weight_quantizers: Mapping[str, BaseQuantizer]) -> None:
         """Replaces all weight quantizers."""
         if not isinstance(weight_quantizers, Mapping):
             raise ConfigError(f"expected a mapping from attribute path to quantizer; received {weight_quantizers!r}")
@@ -106,17 +106,17 @@ class NodeQuantizationDispatcher:
         }
         self.weight_quantizers = checked
 
-    def add_weight_quantizer(self, param_name: str, quantizer: BaseInferableQuantizer) -> None:
+    def add_weight_quantizer(self, param_name: str, quantizer: BaseQuantizer) -> None:
         """Adds or replaces the quantizer of one weight."""
         where = self._path(param_name)
         self.weight_quantizers[where] = _check(quantizer, QuantizationTarget.WEIGHTS, f"weight {where!r}")
 
     def set_activation_quantizers(
-        self, activation_quantizers: Sequence[BaseInferableQuantizer] | BaseInferableQuantizer
+        self, activation_quantizers: Sequence[BaseQuantizer] | BaseQuantizer
     ) -> None:
         """Replaces all activation quantizers."""
         given = activation_quantizers
-        several = [given] if isinstance(given, BaseInferableQuantizer) else given
+        several = [given] if isinstance(given, BaseQuantizer) else given
         if not isinstance(several, Sequence) or isinstance(several, str):
             raise ConfigError(f"expected activation quantizers, one for each output; received {given!r}")
         self.activation_quantizers = [
@@ -151,7 +151,7 @@ class NodeQuantizationDispatcher:
 
     def bind(
         self, shapes: Mapping[str, Shape], policy: LayerPolicy | None, layer: str
-    ) -> dict[str, BaseInferableQuantizer]:
+    ) -> dict[str, BaseQuantizer]:
         """Binds the weight quantizers to a built layer's weights.
 
         Args:
@@ -166,7 +166,7 @@ class NodeQuantizationDispatcher:
             ConfigError: a path doesn't exist or is ambiguous, two quantizers meet on one weight, a bare quantizer is given
                 to a layer without a main weight, or a quantizer doesn't fit its weight's shape.
         """
-        bound: dict[str, BaseInferableQuantizer] = {}
+        bound: dict[str, BaseQuantizer] = {}
         for path, quantizer in self.weight_quantizers.items():
             wanted = path
             if path == MAIN:
@@ -178,7 +178,7 @@ class NodeQuantizationDispatcher:
             axes = (slot.channel_axis, slot.input_axis) if slot else (-1, None)
             bound[found] = quantizer.with_axes(*axes)
             try:
-                bound[found].qparams(shapes[found])
+                bound[found].check_shape(shapes[found])
             except ValueError as error:
                 raise ConfigError(f"weight {found!r} of layer {layer!r}: {error}") from error
         return bound

@@ -3,7 +3,8 @@
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.inspect import Inspection, inspect_model
-from qi.keras.ptq import calibrate, quantize_model
+from qi.keras.prepare import calibrate
+from qi.keras.ptq import quantize_model
 from qi.keras.saving import load_model, save_model
 from qi.keras.wrapper import KerasQuantizationWrapper
 

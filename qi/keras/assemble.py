@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import keras
 
@@ -11,8 +12,10 @@ from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.graph import Graph, Value
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.layers import copy_operation
+from qi.keras.outputs import OutputNames, name_outputs
 from qi.keras.plan import ActivationPlan
 from qi.keras.rows import original_weights, weight_rows
+from qi.keras.separable import weight_in_rules
 from qi.keras.weights import weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger import Row
@@ -33,39 +36,24 @@ class Weights:
 def copy_layers(graph: Graph, plan: ActivationPlan) -> dict[str, str]:
     """Puts a copy in the place of every operation, with names that are unique in the flat graph.
 
-    Keras calls the outputs of a model after the operations that give them: those names stay with the outputs, also where
-    a quantizer now gives one; whatever else had the name gets the ending "_raw".
+    The names of outputs stay with the outputs (see `qi.keras.outputs`); whatever else had the name gets the ending "_raw".
 
     Returns:
         by path, why an operation couldn't be copied.
     """
     notes: dict[str, str] = {}
-    outputs = _output_names(graph)
-    taken = {value.name for value in graph.flat_inputs()} | outputs
-    giving = _givers(graph, plan)
+    names = OutputNames.of(graph, plan)
+    taken = {value.name for value in graph.flat_inputs()} | names.names
     for calls in graph.calls_of().values():
         op, path = calls[0].op, calls[0].path
-        wanted = op.name + ("_raw" if op.name in outputs else "")
-        name = giving.get(id(op)) or _unique(wanted, path, taken)
+        wanted = op.name + ("_raw" if op.name in names.names else "")
+        name = names.layers.get(id(op)) or _unique(wanted, path, taken)
         copy, why = copy_operation(op, name)
         if why:
             notes[path] = why
         for call in calls:
             call.op = copy
     return notes
-
-
-def _output_names(graph: Graph) -> set[str]:
-    return {value.name for value in graph.flat_outputs() if value.producer is not None}
-
-
-def _givers(graph: Graph, plan: ActivationPlan) -> dict[int, str]:
-    """The operations that give an output themselves, by ``id``, with its name (two outputs may have the same one)."""
-    names: dict[str, int] = {}
-    for value in graph.flat_outputs():
-        if value.producer is not None and id(value) not in plan.quantized:
-            names.setdefault(value.name, id(value.producer.op))
-    return {op: name for name, op in names.items()}
 
 
 def _unique(name: str, path: str, taken: set[str]) -> str:
@@ -97,7 +85,8 @@ def wrap_layers(
         if not isinstance(op, keras.layers.Layer) or not op.weights:
             continue
         originals = original_weights(op)
-        quantizers, reasons = weight_quantizers(op, path, originals, book, unfolded.get(path, ""))
+        in_rules = partial(weight_in_rules, calls[0])
+        quantizers, reasons = weight_quantizers(op, path, originals, book, unfolded.get(path, ""), in_rules)
         if path in notes:
             reasons |= dict.fromkeys(quantizers, notes[path])
             quantizers = {}
@@ -107,7 +96,7 @@ def wrap_layers(
             wrapper.freeze(in_place=True)
             for call in calls:
                 call.op = wrapper
-        rows = weight_rows(calls[0], len(calls), originals, reasons, types[id(calls[0])])
+        rows = weight_rows(calls, originals, reasons, types[id(calls[0])])
         result.rows += rows
         result.refused += [row for row in rows if not row.quantized and _unasked(row, book)]
     return result
@@ -126,16 +115,13 @@ def _unasked(row: Row, book: RuleBook) -> bool:
 def insert_holders(
     graph: Graph, plan: ActivationPlan, quantizers: Mapping[int, BaseInferableQuantizer]
 ) -> dict[int, Value]:
-    """Inserts one quantizer layer a group, called on each value that needs it, and one for each output of the model.
+    """Inserts one quantizer layer a group, called on each value that needs it, and one for each name of an output.
 
     Returns:
         the quantized value of each value that got a quantizer, by the ``id`` of the latter.
     """
-    taken = {call.op.name for call in graph.calls} | {value.name for value in graph.flat_inputs()}
-    names = {value.name: value for value in reversed(graph.flat_outputs()) if value.producer is not None}
-    outputs = {id(value): name for name, value in names.items()}  # of two outputs with one name, the first has it
-    free = _output_names(graph) - taken
-    taken |= free
+    names, outputs = OutputNames.of(graph, plan), graph.flat_outputs()
+    taken = {call.op.name for call in graph.calls} | {value.name for value in graph.flat_inputs()} | names.names
     holders: dict[tuple[int, str], KerasActivationQuantizationHolder] = {}
     held: dict[int, Value] = {}
     for value in [*graph.flat_inputs(), *(value for call in list(graph.calls) for value in call.outputs)]:
@@ -143,10 +129,10 @@ def insert_holders(
         if group is None:
             continue
         source = value.producer.op.name if value.producer is not None else value.name
-        own = outputs.get(id(value), "")  # an output is named after the layer that gives it: it has one of its own
+        own = names.quantizers.get(id(value), "")
         if (id(group), own) not in holders:
-            name = own if own in free else _unique(f"{source}_quant", f"{source}_quant", taken)
-            free.discard(own)
+            name = own or _unique(f"{source}_quant", f"{source}_quant", taken)
             holders[id(group), own] = KerasActivationQuantizationHolder(quantizers[id(group)], name=name)
         held[id(value)] = graph.insert_after(value, holders[id(group), own], source)
+    name_outputs(graph, names, outputs)
     return held

@@ -13,7 +13,7 @@ from qi.errors import ConfigError, InputError
 from qi.keras.data import batches, count_batches
 from qi.keras.graph import Graph, Value, build_model
 from qi.keras.plan import Group, value_name
-from qi.keras.variables import to_numpy
+from qi.keras.running import stateless_call, translated
 from qi.observers import TensorStatistics
 
 __all__ = ["Calibration", "collect", "group_statistics", "run"]
@@ -25,7 +25,7 @@ class Calibration:
 
     Attributes:
         statistics: of each watched value by its name.
-        samples: how many samples were seen.
+        samples: how many samples were seen; 0 where it isn't known.
         sample: the inputs of the first few samples, for measuring errors.
         source: where the statistics come from if not from data just seen.
     """
@@ -38,19 +38,23 @@ class Calibration:
     @property
     def settings(self) -> dict[str, str | float | bool | None]:
         """What the report says of the calibration."""
-        if self.source:
-            return {"calibration": self.source}
-        return {"calibration_samples": self.samples} if self.samples else {}
+        origin: dict[str, str | float | bool | None] = {"calibration": self.source} if self.source else {}
+        return origin | ({"calibration_samples": self.samples} if self.samples else {})
 
 
 def run(graph: Graph, tensors: dict[int, Any], values: list[Value]) -> Any:
-    """A function from flat inputs to the numpy arrays of `values`."""
+    """A function from flat inputs to the numpy arrays of `values`; every call starts from the same states.
+
+    The function raises InputError where the model can't be run on its inputs.
+    """
     model = build_model(graph, tensors, values)
 
     def call(inputs: list[np.ndarray]) -> list[np.ndarray]:
         # Called rather than compiled: a trace would serve a few batches only, and XLA would compile the last one anew.
-        given = keras.tree.pack_sequence_as(graph.inputs, inputs)
-        return [to_numpy(array) for array in keras.tree.flatten(model(given, training=False))]
+        known = graph.flat_inputs()
+        named = {value.name: array for value, array in zip(known, inputs, strict=True)}
+        with translated(graph.name, named, [value.shape for value in known]):
+            return stateless_call(model, keras.tree.pack_sequence_as(graph.inputs, inputs))
 
     return call
 
@@ -77,7 +81,7 @@ def collect(
         keep: samples to keep as `Calibration.sample`.
 
     Raises:
-        InputError: illegal data; see `qi.keras.data.batches`.
+        InputError: illegal data, see `qi.keras.data.batches`; or data on which the model raises an error.
     """
     result = Calibration({value_name(value): TensorStatistics() for value in values})
     outputs_of = run(graph, tensors, values) if values else None

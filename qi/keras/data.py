@@ -10,10 +10,10 @@ import keras
 import numpy as np
 
 from qi.errors import ConfigError, InputError
-from qi.keras.graph import Graph
+from qi.keras.graph import Graph, Value
 from qi.keras.variables import to_numpy
 
-__all__ = ["batches", "count_batches"]
+__all__ = ["batches", "count_batches", "elements"]
 
 
 def batches(data: Any, graph: Graph, batch_size: int) -> Iterator[tuple[list[np.ndarray], int]]:
@@ -66,18 +66,30 @@ def _elements(data: Any, batch_size: int) -> Iterator[Any]:
     data = _plain(data)
     if _is_array(data) or isinstance(data, (list, dict)):
         return _slices(data, batch_size)
-    if isinstance(data, keras.utils.PyDataset):
-        return map(_inputs_of, map(data.__getitem__, range(_length(data))))
-    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+    if isinstance(data, (str, bytes)) or not isinstance(data, (keras.utils.PyDataset, Iterable)):
         raise InputError(
             f"expected arrays, a tf.data.Dataset, a PyDataset or an iterable of batches; received {type(data).__name__}"
         )
+    return map(_inputs_of, elements(data))
+
+
+def elements(data: Any) -> Iterator[Any]:
+    """The elements of a data set, once: what is one batch to Keras, with its labels if it has any.
+
+    Args:
+        data: tf.data.Dataset, keras.utils.PyDataset, DataLoader, or any other iterable, which is taken to end.
+
+    Raises:
+        InputError: a data set that says it has no end.
+    """
+    if isinstance(data, keras.utils.PyDataset):
+        return map(data.__getitem__, range(_length(data)))
     # tf.data says -1 of a dataset without an end.
     if callable(cardinality := getattr(data, "cardinality", None)) and int(cardinality()) == -1:
         raise InputError("expected data that end; received an endless dataset; do call take(n) on it")
     if any(cls.__module__.startswith("torch.utils.data") for cls in type(data).__mro__):
-        return map(_inputs_of, map(_as_tuple, data))
-    return map(_inputs_of, data)
+        return map(_as_tuple, data)
+    return iter(data)
 
 
 def _slices(data: Any, batch_size: int) -> Iterator[Any]:
@@ -140,7 +152,8 @@ def _checked_inputs(x: Any, graph: Graph, batch: int) -> list[np.ndarray]:
     """One batch in the order of the model's inputs."""
     flat = _flat_inputs(x, graph)
     for array, value in zip(flat, graph.flat_inputs(), strict=True):
-        _check(array, value.shape, value.name, batch)
+        _check_shape(array, value.shape, value.name, batch)
+        _check_content(array, value, batch)
     lengths = {len(array) for array in flat}
     if len(lengths) != 1:
         raise InputError(f"expected inputs of one length; received lengths {sorted(lengths)} in batch {batch}")
@@ -168,7 +181,7 @@ def _flat_inputs(x: Any, graph: Graph) -> list[np.ndarray]:
     return [array if isinstance(array, np.ndarray) else to_numpy(array) for array in flat]
 
 
-def _check(array: np.ndarray, shape: tuple[int | None, ...], name: str, batch: int) -> None:
+def _check_shape(array: np.ndarray, shape: tuple[int | None, ...], name: str, batch: int) -> None:
     if array.ndim == len(shape) - 1 and all(s in (None, a) for a, s in zip(array.shape, shape[1:], strict=True)):
         raise InputError(
             f"expected batches for input {name!r}; received single samples of shape {array.shape}; do batch them"
@@ -178,7 +191,13 @@ def _check(array: np.ndarray, shape: tuple[int | None, ...], name: str, batch: i
         raise InputError(
             f"expected shape {('n', *shape[1:])} for input {name!r}; received {array.shape} in batch {batch}"
         )
-    if array.dtype.kind not in "fiub" and "float" not in array.dtype.name:
+
+
+def _check_content(array: np.ndarray, value: Value, batch: int) -> None:
+    name, text = value.name, value.dtype == "string"
+    if text and array.dtype.kind not in "OSU":
+        raise InputError(f"expected text for input {name!r}; received dtype={array.dtype} in batch {batch}")
+    if not text and array.dtype.kind not in "fiub" and "float" not in array.dtype.name:
         raise InputError(f"expected numbers for input {name!r}; received dtype={array.dtype} in batch {batch}")
     with np.errstate(over="ignore"):  # what float32 can't hold counts as infinite
         finite = "float" not in array.dtype.name or np.isfinite(array.astype(np.float32, copy=False)).all()

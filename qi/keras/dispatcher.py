@@ -6,7 +6,7 @@ import keras
 
 from qi.dispatch import NodeQuantizationDispatcher, policy_for
 from qi.keras.variables import class_names, weights_of
-from qi.quantizers import BaseInferableQuantizer
+from qi.quantizers import BaseQuantizer
 
 __all__ = ["KerasNodeQuantizationDispatcher"]
 
@@ -26,7 +26,7 @@ class KerasNodeQuantizationDispatcher(NodeQuantizationDispatcher):
         1
     """
 
-    def bind_layer(self, layer: keras.layers.Layer) -> dict[str, BaseInferableQuantizer]:
+    def bind_layer(self, layer: keras.layers.Layer) -> dict[str, BaseQuantizer]:
         """The quantizer of each weight path of a built layer; raises as `bind` does."""
         names = class_names(layer)
         shapes = {path: tuple(variable.shape) for path, variable in weights_of(layer).items()}

@@ -7,6 +7,7 @@ read. This is the one module that walks Keras' graph (`KerasTensor._keras_histor
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,12 +22,16 @@ __all__ = ["Call", "Graph", "Value", "build_model", "build_tensors", "flatten_mo
 
 @dataclass(eq=False)
 class Value:
-    """One tensor of the graph; `name` is that of a model input, or the name Keras gives a model output."""
+    """One tensor of the graph; `name` is that of a model input, or the name Keras gives a model output.
+
+    An `optional` one is an input of the model that may be None.
+    """
 
     shape: tuple[int | None, ...]
     dtype: str
     producer: Call | None = None
     name: str = ""
+    optional: bool = False
 
     @property
     def is_float(self) -> bool:
@@ -71,12 +76,16 @@ class Call:
 
 @dataclass(eq=False)
 class Graph:
-    """Calls in topological order, with the model's inputs and outputs as nested structures of values."""
+    """Calls in topological order, with the model's inputs and outputs as nested structures of values.
+
+    Keras names an output after the operation that gives it, a nested model for one: `output_names` has these names, flat.
+    """
 
     name: str
     inputs: Any
     outputs: Any
     calls: list[Call]
+    output_names: list[str] = field(default_factory=list)
 
     def flat_inputs(self) -> list[Value]:
         """The input values."""
@@ -144,8 +153,7 @@ def flatten_model(model: keras.Model) -> Graph:
         raise InputError(
             f"expected a built model; received {model.name!r}; do give it an Input, or call build(input_shape)"
         )
-    names = {id(tensor): _operation_name(tensor) for tensor in functional.inputs}
-    values = {id(t): Value(tuple(t.shape), str(t.dtype), name=names[id(t)]) for t in functional.inputs}
+    values = {id(tensor): _input_value(tensor) for tensor in functional.inputs}
     walker = _Walker()
     walker.walk(functional, values, "")
     for tensor in functional.outputs:
@@ -154,7 +162,25 @@ def flatten_model(model: keras.Model) -> Graph:
         keras.tree.map_structure(lambda tensor: values[id(tensor)], structure)
         for structure in (functional.input, functional.output)
     )
-    return Graph(model.name, inputs, outputs, walker.calls)
+    graph = Graph(model.name, inputs, outputs, walker.calls, [_operation_name(t) for t in functional.outputs])
+    graph.calls = _needed(graph)
+    return graph
+
+
+def _input_value(tensor: Any) -> Value:
+    layer = tensor._keras_history.operation
+    return Value(tuple(tensor.shape), str(tensor.dtype), name=layer.name, optional=getattr(layer, "optional", False))
+
+
+def _needed(graph: Graph) -> list[Call]:
+    """The calls that lead to an output of the graph: those behind other outputs of a nested model may not."""
+    wanted = {id(value) for value in graph.flat_outputs()}
+    needed = []
+    for call in reversed(graph.calls):
+        if any(id(value) in wanted for value in call.outputs):
+            wanted.update(id(value) for value in call.inputs)
+            needed.append(call)
+    return needed[::-1]
 
 
 def _functional(model: Any) -> Any:
@@ -266,13 +292,24 @@ def build_tensors(graph: Graph) -> dict[int, Any]:
 
     The operations then belong to whatever models are made from these tensors. Values take the shapes that Keras infers
     now: within a nested model they may have been open.
+
+    Raises:
+        InputError: an operation fails, a copy that lacks something for instance.
     """
     tensors: dict[int, Any] = {}
     for value in graph.flat_inputs():
-        tensors[id(value)] = keras.Input(batch_shape=value.shape, dtype=value.dtype, name=value.name)
+        tensors[id(value)] = keras.Input(
+            batch_shape=value.shape, dtype=value.dtype, name=value.name, optional=value.optional
+        )
     for call in graph.calls:
         args, kwargs = call.arguments([tensors[id(value)] for value in call.inputs])
-        results = keras.tree.flatten(call.op(*args, **kwargs))
+        try:
+            results = keras.tree.flatten(call.op(*args, **kwargs))
+        except Exception as error:  # of users' code
+            raise InputError(
+                f"expected layers that their configuration can rebuild; layer {call.path!r} of class {call.kind} fails when "
+                f"rebuilt and called again ({type(error).__name__}: {error}); do put its state into get_config or its weights"
+            ) from error
         for value, tensor in zip(call.outputs, results, strict=True):
             tensors[id(value)] = tensor
             value.shape = tuple(tensor.shape)
@@ -291,16 +328,37 @@ def build_model(graph: Graph, tensors: dict[int, Any], outputs: Any = None) -> k
         keras.tree.map_structure(lambda value: tensors[id(value)], structure)
         for structure in (graph.inputs, graph.outputs if outputs is None else outputs)
     )
-    with _deep_calls(len(graph.calls)):
+    with _LIMIT.raised(2 * len(graph.calls)):  # to follow a graph, Keras calls itself once for each call
         return keras.Model(inputs, results, name=graph.name)
 
 
-@contextmanager
-def _deep_calls(depth: int) -> Iterator[None]:
-    """Lets Keras follow a graph of that many calls: it calls itself once for each."""
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(limit + 2 * depth)
-    try:
-        yield
-    finally:
+class _RecursionLimit:
+    """How deep calls may go: one number for all threads, that none may take back while another needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depths: list[int] = []
+        self._base = self._set = 0
+
+    @contextmanager
+    def raised(self, depth: int) -> Iterator[None]:
+        """Lets calls go that much deeper within."""
+        with self._lock:
+            if not self._depths or sys.getrecursionlimit() != self._set:
+                self._base = sys.getrecursionlimit()
+            self._depths.append(depth)
+            self._apply(self._base + max(self._depths))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._depths.remove(depth)
+                if sys.getrecursionlimit() == self._set:  # or somebody else has set it since
+                    self._apply(self._base + max(self._depths, default=0))
+
+    def _apply(self, limit: int) -> None:
+        self._set = limit
         sys.setrecursionlimit(limit)
+
+
+_LIMIT = _RecursionLimit()

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 
 from qi.errors import ConfigError, InputError
-from qi.keras.variables import add_parameter
-from qi.quantizers import BaseInferableQuantizer, QuantizationTarget, quantizer_from_dict
+from qi.keras.bound import Bound, bind_quantizer
+from qi.quantizers import BaseQuantizer, QuantizationTarget, quantizer_from_dict
 
 __all__ = ["KerasActivationQuantizationHolder"]
 
@@ -41,30 +41,50 @@ class KerasActivationQuantizationHolder(keras.layers.Layer):
         [1.0, 1.0]
     """
 
-    def __init__(self, quantizer: BaseInferableQuantizer, **kwargs: Any) -> None:
-        if not isinstance(quantizer, BaseInferableQuantizer) or (
+    def __init__(self, quantizer: BaseQuantizer, **kwargs: Any) -> None:
+        if not isinstance(quantizer, BaseQuantizer) or (
             quantizer.quantization_target is not QuantizationTarget.ACTIVATION
         ):
             raise ConfigError(f"expected an activation quantizer; received {quantizer!r}")
         # Float16 inputs are neither cast nor their parameters: the quantizer itself computes in float32.
         super().__init__(**{"dtype": "float32", "autocast": False} | kwargs)
         self.quantizer = quantizer
+        self._bound: Bound | None = None
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
-        """Makes the variables ``scale`` and ``zero_point``."""
-        parameters = self.quantizer.parameters((1,))
-        self._parameters = {name: add_parameter(self, name, value.reshape(())) for name, value in parameters.items()}
+        """Makes the quantizer's variables: ``scale`` and ``zero_point`` where it is inferable."""
+        self._bound = bind_quantizer(self, self.quantizer, (1,), reshape=())
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
-        """The fake-quantized input.
+    @property
+    def bound(self) -> Bound:
+        """The quantizer with its variables; InputError where the holder isn't built."""
+        if self._bound is None:
+            raise InputError(f"expected a built layer; {self.name!r} has no variables yet; do call it once")
+        return self._bound
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        """The fake-quantized input; None, where a model's optional input is left out, stays None.
 
         Raises:
             InputError: inputs is a structure of tensors.
         """
+        if inputs is None:
+            return None
         _check_one(inputs)
-        return self.quantizer.apply(inputs, self._parameters)
+        return self.bound(inputs, training)
+
+    def convert2inferable(self) -> KerasActivationQuantizationHolder:
+        """A holder of the same name with the inferable quantizer that the variables stand for now.
+
+        Raises:
+            InputError: the holder isn't built.
+            ConfigError: its quantizer is inferable already.
+        """
+        if not self.bound.trains:
+            raise ConfigError(f"expected a trainable quantizer in {self.name!r}; received {self.quantizer!r}")
+        return KerasActivationQuantizationHolder(self.bound.current(), name=self.name)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The input's shape."""

@@ -229,7 +229,7 @@ def _visit(op: Any, path: str, outputs: tuple[Any, ...] = ()) -> Iterator[LayerI
     if isinstance(op, KerasQuantizationWrapper):
         yield _wrapped(op, info)
     elif isinstance(op, KerasActivationQuantizationHolder):
-        yield LayerInfo(**info, tensors=(_activation("output", op.quantizer),))
+        yield LayerInfo(**info, tensors=(_activation("output", op.bound.current()),))
     elif isinstance(op, keras.Model) or _holds_quantizers(op):
         yield from _composite(op, info, f"{path}/")
     else:
@@ -279,7 +279,7 @@ def _wrapped(wrapper: KerasQuantizationWrapper, info: dict[str, Any]) -> LayerIn
     for name, variable in weights.items():
         plain = _in_float(name, variable)
         tensors.append(_in_codes(plain, coded[name], quantizers[name], wrapper.frozen) if name in coded else plain)
-    outputs = wrapper.dispatcher.activation_quantizers
+    outputs = wrapper.output_quantizers
     tensors += [_activation("output" + (f":{i}" if i else ""), quantizer) for i, quantizer in enumerate(outputs)]
     kind = type(wrapper.layer).__name__
     return LayerInfo(

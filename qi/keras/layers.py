@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import FunctionType
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -11,11 +11,7 @@ import numpy as np
 from qi.errors import InputError
 from qi.keras.variables import build_layer, to_numpy, weights_of
 
-__all__ = ["NotRebuildableError", "copy_operation", "rebuild_layer", "weight_values"]
-
-
-# What configurations that don't fit raise, those that users wrote included.
-_NO_CONFIG = (AttributeError, KeyError, NotImplementedError, TypeError, ValueError)
+__all__ = ["NotRebuildableError", "copy_operation", "finalize_layer", "rebuild_layer", "weight_values"]
 
 
 class NotRebuildableError(InputError):
@@ -50,30 +46,42 @@ def rebuild_layer(
         InputError: a float weight holds NaN or an infinity.
     """
     wanted = weight_values(layer) | (values or {})
-    if hasattr(layer, "save_assets"):
+    if any(hasattr(part, "save_assets") for part in layer._flatten_layers()):
         raise NotRebuildableError(
             f"expected a layer whose state is all in its weights; {layer.name!r} of class {type(layer).__name__} keeps tables"
         )
     try:
-        copy = _from_config(layer, layer.get_config() | (changes or {}))
+        copy = _from_config(layer, layer.get_config() | (changes or {}), changes or {})
         _build_alike(copy, layer)
-    except _NO_CONFIG as error:
+        variables = weights_of(copy)
+        had, has = ({path: tuple(w.shape) for path, w in weights.items()} for weights in (wanted, variables))
+        if had == has:
+            for path, variable in variables.items():
+                variable.assign(wanted[path])
+            finalize_layer(copy)
+    except Exception as error:  # users wrote some of what was called: it may raise anything
         raise NotRebuildableError(
             f"expected a layer that its configuration can rebuild; received {layer.name!r} of class "
-            f"{type(layer).__name__} ({' '.join(str(error).split())}); do implement get_config and from_config"
+            f"{type(layer).__name__} ({_told(error)}); do implement get_config and from_config"
         ) from error
-    variables = weights_of(copy)
-    had, has = ({path: tuple(w.shape) for path, w in weights.items()} for weights in (wanted, variables))
     if had != has:
         raise NotRebuildableError(
             f"expected a layer that its configuration can rebuild; {layer.name!r} of class {type(layer).__name__} has the "
             f"weights {had}, rebuilt it has {has}; do implement get_build_config and build"
         )
-    for path, variable in variables.items():
-        variable.assign(wanted[path])
-    if hasattr(copy, "finalize_state"):  # what adapted layers compute with is derived from their weights
-        copy.finalize_state()
     return copy
+
+
+def finalize_layer(layer: keras.layers.Layer) -> None:
+    """Has a layer that was given other weights derive anew what it computes with, sub-layers included."""
+    for part in layer._flatten_layers():
+        if hasattr(part, "finalize_state"):
+            part.finalize_state()
+
+
+def _told(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
 def _build_alike(copy: keras.layers.Layer, layer: keras.layers.Layer) -> None:
@@ -86,25 +94,43 @@ def _build_alike(copy: keras.layers.Layer, layer: keras.layers.Layer) -> None:
         copy.build_from_config(how)
 
 
-def _from_config(layer: keras.layers.Layer, config: dict[str, Any]) -> keras.layers.Layer:
-    """A new layer; functions that Keras can't find by their name are handed over as they are."""
+def _from_config(op: Any, config: dict[str, Any], changes: Mapping[str, Any]) -> Any:
+    """A new operation with the same functions: by its name Keras may find none, or one of its own."""
+    held = {key: vars(op).get(key) for key in config if key not in changes}
+    functions = {key: value for key, value in held.items() if _is_function(value, op)}
+    named, wrong = None, functions
     try:
-        return type(layer).from_config(dict(config))
-    except _NO_CONFIG:
-        functions = {
-            key: getattr(layer, key)
-            for key, value in config.items()
-            if isinstance(value, (str, dict)) and isinstance(getattr(layer, key, None), FunctionType)
-        }
+        named = type(op).from_config(dict(config))
+        wrong = _others(functions, named)
+    except Exception:  # names that nobody knows, and whatever else users' code makes of them
         if not functions:
             raise
-        return type(layer).from_config(config | functions)
+    if not wrong:
+        return named
+    try:
+        given = type(op).from_config(config | wrong)
+    except Exception:
+        if named is None:
+            raise
+        return named
+    # An operation that makes a function of its own from the one it is given would make one of that.
+    return given if named is None or not _others(wrong, given) else named
+
+
+def _others(functions: Mapping[str, Any], op: Any) -> dict[str, Any]:
+    """Those functions that an operation hasn't got."""
+    return {key: function for key, function in functions.items() if vars(op).get(key) is not function}
+
+
+def _is_function(value: Any, owner: Any) -> bool:
+    known = isinstance(value, type) or hasattr(value, "get_config") or getattr(value, "__self__", None) is owner
+    return callable(value) and not known
 
 
 def copy_operation(op: Any, name: str) -> tuple[Any, str]:
     """A copy of a layer or operation under a new name, and why it could not be made ("" where it could).
 
-    What can't be rebuilt is used as it is: it is only called, never changed, but then belongs to both models.
+    What can't be rebuilt is used as it is: it is only called, never changed, but its weights then belong to both models.
 
     Raises:
         InputError: a float weight holds NaN or an infinity.
@@ -112,8 +138,15 @@ def copy_operation(op: Any, name: str) -> tuple[Any, str]:
     try:
         if isinstance(op, keras.layers.Layer):
             return rebuild_layer(op, {"name": name}), ""
-        return type(op).from_config(op.get_config() | {"name": name}), ""
-    except _NO_CONFIG as error:
+        return _from_config(op, op.get_config() | {"name": name}, {"name": name}), ""
+    except Exception as error:
         if isinstance(error, InputError) and not isinstance(error, NotRebuildableError):
             raise
-        return op, f"shared with the given model: {error}"
+        return _stand_in(op, name), f"shared with the given model: {_told(error)}"
+
+
+def _stand_in(op: Any, name: str) -> Any:
+    """The very same operation in an object of its own: calls in the new graph leave no trace in the given model."""
+    twin = object.__new__(type(op))
+    vars(twin).update(vars(op), name=name, _inbound_nodes=[], _outbound_nodes=[])
+    return twin

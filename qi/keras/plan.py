@@ -140,9 +140,9 @@ def _mark_fused(graph: Graph, plan: ActivationPlan) -> None:
 
 
 def _tie(graph: Graph, specs: dict[int, TensorSpec | None]) -> _Union:
-    """Joins the values that must share a scale; a fixed grid is never joined with another."""
+    """Joins the values that must share a scale; a fixed grid is never joined with a different one."""
     union = _Union()
-    fixed: set[int] = set()
+    fixed: dict[int, tuple[float, float] | None] = {}
 
     def alike(a: Value, b: Value) -> bool:
         return specs.get(id(a)) is not None and specs.get(id(a)) == specs.get(id(b))
@@ -150,15 +150,17 @@ def _tie(graph: Graph, specs: dict[int, TensorSpec | None]) -> _Union:
     for call in graph.calls:
         role = role_of(call)
         if role is Role.FIXED:
-            fixed.add(union.root(call.outputs[0]))
+            fixed[union.root(call.outputs[0])] = known_range(call)
         elif role in (Role.KEEPS, Role.SAME):
             for result in call.outputs:
                 if alike(call.inputs[0], result):  # the source's grid serves it, fixed or not
                     union.join(call.inputs[0], result)
         elif role is Role.JOINS:
+            ranges = {fixed.get(union.root(value)) for value in call.inputs}
+            one_grid = len(ranges) == 1 and all(alike(value, call.outputs[0]) for value in call.inputs)
             for value in call.inputs:
-                free = not {union.root(value), union.root(call.outputs[0])} & fixed
-                if free and alike(value, call.outputs[0]):
+                free = not {union.root(value), union.root(call.outputs[0])} & set(fixed)
+                if (free or one_grid) and alike(value, call.outputs[0]):
                     union.join(value, call.outputs[0])
     return union
 

@@ -5,101 +5,26 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
-from qi.errors import ConfigError, InputError, QuantizationWarning, StrictError, UnsupportedError
-from qi.keras.assemble import Weights, copy_layers, insert_holders, wrap_layers
-from qi.keras.calibrate import Calibration, collect, group_statistics, run
+from qi.errors import QuantizationWarning, StrictError
+from qi.keras.assemble import Weights, insert_holders, wrap_layers
+from qi.keras.calibrate import Calibration, group_statistics, run
 from qi.keras.choose import activation_quantizer
-from qi.keras.fold import fold_batch_norms, split_activations
-from qi.keras.graph import Graph, Value, build_model, build_tensors, flatten_model
-from qi.keras.holder import KerasActivationQuantizationHolder
-from qi.keras.plan import ActivationPlan, plan_activations
-from qi.keras.rows import activation_rows, describe, errors_of
+from qi.keras.data import elements
+from qi.keras.findings import findings
+from qi.keras.graph import Graph, Value, build_model, build_tensors
+from qi.keras.prepare import Prepared, gather_statistics, prepare
+from qi.keras.rows import activation_rows, describe, errors_of, in_graph_order
+from qi.keras.running import predict
 from qi.keras.saving import size_on_disk
-from qi.keras.weights import has_policy
-from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger import QuantizationReport, Row
-from qi.observers import TensorStatistics, load_statistics
-from qi.recipes import RecipeLike, RuleBook, get_recipe
+from qi.observers import TensorStatistics
+from qi.recipes import RecipeLike
 
-__all__ = ["calibrate", "quantize_model"]
-
-_QUANTIZED = (KerasActivationQuantizationHolder, KerasQuantizationWrapper)
-_FEW_SAMPLES = 32
-_SATURATED = 0.02
-_MEASURED_ELEMENTS = 2**24  # activations held at once to measure errors: 64 MiB a model
-
-
-@dataclass(eq=False)
-class _Prepared:
-    """A model on its way: the folded float graph, the recipe's decisions and the plan of its activations."""
-
-    graph: Graph
-    book: RuleBook
-    plan: ActivationPlan
-    unfolded: dict[str, str]
-    notes: dict[str, str]
-    tensors: dict[int, Any]
-
-    @property
-    def watched(self) -> list[Value]:
-        """Values that calibration has to see."""
-        return [value for group in self.plan.groups if group.fixed is None for value in group.observed]
-
-
-def _prepare(model: keras.Model, recipe: RecipeLike) -> _Prepared:
-    graph = flatten_model(model)
-    done = [call.path for call in graph.calls if isinstance(call.op, _QUANTIZED)]
-    if done:
-        raise UnsupportedError(
-            f"expected a float model; received {model.name!r}, in which {len(done)} layers are quantized ({done[0]!r}...); "
-            "do start from the float model"
-        )
-    chosen = get_recipe(recipe)
-    book = chosen.resolve()
-    unfolded = fold_batch_norms(graph)
-    probe = chosen.resolve()  # a book of its own: asking marks rules as used
-    if any(probe.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
-        split_activations(graph, has_policy)
-    plan = plan_activations(graph, book)
-    notes = copy_layers(graph, plan)
-    return _Prepared(graph, book, plan, unfolded, notes, build_tensors(graph))
-
-
-def calibrate(
-    model: keras.Model, data: Any, recipe: RecipeLike = "w8a8", *, batch_size: int = 64, progress: bool = True
-) -> dict[str, TensorStatistics]:
-    """Collects the statistics from which any recipe's activation ranges can be chosen later, with no data at hand.
-
-    Args:
-        model: a built Functional or Sequential model; it is only read.
-        data: see `quantize_model`.
-        recipe: decides which values are watched; recipes that quantize the same tensors can use the result.
-        batch_size: for arrays.
-        progress: whether to show a progress bar.
-
-    Returns:
-        statistics by value name: give them to ``quantize_model(..., statistics=...)``, or to
-        `qi.observers.save_statistics`.
-
-    Raises:
-        ConfigError: a recipe that quantizes no activations, besides what `quantize_model` raises.
-    """
-    ready = _prepare(model, recipe)
-    if not ready.watched:
-        raise ConfigError(
-            f"expected a recipe with activation ranges to choose; received {ready.book.recipe.name!r}, which needs no "
-            "statistics; do quantize without them"
-        )
-    statistics = _collect(ready, data, batch_size, progress).statistics
-    for group in ready.plan.groups:
-        group_statistics(group, statistics)  # refuses what no recipe could use
-    return statistics
+__all__ = ["check_strict", "quantize_model"]
 
 
 def quantize_model(
@@ -125,7 +50,7 @@ def quantize_model(
             list or dict of arrays for several inputs; a tuple (x, y[, sample_weight]); a tf.data.Dataset, PyDataset,
             generator or any iterable of batches in the same convention, of which one at a time is in memory.
         strict: raise where a weight matrix stays in float although no rule says so.
-        statistics: from `calibrate`, or the path of a file from ``qi calibrate``, in place of data.
+        statistics: of this very model, from `calibrate`, or the path of a file from ``qi calibrate``, in place of data.
         batch_size: for arrays.
         progress: whether to show a progress bar.
 
@@ -137,7 +62,7 @@ def quantize_model(
         UnsupportedError: a subclassed or an already quantized model.
         StrictError: with strict, a weight matrix stays in float; all are listed.
         InputError: an unbuilt model, NaN in weights or data, data of a wrong shape, or none where it is needed; data and
-            statistics both.
+            statistics both; a layer that computes something else once its configuration rebuilt it.
         ConfigError: an unknown recipe; statistics of another model; an illegal batch size.
         FileFormatError: a statistics file that is damaged or something else.
         OSError: a recipe's or statistics file that can't be opened.
@@ -152,8 +77,9 @@ def quantize_model(
         >>> [row.name for row in report.unquantized]
         ['bias', 'bias']
     """
-    ready = _prepare(model, recipe)
-    calibration, seen = _statistics(ready, data, statistics, batch_size, progress)
+    ready = prepare(model, recipe)
+    calibration = gather_statistics(model, ready, data, statistics, batch_size, progress)
+    seen = calibration.statistics
     merged = {group.key: group_statistics(group, seen) for group in ready.plan.groups}
     quantizers = {id(group): activation_quantizer(group, merged[group.key]) for group in ready.plan.groups}
     measured = _measured_values(ready, calibration)
@@ -162,7 +88,7 @@ def quantize_model(
     float_graph = Graph(ready.graph.name, ready.graph.inputs, ready.graph.outputs, list(ready.graph.calls))
 
     weights = wrap_layers(ready.graph, ready.book, ready.unfolded, ready.notes, types)
-    _check_strict(weights, strict)
+    check_strict(weights, strict)
     held = insert_holders(ready.graph, ready.plan, quantizers)
     tensors = build_tensors(ready.graph)
     result = build_model(ready.graph, tensors)
@@ -171,38 +97,14 @@ def quantize_model(
         measured, before, after, {id(v): quantizers[id(g)] for v in measured if (g := ready.plan.group_of(v))}
     )
     seen_by_group = {key: found for key, found in merged.items() if found is not None}
-    rows = weights.rows + activation_rows(float_graph, ready.plan, quantizers, seen_by_group, errors, types)
+    activations = activation_rows(float_graph, ready.plan, quantizers, seen_by_group, errors, types)
+    rows = in_graph_order(float_graph, weights.rows, activations)
     return result, _report(
-        model, result, ready, rows, _warnings(rows, calibration, seen_by_group), calibration.settings
+        model, result, ready, rows, findings(ready, rows, calibration, seen_by_group), calibration.settings
     )
 
 
-def _statistics(
-    ready: _Prepared, data: Any, statistics: Any, batch_size: int, progress: bool
-) -> tuple[Calibration, Mapping[str, TensorStatistics]]:
-    """What calibration gave, and the statistics to choose ranges from, new or stored."""
-    if statistics is not None:
-        if data is not None:
-            raise InputError("expected data or statistics; received both; do give one of them")
-        found = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
-        if not isinstance(found, Mapping) or not all(isinstance(s, TensorStatistics) for s in found.values()):
-            raise InputError(
-                f"expected TensorStatistics by name, as calibrate gives them; received {type(found).__name__}"
-            )
-        return Calibration(source="stored statistics"), found
-    if not ready.plan.groups or (data is None and not ready.watched):
-        return Calibration(), {}
-    calibration = _collect(ready, data, batch_size, progress)
-    return calibration, calibration.statistics
-
-
-def _collect(ready: _Prepared, data: Any, batch_size: int, progress: bool) -> Calibration:
-    sizes = [np.prod([n or 1 for n in v.shape[1:]]) for call in ready.graph.calls for v in call.outputs]
-    keep = int(np.clip(_MEASURED_ELEMENTS // max(1, int(sum(sizes))), 1, 64))
-    return collect(ready.graph, ready.tensors, ready.watched, data, batch_size=batch_size, progress=progress, keep=keep)
-
-
-def _measured_values(ready: _Prepared, calibration: Calibration) -> list[Value]:
+def _measured_values(ready: Prepared, calibration: Calibration) -> list[Value]:
     """Values whose error is measured on the kept samples: all quantized ones."""
     if not calibration.sample:
         return []
@@ -210,7 +112,8 @@ def _measured_values(ready: _Prepared, calibration: Calibration) -> list[Value]:
     return [value for value in known if ready.plan.group_of(value) is not None]
 
 
-def _check_strict(weights: Weights, strict: bool) -> None:
+def check_strict(weights: Weights, strict: bool) -> None:
+    """Refuses weight matrices that stay in float though no rule says so, where that is asked for."""
     if strict and weights.refused:
         lines = "\n".join(f"  {row.layer}/{row.name} {row.shape}: {row.reason}" for row in weights.refused)
         raise StrictError(
@@ -222,7 +125,7 @@ def _check_strict(weights: Weights, strict: bool) -> None:
 def _report(
     model: keras.Model,
     result: keras.Model,
-    ready: _Prepared,
+    ready: Prepared,
     rows: list[Row],
     found: list[str],
     settings: dict[str, Any],
@@ -241,28 +144,5 @@ def _report(
     )
     for line in report.all_warnings:
         warnings.warn(line, QuantizationWarning, stacklevel=3)
-    report.attach(float_model=model, quantized_model=result, predict=lambda m, x: m.predict(x, verbose=0))
+    report.attach(float_model=model, quantized_model=result, predict=predict, batches=elements)
     return report
-
-
-def _warnings(rows: list[Row], calibration: Calibration, seen: Mapping[str, TensorStatistics]) -> list[str]:
-    found = []
-    if seen and not calibration.source and calibration.samples < _FEW_SAMPLES:
-        found.append(
-            f"only {calibration.samples} calibration samples; ranges need at least {_FEW_SAMPLES}, better some hundreds"
-        )
-    clipped = [row for row in rows if (row.clipped_share or 0) > _SATURATED]
-    if clipped:
-        worst = max(clipped, key=lambda row: row.clipped_share or 0)
-        found.append(
-            f"{len(clipped)} activation ranges saturate: {worst.layer} clips {100 * (worst.clipped_share or 0):.1f} % of its "
-            "values; do use range minmax or more bits there"
-        )
-    broken = {name: statistics.nonfinite for name, statistics in seen.items() if statistics.nonfinite}
-    if broken:
-        worst_name = max(broken, key=lambda name: broken[name])
-        found.append(
-            f"{len(broken)} activations hold NaN or infinities in the float model, which their ranges leave out: "
-            f"{broken[worst_name]} values of {worst_name}; do look at the range of data and weights"
-        )
-    return found

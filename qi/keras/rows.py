@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -19,7 +20,7 @@ from qi.ledger import Row
 from qi.observers import TensorStatistics, clipped_share
 from qi.quantizers import BaseInferableQuantizer
 
-__all__ = ["activation_rows", "describe", "errors_of", "original_weights", "weight_rows"]
+__all__ = ["activation_rows", "describe", "errors_of", "in_graph_order", "original_weights", "weight_rows"]
 
 
 def original_weights(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
@@ -33,22 +34,22 @@ def describe(call: Call) -> str:
 
 
 def weight_rows(
-    call: Call, calls: int, originals: Mapping[str, np.ndarray], reasons: Mapping[str, str], type_name: str
+    calls: Sequence[Call], originals: Mapping[str, np.ndarray], reasons: Mapping[str, str], type_name: str
 ) -> list[Row]:
     """Rows of one layer's weights.
 
     Args:
-        call: its (first) call in the quantized graph.
-        calls: how often it is called.
+        calls: its calls in the quantized graph.
         originals: float values by path, after folding.
         reasons: why a path stays float.
         type_name: the layer's class with what was folded into it.
     """
-    wrapper = call.op if isinstance(call.op, KerasQuantizationWrapper) else None
-    layer = wrapper.layer if wrapper is not None else call.op
+    op = calls[0].op
+    wrapper = op if isinstance(op, KerasQuantizationWrapper) else None
+    layer = wrapper.layer if wrapper is not None else op
     tensors = wrapper.get_quantized_tensors() if wrapper is not None else {}
     quantizers = wrapper.quantizers if wrapper is not None else {}
-    inner = Call(layer, call.path, call.site, call.inputs, call.outputs)
+    inner = [replace(call, op=layer) for call in calls]
     rows = []
     for path, array in originals.items():
         if path in tensors:
@@ -58,12 +59,12 @@ def weight_rows(
         rows.append(
             Row(
                 kind="weight",
-                layer=call.path,
+                layer=calls[0].path,
                 layer_type=type_name,
                 name=path,
                 shape=array.shape,
                 size_before=array.nbytes,
-                macs=_macs(inner, path, array.shape, calls),
+                macs=_macs(inner, path, array.shape),
                 **outcome,
             )
         )
@@ -110,6 +111,21 @@ def activation_rows(
             )
         )
     return rows
+
+
+def in_graph_order(graph: Graph, weights: list[Row], activations: list[Row]) -> list[Row]:
+    """The rows as data flow: the inputs, then each layer's weights and what it gives.
+
+    Args:
+        graph: the float graph.
+        weights: rows of weights; those of a shared layer go where it is called first.
+        activations: rows of activations.
+    """
+    first = {call.path: place for place, call in reversed(list(enumerate(graph.calls, start=1)))}
+    made = {value_name(value): place for place, call in enumerate(graph.calls, start=1) for value in call.outputs}
+    placed = [(first.get(row.layer, 0), row) for row in weights]
+    placed += [(made[row.layer] if row.name == "output" else 0, row) for row in activations]
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
 
 
 def errors_of(
@@ -181,6 +197,7 @@ def _grid(quantizer: BaseInferableQuantizer) -> str:
     return f"table of {grid.levels} values"
 
 
-def _macs(call: Call, path: str, shape: tuple[int, ...], calls: int) -> int | None:
-    count = multiply_accumulates(call, path, shape)
-    return None if count is None else count * calls
+def _macs(calls: Sequence[Call], path: str, shape: tuple[int, ...]) -> int | None:
+    counts = [multiply_accumulates(call, path, shape) for call in calls]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

@@ -110,8 +110,10 @@ def build_layer(layer: keras.layers.Layer, input_shape: Any) -> None:
     layer.built = True
 
 
-def add_parameter(layer: keras.layers.Layer, name: str, value: np.ndarray, dtype: str = "float32") -> keras.Variable:
-    """A non-trainable variable of `layer` that mixed precision never casts; also after the layer is built."""
+def add_parameter(
+    layer: keras.layers.Layer, name: str, value: np.ndarray, dtype: str = "float32", *, trainable: bool = False
+) -> keras.Variable:
+    """A variable of `layer` that mixed precision never casts; also after the layer is built."""
     array = np.asarray(value)
     locked = layer._tracker.locked
     layer._tracker.unlock()
@@ -121,7 +123,7 @@ def add_parameter(layer: keras.layers.Layer, name: str, value: np.ndarray, dtype
             shape=array.shape,
             initializer=lambda shape, dtype=None: keras.ops.convert_to_tensor(array, dtype=dtype),
             dtype=dtype,
-            trainable=False,
+            trainable=trainable,
             autocast=False,
         )
     finally:

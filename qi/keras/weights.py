@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,12 @@ def has_policy(op: Any) -> bool:
 
 
 def weight_quantizers(
-    op: Any, path: str, weights: Mapping[str, np.ndarray], book: RuleBook, unfolded: str
+    op: Any,
+    path: str,
+    weights: Mapping[str, np.ndarray],
+    book: RuleBook,
+    unfolded: str,
+    in_rules: Callable[[str], tuple[str, str, str]] | None = None,
 ) -> tuple[dict[str, BaseInferableQuantizer], dict[str, str]]:
     """The quantizer of each weight path that gets one, and the reason of each that doesn't.
 
@@ -39,6 +44,8 @@ def weight_quantizers(
         weights: its float weights by path.
         book: the recipe's decisions.
         unfolded: why it wasn't folded, where it is a batch normalization.
+        in_rules: gives for a weight path the (layer path, layer class, weight path) that rules know it by, where these
+            aren't its own.
     """
     policy = layer_policy(op)
     quantizers: dict[str, BaseInferableQuantizer] = {}
@@ -48,7 +55,7 @@ def weight_quantizers(
         reason = _own_reason(name, array, slot, unfolded)
         spec = None
         if not reason:
-            spec, reason = book.weights_for(path, type(op).__name__, name)
+            spec, reason = book.weights_for(*(in_rules(name) if in_rules else (path, type(op).__name__, name)))
         if spec is None:
             reasons[name] = reason
         elif slot is None:

@@ -13,33 +13,38 @@ from qi.core import IntGrid, QParams, QTensor, packed_nbytes, unpack
 from qi.core.packing import pack
 from qi.dispatch import NodeQuantizationDispatcher
 from qi.errors import ConfigError, FileFormatError, InputError
+from qi.keras.bound import Bound, bind_quantizer
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
+from qi.keras.layers import finalize_layer, rebuild_layer
 from qi.keras.variables import add_parameter, build_layer, to_numpy, weights_of
-from qi.quantizers import BaseInferableQuantizer
+from qi.quantizers import BaseInferableQuantizer, BaseTrainableQuantizer
 
 __all__ = ["KerasQuantizationWrapper"]
 
 
 @dataclass(eq=False)
 class _Binding:
-    """One quantized weight: its quantizer, its variable, and the quantizer's parameters as variables."""
+    """One quantized weight: its variable, its quantizer and that one's variables."""
 
-    quantizer: BaseInferableQuantizer
+    bound: Bound
     variable: keras.Variable
-    parameters: dict[str, keras.Variable]
     frozen: keras.Variable | None = (
         None  # holds the quantized value; the variable itself when the wrapper owns the layer
     )
     beside: keras.Variable | None = None  # the variable made for a frozen value outside the layer
 
     def qparams(self) -> QParams:
-        granularity = self.quantizer.granularity(len(self.variable.shape))
-        scale, zero_point = (to_numpy(self.parameters[name]) for name in ("scale", "zero_point"))
-        return QParams(scale, zero_point, self.quantizer.grid, granularity)
+        return self.bound.current().qparams(tuple(self.variable.shape))
 
-    def current(self) -> BaseInferableQuantizer:
-        """The quantizer with the parameters that its variables hold now."""
-        return self.quantizer.with_qparams(*(to_numpy(self.parameters[name]) for name in ("scale", "zero_point")))
+    def source(self) -> np.ndarray:
+        """What the inferable quantizer is applied to: the weight, or what a trainable one makes of it."""
+        values = to_numpy(self.variable)
+        quantizer = self.bound.quantizer
+        if not isinstance(quantizer, BaseTrainableQuantizer):
+            return values
+        # On the backend, as in training: tanh, say, isn't the same everywhere.
+        variables = {name: variable.value for name, variable in self.bound.variables.items()}
+        return to_numpy(quantizer.transform(keras.ops.convert_to_tensor(values), variables))
 
 
 @dataclass(eq=False)
@@ -109,7 +114,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         self._is_frozen = frozen
         self._inside = _Inside()
         self._bindings: dict[str, _Binding] = {}
-        self._outputs: list[dict[str, keras.Variable]] = []
+        self._outputs: list[Bound] = []
 
     # Building -----------------------------------------------------------------------------------------------------------
 
@@ -124,15 +129,11 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             build_layer(self.layer, input_shape)
         variables = self._inside.weights = weights_of(self.layer)
         for path, quantizer in self.dispatcher.bind_layer(self.layer).items():
-            arrays = quantizer.parameters(tuple(variables[path].shape))
-            prefix = path.replace("/", "_")
-            parameters = {name: add_parameter(self, f"{prefix}_{name}", array) for name, array in arrays.items()}
-            self._bindings[path] = _Binding(quantizer, variables[path], parameters)
+            shape, prefix = tuple(variables[path].shape), f"{path.replace('/', '_')}_"
+            bound = bind_quantizer(self, quantizer, shape, to_numpy(variables[path]), prefix=prefix)
+            self._bindings[path] = _Binding(bound, variables[path])
         for i, quantizer in enumerate(self.dispatcher.activation_quantizers):
-            arrays = quantizer.parameters((1,))
-            self._outputs.append(
-                {name: add_parameter(self, f"output_{i}_{name}", a.reshape(())) for name, a in arrays.items()}
-            )
+            self._outputs.append(bind_quantizer(self, quantizer, (1,), prefix=f"output_{i}_", reshape=()))
         if self._is_frozen:
             self._settle()
         self.built = True
@@ -186,17 +187,19 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
     # Running ------------------------------------------------------------------------------------------------------------
 
-    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, inputs: Any, *args: Any, training: Any = None, **kwargs: Any) -> Any:
         """The layer's output with quantized weights, quantized itself where activation quantizers are bound."""
         substitutes = {
-            id(b.variable): b.quantizer.apply(b.variable.value, b.parameters) if b.frozen is None else b.frozen.value
+            id(b.variable): b.bound(b.variable.value, training) if b.frozen is None else b.frozen.value
             for b in self._bindings.values()
             if b.frozen is not b.variable
         }
+        if training is not None:
+            kwargs["training"] = training
         outputs = (
             self._run_with(substitutes, inputs, args, kwargs) if substitutes else self.layer(inputs, *args, **kwargs)
         )
-        return self._quantize_outputs(outputs) if self._outputs else outputs
+        return self._quantize_outputs(outputs, training) if self._outputs else outputs
 
     def _run_with(self, substitutes: Mapping[int, Any], inputs: Any, args: Any, kwargs: Any) -> Any:
         # All variables are snapshot, since an inner scope doesn't see an outer one.
@@ -214,11 +217,10 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             self.add_loss(loss)
         return outputs
 
-    def _quantize_outputs(self, outputs: Any) -> Any:
+    def _quantize_outputs(self, outputs: Any, training: Any) -> Any:
         flat = keras.tree.flatten(outputs)
         self.dispatcher.check_outputs(len(flat), self.layer.name)
-        quantizers = self.dispatcher.activation_quantizers
-        done = [q.apply(x, p) for q, x, p in zip(quantizers, flat, self._outputs, strict=True)]
+        done = [bound(x, training) for bound, x in zip(self._outputs, flat, strict=True)]
         return keras.tree.pack_sequence_as(outputs, done)
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
@@ -246,7 +248,12 @@ class KerasQuantizationWrapper(keras.layers.Layer):
     @property
     def quantizers(self) -> dict[str, BaseInferableQuantizer]:
         """The weight quantizers by path, with their axes and current parameters."""
-        return {path: binding.current() for path, binding in self._bindings.items()}
+        return {path: binding.bound.current() for path, binding in self._bindings.items()}
+
+    @property
+    def output_quantizers(self) -> list[BaseInferableQuantizer]:
+        """The activation quantizers of the outputs with their current parameters."""
+        return [bound.current() for bound in self._outputs]
 
     def get_quantized_weights(self) -> dict[str, np.ndarray]:
         """The quantized value of every bound weight by path, as numpy arrays in the weight's shape and dtype."""
@@ -269,7 +276,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         return tensor
 
     def _quantized(self, path: str, binding: _Binding) -> QTensor:
-        source = to_numpy(binding.variable)
+        source = binding.source()
         if np.isnan(source).any():
             raise InputError(f"expected finite weights; received NaN in {path!r} of layer {self.layer.name!r}")
         return binding.qparams().quantize(source)
@@ -293,6 +300,12 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             raise InputError(
                 f"expected a built wrapper; {self.name!r} has no weights yet; do call it once, or build it"
             )
+        training = [path for path, binding in self._bindings.items() if binding.bound.trains]
+        if training:
+            raise ConfigError(
+                f"expected inferable quantizers to freeze; {training} of layer {self.layer.name!r} train; "
+                "do call convert2inferable() first"
+            )
         values = {path: self._quantized(path, binding).dequantize() for path, binding in self._bindings.items()}
         self._is_frozen, self._owns_layer = True, in_place or self._owns_layer
         for path, binding in self._bindings.items():
@@ -307,6 +320,35 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             self._settle()
         return self
 
+    def convert2inferable(self) -> KerasQuantizationWrapper:
+        """A wrapper of the same name around the same layer, with the inferable quantizers that the trainable ones became.
+
+        Where a quantizer quantizes something made of the weight (DoReFa), the new wrapper's layer is a copy that holds that.
+
+        Raises:
+            InputError: the wrapper isn't built, or training left NaN or infinities.
+            ConfigError: none of its quantizers trains.
+        """
+        if not self.built:
+            raise InputError(
+                f"expected a built wrapper; {self.name!r} has no variables yet; do call it once, or build it"
+            )
+        bounds = [*(binding.bound for binding in self._bindings.values()), *self._outputs]
+        if not any(bound.trains for bound in bounds):
+            raise ConfigError(f"expected trainable quantizers in {self.name!r}; they all are inferable already")
+        layer, changed = self.layer, {}
+        for path, binding in self._bindings.items():
+            source = binding.source()
+            if binding.bound.trains and not np.array_equal(source, to_numpy(binding.variable)):
+                changed[path] = source
+        if changed:
+            layer = rebuild_layer(self.layer, values=changed)
+        weights = {path: binding.bound.current() for path, binding in self._bindings.items()}
+        outputs = [bound.current() for bound in self._outputs]
+        result = KerasQuantizationWrapper(layer, KerasNodeQuantizationDispatcher(weights, outputs), name=self.name)
+        result.build(None)
+        return result
+
     # Saving -------------------------------------------------------------------------------------------------------------
 
     def __dir__(self) -> list[str]:
@@ -317,18 +359,17 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         """Stores every variable by name: frozen weights as packed codes, the rest as they are."""
         for path, variable in self._inside.weights.items():
             key, binding = path.replace("/", "."), self._bindings.get(path)
-            if binding is not None:
-                qparams = binding.qparams()
-                store[f"{key}:scale"] = qparams.scale
-                if qparams.zero_point.any():
-                    store[f"{key}:zero_point"] = qparams.zero_point
+            for name, parameter in binding.bound.variables.items() if binding is not None else ():
+                value = to_numpy(parameter)
+                if name != "zero_point" or value.any():
+                    store[f"{key}:{name}"] = value.astype(np.int32) if name == "zero_point" else value
             if binding is not None and binding.frozen is not None:
                 tensor = self._qtensor(path, binding)
                 store[f"{key}:codes"] = pack(tensor.codes, tensor.bits)
             else:
                 store[key] = variable
-        for i, parameters in enumerate(self._outputs):
-            for name, variable in parameters.items():
+        for i, bound in enumerate(self._outputs):
+            for name, variable in bound.variables.items():
                 store[f"output.{i}:{name}"] = variable
 
     def load_own_variables(self, store: Any) -> None:
@@ -344,21 +385,18 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
         for path, variable in self._inside.weights.items():
             key, binding = path.replace("/", "."), self._bindings.get(path)
-            if binding is not None:
-                zero = f"{key}:zero_point"
-                binding.parameters["scale"].assign(read(f"{key}:scale"))
-                binding.parameters["zero_point"].assign(
-                    read(zero).astype(np.float32)
-                    if zero in present
-                    else keras.ops.zeros(binding.parameters["scale"].shape)
-                )
+            for name, parameter in binding.bound.variables.items() if binding is not None else ():
+                stored = f"{key}:{name}"
+                zeros = name == "zero_point" and stored not in present
+                parameter.assign(np.zeros(parameter.shape) if zeros else read(stored).astype(np.float32))
             if binding is not None and binding.frozen is not None:
                 binding.frozen.assign(self._decode(binding, read(f"{key}:codes")))
             else:
                 variable.assign(store[key] if key in present else read(key))
-        for i, parameters in enumerate(self._outputs):
-            for name, variable in parameters.items():
+        for i, bound in enumerate(self._outputs):
+            for name, variable in bound.variables.items():
                 variable.assign(read(f"output.{i}:{name}"))
+        finalize_layer(self.layer)  # Keras tells no layer that this wrapper loads for
 
     def _decode(self, binding: _Binding, data: np.ndarray) -> np.ndarray:
         qparams, shape = binding.qparams(), tuple(binding.variable.shape)
@@ -372,7 +410,10 @@ class KerasQuantizationWrapper(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Structure of the layer and its quantizers; a frozen wrapper's arrays are stored as variables instead."""
         record = self.dispatcher.get_config()
-        bound = {p: (b.quantizer.placeholder() if self._is_frozen else b.current()) for p, b in self._bindings.items()}
+        bound = {
+            p: b.bound.quantizer.placeholder() if self._is_frozen else b.bound.record()
+            for p, b in self._bindings.items()
+        }
         if bound:
             record["weight_quantizers"] = {path: quantizer.to_dict() for path, quantizer in bound.items()}
         layer = keras.saving.serialize_keras_object(self.layer)

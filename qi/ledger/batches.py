@@ -73,7 +73,7 @@ def collect(batches: Iterable[tuple[Any, Any]], predict: Callable[[Any], tuple[A
             raise InputError(f"expected as many inputs as true values; received {inputs} and {samples}")
         if samples == 0:
             continue
-        first, second = (_arrays(prediction) for prediction in predict(x))
+        first, second = (_arrays(prediction) for prediction in predict(_written_out(x)))
         for prediction in (first, second):
             received = sample_count(prediction, "predictions")
             if received != samples:
@@ -101,13 +101,22 @@ def sample_count(values: Any, name: str) -> int:
     """
     lengths = set()
     for leaf in _leaves(values):
-        shape = np.shape(leaf)
+        shape = _shape(leaf, name)
         if not shape:
             raise InputError(f"expected {name} with one entry per sample; received a {type(leaf).__name__}")
         lengths.add(int(shape[0]))
     if len(lengths) != 1:
         raise InputError(f"expected the parts of {name} to be of one length; received {sorted(lengths)}")
     return lengths.pop()
+
+
+def _shape(leaf: Any, name: str) -> tuple[int, ...]:
+    try:
+        return np.shape(leaf)
+    except ValueError as error:
+        raise InputError(
+            f"expected {name} to be an array, or lists of one length; received lists of several lengths; do pad them"
+        ) from error
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -132,6 +141,13 @@ def _leaves(values: Any) -> Iterator[Any]:
         return
     for item in values:
         yield from _leaves(item)
+
+
+def _written_out(x: Any) -> Any:
+    """Inputs as a model takes them: numbers in nested lists are one array, not one input each."""
+    if not isinstance(x, list | tuple) or _has_parts(x):
+        return x
+    return np.asarray(x)
 
 
 def _arrays(values: Any) -> Any:

@@ -1,5 +1,6 @@
 """What was seen of a tensor (statistics), and which range to quantize it with (selections)."""
 
+from qi.observers.calibrated import CalibratedStatistics
 from qi.observers.io import load_statistics, save_statistics
 from qi.observers.presets import (
     EmaObserver,
@@ -16,6 +17,7 @@ from qi.observers.weights import WEIGHT_SELECTIONS, select_weight_threshold
 __all__ = [
     "SELECTIONS",
     "WEIGHT_SELECTIONS",
+    "CalibratedStatistics",
     "EmaMinMax",
     "EmaObserver",
     "EntropyObserver",

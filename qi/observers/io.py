@@ -1,8 +1,9 @@
 """Statistics in a file: calibrate once, quantize later without the data.
 
 The file is one NumPy ``.npz`` archive of plain arrays. ``header`` is UTF-8 JSON as uint8:
-``{"format": "qi.statistics", "version": 1, "names": [...]}``; the arrays of the i-th name are
-``i.histogram.counts`` and so on, as `TensorStatistics.state` gives them. Nothing in it is ever executed.
+``{"format": "qi.statistics", "version": 1, "names": [...]}``, with ``"samples": 512`` and ``"model": "..."`` where they
+are known; the arrays of the i-th name are ``i.histogram.counts`` and so on, as `TensorStatistics.state` gives them.
+Nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from qi.errors import ConfigError, FileFormatError, InputError
 from qi.files import write_atomically
+from qi.observers.calibrated import CalibratedStatistics
 from qi.observers.statistics import State, TensorStatistics
 
 __all__ = ["load_statistics", "save_statistics"]
@@ -38,7 +40,7 @@ def save_statistics(path: str | os.PathLike[str], statistics: Mapping[str, Tenso
 
     Args:
         path: Where to write; taken as it is, no suffix is added.
-        statistics: By name; any text is a name.
+        statistics: By name; any text is a name. The origin of `CalibratedStatistics` is saved with them.
 
     Returns:
         The path written to.
@@ -47,26 +49,27 @@ def save_statistics(path: str | os.PathLike[str], statistics: Mapping[str, Tenso
         InputError: If a name isn't text or a value isn't `TensorStatistics`.
         OSError: If the file can't be written; an old one survives then.
     """
+    given = statistics if isinstance(statistics, CalibratedStatistics) else CalibratedStatistics(statistics)
     arrays: State = {}
-    for i, (name, stats) in enumerate(statistics.items()):
-        if not isinstance(name, str) or not isinstance(stats, TensorStatistics):
-            raise InputError(f"expected TensorStatistics by name; received a {type(stats).__name__} named {name!r}")
+    for i, stats in enumerate(given.values()):
         arrays |= {f"{i}.{key}": array for key, array in stats.state().items()}
-    header = json.dumps({"format": _FORMAT, "version": _VERSION, "names": list(statistics)})
+    origin = {"samples": given.samples, "model": given.model or None}
+    known = {key: value for key, value in origin.items() if value is not None}
+    header = json.dumps({"format": _FORMAT, "version": _VERSION, "names": list(given), **known})
     arrays["header"] = np.frombuffer(header.encode(), np.uint8)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return write_atomically(path, buffer.getvalue())
 
 
-def load_statistics(path: str | os.PathLike[str]) -> dict[str, TensorStatistics]:
+def load_statistics(path: str | os.PathLike[str]) -> CalibratedStatistics:
     """Read what `save_statistics` wrote.
 
     Args:
         path: The file.
 
     Returns:
-        The statistics by name, in the order they were saved in.
+        The statistics by name, in the order they were saved in, with their origin where the file knows it.
 
     Raises:
         FileFormatError: If the file is damaged, of another format or of a later version.
@@ -82,7 +85,8 @@ def load_statistics(path: str | os.PathLike[str]) -> dict[str, TensorStatistics]
         for key, array in arrays.items():
             index, _, rest = key.partition(".")
             states[int(index)][rest] = array
-        return {name: TensorStatistics.from_state(state) for name, state in zip(names, states, strict=True)}
+        found = {name: TensorStatistics.from_state(state) for name, state in zip(names, states, strict=True)}
+        return CalibratedStatistics(found, samples=header.get("samples"), model=header.get("model", ""))
     except FileFormatError as error:
         raise FileFormatError(f"{error}; the file is {os.fspath(path)}") from None
     except _DAMAGE as error:

@@ -6,9 +6,18 @@ from qi.quantizers.activations import (
     ActivationSymmetricInferableQuantizer,
     ActivationUniformInferableQuantizer,
 )
-from qi.quantizers.base import (
+from qi.quantizers.base import BaseInferableQuantizer, BaseQuantizer, QuantizerVariable
+from qi.quantizers.config import (
+    BaseQuantizerConfig,
+    TrainableQuantizerActivationConfig,
+    TrainableQuantizerWeightsConfig,
+)
+from qi.quantizers.dorefa import DoReFaActivationQuantizer, DoReFaWeightsQuantizer
+from qi.quantizers.learned_range import AdditiveNoiseQuantizer, LearnedRangeQuantizer
+from qi.quantizers.lsq import LSQPlusQuantizer, LSQQuantizer
+from qi.quantizers.pact import PACTQuantizer
+from qi.quantizers.registry import (
     INFERABLE,
-    BaseInferableQuantizer,
     QuantizationMethod,
     QuantizationTarget,
     get_inferable_quantizer_class,
@@ -16,7 +25,11 @@ from qi.quantizers.base import (
     mark_quantizer,
     quantizer_classes,
     quantizer_from_dict,
+    training_methods,
 )
+from qi.quantizers.ste import STEQuantizer, StochasticQuantizer
+from qi.quantizers.tqt import TQTQuantizer
+from qi.quantizers.trainable import BaseTrainableQuantizer
 from qi.quantizers.weights import (
     WeightsLUTPOTInferableQuantizer,
     WeightsLUTSymmetricInferableQuantizer,
@@ -31,9 +44,25 @@ __all__ = [
     "ActivationPOTInferableQuantizer",
     "ActivationSymmetricInferableQuantizer",
     "ActivationUniformInferableQuantizer",
+    "AdditiveNoiseQuantizer",
     "BaseInferableQuantizer",
+    "BaseQuantizer",
+    "BaseQuantizerConfig",
+    "BaseTrainableQuantizer",
+    "DoReFaActivationQuantizer",
+    "DoReFaWeightsQuantizer",
+    "LSQPlusQuantizer",
+    "LSQQuantizer",
+    "LearnedRangeQuantizer",
+    "PACTQuantizer",
     "QuantizationMethod",
     "QuantizationTarget",
+    "QuantizerVariable",
+    "STEQuantizer",
+    "StochasticQuantizer",
+    "TQTQuantizer",
+    "TrainableQuantizerActivationConfig",
+    "TrainableQuantizerWeightsConfig",
     "WeightsLUTPOTInferableQuantizer",
     "WeightsLUTSymmetricInferableQuantizer",
     "WeightsPOTInferableQuantizer",
@@ -44,4 +73,5 @@ __all__ = [
     "mark_quantizer",
     "quantizer_classes",
     "quantizer_from_dict",
+    "training_methods",
 ]

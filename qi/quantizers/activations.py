@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from qi.errors import ConfigError
-from qi.quantizers.base import QuantizationMethod, QuantizationTarget, mark_quantizer, numbers
+from qi.quantizers.base import numbers
 from qi.quantizers.families import LutQuantizer, SymmetricQuantizer, UniformQuantizer, check_power_of_two
+from qi.quantizers.registry import QuantizationMethod, QuantizationTarget, mark_quantizer
 from qi.typing import Json
 
 __all__ = [

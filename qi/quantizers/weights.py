@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qi.quantizers.base import QuantizationMethod, QuantizationTarget, mark_quantizer
 from qi.quantizers.families import LutQuantizer, SymmetricQuantizer, UniformQuantizer, check_power_of_two
+from qi.quantizers.registry import QuantizationMethod, QuantizationTarget, mark_quantizer
 
 __all__ = [
     "WeightsLUTPOTInferableQuantizer",

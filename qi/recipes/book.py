@@ -48,6 +48,7 @@ class RuleBook:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._layers: dict[str, str] = {}
+        self._folded: dict[str, tuple[str, str]] = {}
         self._covering: set[int] = set()
         self._deciding: set[int] = set()
 
@@ -69,6 +70,16 @@ class RuleBook:
             layer_type: The name of its class.
         """
         return self._decide("activations", path, layer_type, None)
+
+    def folded(self, path: str, layer_type: str, into: str) -> None:
+        """Note a layer about which nothing is to be decided, since another one has taken it in.
+
+        Args:
+            path: The layer's path.
+            layer_type: The name of its class.
+            into: The path of the layer that has taken it in.
+        """
+        self._folded[path] = (layer_type, into)
 
     def unused_rules(self) -> tuple[str, ...]:
         """Return a line for every rule that decided nothing so far, with the likely cause."""
@@ -101,6 +112,10 @@ class RuleBook:
             if rule.weight is not None:
                 return "matches layers, but none of their weights, or an earlier rule came first"
             return "matches layers, but an earlier rule came first or they have nothing that it speaks of"
+        folded = [(path, into) for path, (kind, into) in self._folded.items() if rule.covers(path, kind)]
+        if folded:
+            (path, into), more = folded[0], f" and {len(folded) - 1} more" if len(folded) > 1 else ""
+            return f"matches only what was folded into other layers: {path!r} into {into!r}{more}; do name those layers"
         path_fits = rule.match is None or any(fnmatchcase(path, rule.match) for path in self._layers)
         if rule.layer_type is not None and path_fits:
             return f"matches no layer.{suggest(rule.layer_type, set(self._layers.values()))}"

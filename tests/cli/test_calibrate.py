@@ -30,6 +30,29 @@ def test_statistics_stand_in_for_the_samples(
     assert np.array_equal(ours, direct)
 
 
+def test_statistics_of_a_model_that_was_trained_on_are_refused(
+    statistics: Path, files: Path, tmp_path: Path, qi_command: Callable[..., Any]
+) -> None:
+    model = qi.load_model(files / "float.keras")
+    model.get_layer("head").bias.assign_add(np.ones(6))
+    qi.save_model(model, tmp_path / "later.keras")
+    done = qi_command("quantize", tmp_path / "later.keras", "--stats", statistics, "-o", tmp_path / "q.keras")
+    assert done.code == 2
+    assert "expected statistics of this very model" in done.error
+    assert not (tmp_path / "q.keras").exists()
+
+
+def test_too_few_samples_are_warned_of_when_they_are_used(
+    files: Path, tmp_path: Path, qi_command: Callable[..., Any]
+) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((9, 8, 8, 1)))
+    done = qi_command("calibrate", files / "float.keras", "--data", tmp_path / "d.npz", "-o", tmp_path / "s.npz")
+    assert done.out.startswith("3 activations over 9 samples (x)\n")
+    done = qi_command("quantize", files / "float.keras", "--stats", tmp_path / "s.npz", "-o", tmp_path / "q.keras")
+    assert done.code == 0, done.err
+    assert "qi: warning: only 9 calibration samples" in done.err
+
+
 def test_several_inputs_come_by_name(two_inputs: Path, tmp_path: Path, qi_command: Callable[..., Any]) -> None:
     np.savez(tmp_path / "d.npz", right=np.ones((40, 3)), left=np.ones((40, 4)))
     done = qi_command("calibrate", two_inputs, "--data", tmp_path / "d.npz", "-o", tmp_path / "s.npz")

@@ -29,7 +29,9 @@ def test_the_demo_measures_saves_and_explains(
     checked, check = [], demo._check_reloaded
     monkeypatch.setattr(demo, "_check_reloaded", lambda *given: checked.append(given[1].name) or check(*given))
     done = qi_command("demo", "--report", "page.html")
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    (line,) = done.err.splitlines()  # of what 4 bits do to the last layers
+    assert "activations drown in error" in line
     assert checked == ["w8a8.keras", "w4a8.keras"]
     for name in ("float32", *demo.RECIPES):
         assert f"\n{name} " in done.out

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qi.ledger.numbers import format_bytes
+
 
 def test_a_quantized_file_shows_codes_and_sizes(files: Path, qi_command: Callable[..., Any]) -> None:
     path = files / "quantized.keras"
@@ -12,7 +14,7 @@ def test_a_quantized_file_shows_codes_and_sizes(files: Path, qi_command: Callabl
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("tiny: 910 parameters in ")
     assert "2 of 4 weights quantized" in done.out
-    assert f"{path}: {path.stat().st_size / 1000:.1f} kB on disk" in done.out
+    assert f"{path}: {format_bytes(path.stat().st_size)} on disk" in done.out
     assert "8 bits symmetric, per channel (axis 3)" in done.out
 
 

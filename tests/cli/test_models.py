@@ -32,7 +32,9 @@ def test_a_model_without_known_inputs_has_no_names() -> None:
 
 
 def test_samples_of_another_shape_are_refused(files: Path) -> None:
-    with pytest.raises(InputError, match=r"shape \[\(None, 8, 8, 1\)\] for 'tiny'; received \(4, 3\)"):
+    with pytest.raises(
+        InputError, match=r"'tiny' can run on, of shape \[\(None, 8, 8, 1\)\]; received 'x' of shape \(4, 3\)"
+    ):
         predict(load(files / "float.keras"), np.zeros((4, 3), "float32"))
 
 

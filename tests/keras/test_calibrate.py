@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from qi.errors import ConfigError, InputError
-from qi.keras import ptq as module_of_ptq
 from qi.keras.calibrate import Calibration, collect, group_statistics, run
 from qi.keras.graph import Graph, Value, build_tensors, flatten_model
 from qi.keras.plan import Group, value_name
@@ -136,6 +135,8 @@ def test_run_gives_any_values(residual: Case) -> None:
 def test_settings_say_where_ranges_come_from() -> None:
     assert Calibration(samples=64).settings == {"calibration_samples": 64}
     assert Calibration(source="stored statistics").settings == {"calibration": "stored statistics"}
+    both = Calibration(source="stored statistics", samples=64).settings
+    assert both == {"calibration": "stored statistics", "calibration_samples": 64}
     assert Calibration().settings == {}
 
 
@@ -169,10 +170,3 @@ def test_a_value_that_was_not_calibrated_is_named() -> None:
 def test_activations_without_a_finite_value_are_named() -> None:
     with pytest.raises(InputError, match=r"the float model gave none at \['a'\] \(2 NaN or infinite\)"):
         group_statistics(group("a"), {"a": statistics_of(np.nan, np.inf)})
-
-
-def test_a_single_watched_value_is_calibrated() -> None:
-    model = keras.Sequential([keras.Input((6,), dtype="int32"), keras.layers.Embedding(10, 4)])
-    rows = np.random.default_rng(0).integers(0, 10, (64, 6))
-    statistics = module_of_ptq.calibrate(model, rows, progress=False)
-    assert [found.count for found in statistics.values()] == [64 * 6 * 4]

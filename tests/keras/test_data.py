@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import layers
 
 from qi.errors import ConfigError, InputError
-from qi.keras.data import batches, count_batches
+from qi.keras.data import batches, count_batches, elements
 from qi.keras.graph import Graph, flatten_model
 
 X = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
@@ -147,6 +147,32 @@ def test_a_size_that_is_not_fixed_may_change_from_batch_to_batch() -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "float16", "bool"])
 def test_dtypes_are_left_as_they_are(dtype: str, one: Graph) -> None:
     assert seen(np.ones((3, 6), dtype), one)[0].dtype == dtype
+
+
+WORDS = ["ant", "bee", "cat", "dog", "ant"]
+
+
+@pytest.mark.parametrize("make", [np.array, lambda x: np.array(x, object), tf.constant])
+def test_text_is_for_inputs_of_text(make: Any, one: Graph) -> None:
+    word = keras.Input((), dtype="string", name="word")
+    graph = flatten_model(keras.Model(word, layers.StringLookup(vocabulary=["ant", "bee"])(word)))
+    (found,) = seen(make(WORDS), graph)
+    assert [w.decode() if isinstance(w, bytes) else w for w in found] == WORDS
+    with pytest.raises(InputError, match="expected text for input 'word'; received dtype=float32"):
+        seen(X[:, 0], graph)
+    with pytest.raises(InputError, match="expected numbers for input 'a'; received dtype="):
+        seen(make([[w] * 6 for w in WORDS]), one)
+
+
+def test_elements_come_with_their_labels_once() -> None:
+    pairs = [(X[:4], Y[:4]), (X[4:], Y[4:])]
+    for data in (pairs, iter(pairs), Indexed(pairs), tf.data.Dataset.from_tensor_slices((X, Y)).batch(5)):
+        found = list(elements(data))
+        np.testing.assert_array_equal(np.concatenate([x for x, _ in found]), X)
+        np.testing.assert_array_equal(np.concatenate([y for _, y in found]), Y)
+    for endless in (tf.data.Dataset.from_tensors(X).repeat(), Endless()):
+        with pytest.raises(InputError, match="expected data that end"):
+            elements(endless)
 
 
 def test_no_batch_outlives_the_next(one: Graph) -> None:

@@ -10,7 +10,17 @@ import pytest
 from keras import layers
 
 from qi.errors import InputError, UnsupportedError
-from qi.keras.graph import Call, Graph, Value, build_model, build_tensors, flatten_model, is_graph_model
+from qi.keras.graph import (
+    Call,
+    Graph,
+    Value,
+    _RecursionLimit,
+    build_model,
+    build_tensors,
+    flatten_model,
+    is_graph_model,
+)
+from qi.keras.ptq import quantize_model
 from tests.keras.models import MODELS, execute, given, samples, settle
 
 
@@ -154,6 +164,33 @@ def test_outputs_of_a_split_are_values_of_one_call() -> None:
     assert_same_outputs(model, flatten_model(model))
 
 
+def test_what_leads_to_no_output_is_left_out() -> None:
+    inner_inputs = keras.Input((3,))
+    trunk = layers.Dense(3, name="trunk")(inner_inputs)
+    heads = [layers.ReLU(name=f"{name}_act")(layers.Dense(2, name=name)(trunk)) for name in ("used", "unused")]
+    inner = keras.Model(inner_inputs, heads, name="inner")
+    inputs = keras.Input((3,))
+    model = settle(keras.Model(inputs, inner(inputs)[0]))
+    assert sites(model) == ["inner/trunk", "inner/used", "inner/used_act"]
+    assert_same_outputs(model, flatten_model(model))
+
+
+class Maybe(layers.Layer):
+    def call(self, x: Any, y: Any = None) -> Any:
+        return x if y is None else x + y
+
+
+def test_optional_inputs_stay_optional() -> None:
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b", optional=True)
+    model = settle(keras.Model([a, b], layers.Dense(2, name="head")(Maybe(name="maybe")(a, b))))
+    x = samples(model, 48)
+    for recipe, seen in (("w8", None), ("w8a8_minmax", x)):
+        result, _ = quantize_model(model, recipe, seen, progress=False)
+        assert [layer.optional for layer in result.layers if isinstance(layer, layers.InputLayer)] == [False, True]
+        for data in (x, [x[0], None]):
+            np.testing.assert_allclose(result(data), model(data), atol=0.1)
+
+
 def test_a_subclass_that_leaves_the_call_alone_is_flattened() -> None:
     inputs = keras.Input((3,))
     outer = keras.Model(inputs, layers.Dense(2, name="head")(Wide(name="wide")(inputs)))
@@ -254,6 +291,26 @@ def test_a_graph_of_3000_calls_is_followed_without_recursion() -> None:
     assert [call.path for call in graph.calls] == [f"a{i}" for i in range(3000)]
     assert len(build_model(graph, build_tensors(graph)).layers) == 3001
     assert sys.getrecursionlimit() == limit
+
+
+def test_the_recursion_limit_serves_all_who_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, base = _RecursionLimit(), sys.getrecursionlimit()
+    first, second = limits.raised(500), limits.raised(200)
+    first.__enter__()
+    second.__enter__()
+    assert sys.getrecursionlimit() == base + 500
+    first.__exit__(None, None, None)
+    assert sys.getrecursionlimit() == base + 200  # the second is still at work
+    second.__exit__(None, None, None)
+    assert sys.getrecursionlimit() == base
+    try:
+        with limits.raised(100):
+            sys.setrecursionlimit(base + 77)
+            with limits.raised(10):
+                assert sys.getrecursionlimit() == base + 177
+        assert sys.getrecursionlimit() == base + 77
+    finally:
+        sys.setrecursionlimit(base)
 
 
 @pytest.mark.parametrize("thing", [None, 3, layers.Dense(2), keras.Input((2,))], ids=str)

@@ -134,6 +134,39 @@ def test_functions_needn_t_be_registered(function: Any) -> None:
     np.testing.assert_array_equal(copy(X), layer(X))
 
 
+def relu(x: Any) -> Any:
+    return 2 * x
+
+
+class Rectified(layers.Layer):
+    """Hands its function to another layer, or wraps it."""
+
+    def __init__(self, activation: Any = None, **options: Any) -> None:
+        super().__init__(**options)
+        function = keras.activations.get(activation)
+        self.activation = lambda x: 3 * function(x)
+        self.name_of_it = keras.activations.serialize(function)
+
+    def call(self, x: Any) -> Any:
+        return self.activation(x)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"activation": self.name_of_it}
+
+
+def test_a_function_named_like_one_of_keras_stays_what_it_is() -> None:
+    layer = called(layers.Dense(5, activation=relu, name="head"))
+    copy, why = copy_operation(layer, "copy")
+    assert (copy.activation, why) == (relu, "")
+    np.testing.assert_array_equal(copy(X), layer(X))
+    assert rebuild_layer(layer, {"activation": "relu"}).activation is keras.activations.relu
+
+
+def test_a_function_made_of_the_one_given_is_made_once() -> None:
+    layer = called(Rectified("tanh"))
+    np.testing.assert_array_equal(rebuild_layer(layer)(X), layer(X))
+
+
 def test_what_its_configuration_can_t_rebuild_is_refused() -> None:
     layer = called(Forgetful(3, name="mine"))
     with pytest.raises(
@@ -166,9 +199,52 @@ def test_operations_are_copied_with_their_arguments() -> None:
 @pytest.mark.parametrize("make", [lambda: Forgetful(3), lambda: Late(), lambda: layers.Lambda(lambda x: x + 1)])
 def test_what_can_t_be_copied_is_used_as_it_is_and_says_why(make: Any) -> None:
     layer = called(make())
-    copy, why = copy_operation(layer, "copy")
-    assert copy is layer
+    name, nodes = layer.name, len(layer._inbound_nodes)
+    twin, why = copy_operation(layer, "copy")
     assert why.startswith("shared with the given model: expected a layer that its configuration can rebuild")
+    assert [id(v) for v in twin.variables] == [id(v) for v in layer.variables]
+    np.testing.assert_array_equal(twin(X), layer(X))
+    outputs = twin(keras.Input((3, 4)))
+    assert outputs._keras_history.operation is twin
+    assert (twin.name, layer.name, len(layer._inbound_nodes)) == ("copy", name, nodes)
+
+
+class Broken(layers.Dense):
+    """A configuration whose author made a mistake of some kind."""
+
+    error: Exception = RuntimeError("no way")
+
+    def get_config(self) -> dict[str, Any]:
+        raise self.error
+
+
+class BrokenOperation(keras.Operation):
+    """The same, of an operation that is no layer."""
+
+    def call(self, x: Any) -> Any:
+        return x + 1
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> BrokenOperation:
+        raise ZeroDivisionError("no way")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ZeroDivisionError, KeyError, OSError, StopIteration])
+def test_whatever_a_configuration_raises_it_is_no_copy(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Broken, "error", error("no way"))
+    layer = called(Broken(5, name="mine"))
+    with pytest.raises(NotRebuildableError, match=rf"received 'mine' of class Broken \({error.__name__}: .*no way"):
+        rebuild_layer(layer)
+    assert "shared with the given model" in copy_operation(layer, "copy")[1]
+
+
+def test_operations_that_are_no_layers_may_refuse_too() -> None:
+    op = BrokenOperation(name="mine")
+    twin, why = copy_operation(op, "copy")
+    assert (twin is op, twin.name, why) == (False, "copy", "shared with the given model: ZeroDivisionError: no way")
 
 
 def test_an_adapted_layer_computes_alike_in_its_copy() -> None:
@@ -176,6 +252,15 @@ def test_an_adapted_layer_computes_alike_in_its_copy() -> None:
     layer.adapt(np.linspace(3, 9, 32, dtype="float32").reshape(8, 4))
     x = np.ones((2, 4), "float32")
     np.testing.assert_array_equal(rebuild_layer(layer)(x), layer(x))
+
+
+def test_an_adapted_layer_within_another_computes_alike_in_its_copy() -> None:
+    inner = keras.layers.Normalization()
+    inner.adapt(np.linspace(3, 9, 32, dtype="float32").reshape(8, 4))
+    layer = keras.layers.TimeDistributed(inner)
+    expected = layer(X)
+    assert np.abs(expected - X).max() > 1
+    np.testing.assert_array_equal(rebuild_layer(layer)(X), expected)
 
 
 def test_a_layer_that_keeps_tables_is_no_copy() -> None:

@@ -61,9 +61,70 @@ def test_a_recurrent_layer_counts_every_step() -> None:
     assert found["lstm_cell/recurrent_kernel"] == 7 * 4 * 16
 
 
-def test_a_recurrent_convolution_is_no_convolution() -> None:
-    found = counts(layers.ConvLSTM2D(4, 3, padding="same"), (7, 5, 5, 2))
-    assert found["conv_lstm_cell/kernel"] == 7 * 25 * 9 * 2 * 16
+def test_both_directions_count_every_step() -> None:
+    for options in ({}, {"merge_mode": None}):
+        found = counts(layers.Bidirectional(layers.GRU(3, return_sequences=True, name="rnn"), **options), (7, 5))
+        for way in ("forward", "backward"):
+            assert found[f"{way}_rnn/gru_cell/kernel"] == 7 * 5 * 9
+            assert found[f"{way}_rnn/gru_cell/recurrent_kernel"] == 7 * 3 * 9
+
+
+def test_stacked_cells_count_every_step() -> None:
+    found = counts(layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)]), (7, 5))
+    assert found["stacked_rnn_cells/lstm_cell/kernel"] == 7 * 5 * 12
+    assert found["stacked_rnn_cells/gru_cell/kernel"] == 7 * 3 * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "places"),
+    [
+        ({"padding": "same"}, (7, 5, 6, 2), 5 * 6),
+        ({"padding": "same", "strides": 2, "return_sequences": True}, (7, 5, 6, 2), 3 * 3),
+        ({"dilation_rate": (1, 2)}, (7, 5, 6, 2), 3 * 2),
+        ({"strides": (1, 2), "data_format": "channels_first"}, (7, 2, 5, 6), 3 * 2),
+    ],
+)
+def test_a_recurrent_convolution_counts_its_places_at_every_step(
+    options: dict[str, Any], shape: tuple[int, ...], places: int
+) -> None:
+    found = counts(layers.ConvLSTM2D(4, 3, **options), shape)
+    assert found["conv_lstm_cell/kernel"] == 7 * places * 9 * 2 * 16
+    assert found["conv_lstm_cell/recurrent_kernel"] == 7 * places * 9 * 4 * 16
+    both = counts(layers.Bidirectional(layers.ConvLSTM2D(4, 3, name="rnn", **options)), shape)
+    assert both["backward_rnn/conv_lstm_cell/kernel"] == 7 * places * 9 * 2 * 16
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (layers.Conv2D(8, 3, strides=2), (9, 9, 3), 4 * 4 * 9 * 3 * 8),
+        (layers.Conv2DTranspose(8, 3, strides=2), (4, 4, 3), 4 * 4 * 9 * 3 * 8),
+        (layers.Conv1D(8, 3, data_format="channels_first"), (3, 10), 8 * 3 * 3 * 8),
+        (layers.Dense(4), (6, 5), 6 * 5 * 4),
+        (layers.EinsumDense("abc,cd->abd", (6, 4)), (6, 5), 6 * 5 * 4),
+    ],
+    ids=lambda value: value.name if isinstance(value, layers.Layer) else None,
+)
+def test_what_runs_at_every_step_counts_as_often(layer: Any, shape: tuple[int, ...], expected: int) -> None:
+    (found,) = (n for n in counts(layers.TimeDistributed(layer), (7, *shape)).values() if n is not None)
+    assert found == 7 * expected
+
+
+def test_a_model_at_every_step_counts_its_layers() -> None:
+    shared = layers.Conv2D(2, 3, padding="same", name="shared")
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Flatten()(shared(layers.MaxPooling2D(2)(shared(inputs))))
+    model = keras.Model(inputs, layers.Dense(5, name="fc")(x), name="net")
+    found = counts(layers.TimeDistributed(model), (7, 6, 6, 2))
+    assert found["net/shared/kernel"] == 7 * (36 + 9) * 9 * 2 * 2
+    assert found["net/fc/kernel"] == 7 * 18 * 5
+    anywhere = keras.Sequential([keras.Input((None, None, 2)), layers.Conv2D(2, 3, name="conv")], name="net")
+    assert counts(layers.TimeDistributed(anywhere), (7, 6, 6, 2))["net/conv/kernel"] is None
+
+
+def test_a_normalized_convolution_counts_as_the_convolution() -> None:
+    found = counts(layers.SpectralNormalization(layers.Conv2D(8, 3, strides=2, name="conv")), (9, 9, 3))
+    assert found["conv/kernel"] == 4 * 4 * 9 * 3 * 8
 
 
 def test_looking_rows_up_multiplies_nothing() -> None:
@@ -80,3 +141,7 @@ def test_looking_rows_up_multiplies_nothing() -> None:
 )
 def test_open_sizes_have_no_count(layer: Any, shape: tuple[int | None, ...]) -> None:
     assert counts(layer, shape)["kernel"] is None
+
+
+def test_steps_of_open_number_have_no_count() -> None:
+    assert counts(layers.TimeDistributed(layers.Dense(4, name="dense")), (None, 5))["dense/kernel"] is None

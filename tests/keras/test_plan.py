@@ -203,6 +203,54 @@ def test_a_fixed_grid_that_meets_a_concatenation_stays_alone() -> None:
     assert found.group("gate").names == ["gate"]
 
 
+def joined(*branches: Any, rules: tuple[Rule, ...] = ()) -> Planned:
+    """The plan of branches from one input that a concatenation joins."""
+    inputs = keras.Input((6, 6, 4), name="x")
+    outputs = layers.Concatenate(name="joined")([branch(inputs) for branch in branches])
+    return Planned(keras.Model(inputs, layers.Flatten(name="flat")(outputs)), *rules)
+
+
+def gate(name: str, activation: str = "sigmoid") -> Any:
+    return layers.Activation(activation, name=name)
+
+
+@pytest.mark.parametrize("others", [[gate("b")], [gate("b", "softmax"), gate("c")]])
+def test_a_concatenation_of_one_fixed_grid_inherits_it(others: list[Any]) -> None:
+    found = joined(gate("a"), *others)
+    assert found.share(*(name for name in found.values if name != "x"))
+    assert found.group("joined").fixed == (0.0, 1.0)
+    assert [found.status(name) for name in ("a", "b", "joined", "flat")] == ["quantized"] * 2 + ["inherited"] * 2
+
+
+def test_a_concatenation_inherits_a_fixed_grid_through_what_keeps_it() -> None:
+    pooled = keras.Sequential(
+        [keras.Input((6, 6, 4)), gate("b"), layers.AveragePooling2D(3, 1, "same", name="pool")], name="in"
+    )
+    found = joined(gate("a"), pooled)
+    assert found.share("a", "in/b", "in/pool", "joined", "flat")
+    assert found.group("joined").names == ["a", "in/b", "in/pool"]
+
+
+@pytest.mark.parametrize("other", [gate("b", "tanh"), gate("b", "relu")])
+def test_a_concatenation_of_different_grids_has_one_of_its_own(other: Any) -> None:
+    found = joined(gate("a"), gate("c"), other)
+    assert found.status("joined") == "quantized"
+    assert found.group("joined").fixed is None
+    assert found.group("a").names == ["a"]
+    assert found.share("b", "joined") == (other.activation is keras.activations.relu)
+
+
+def test_a_concatenation_of_fixed_grids_of_different_bits_has_one_of_its_own() -> None:
+    four = TensorSpec(bits=4, method="uniform")
+    for name in ("b", "joined"):
+        found = joined(gate("a"), gate("b"), rules=(Rule(name, activations=four),))
+        assert found.status("joined") == "quantized"
+        assert found.group("joined").fixed is None
+        assert len({id(found.group(each)) for each in ("a", "b", "joined")}) == 3
+    left = joined(gate("a"), gate("b"), rules=(Rule("b", activations=FLOAT),))
+    assert not left.share("a", "joined")
+
+
 def test_integers_are_left_alone_and_say_so() -> None:
     found = planned("dict_io")
     assert found.status("token") == "float"

@@ -16,7 +16,6 @@ from qi import (
     KerasActivationQuantizationHolder,
     KerasQuantizationWrapper,
     QuantizationReport,
-    QuantizationWarning,
     Recipe,
     Rule,
     TensorSpec,
@@ -158,6 +157,27 @@ def test_the_two_models_share_no_variable() -> None:
     assert not {id(v) for v in model.variables} & {id(v) for v in qmodel.variables}
 
 
+def test_what_has_no_weights_and_no_copy_is_told_and_left_alone() -> None:
+    inputs = keras.Input((4,), name="x")
+    shift = layers.Lambda(lambda x: x + 1, name="shift")
+    model = settle(keras.Model(inputs, layers.Dense(2, name="head")(shift(inputs))))
+    dense = model.get_layer("head")
+    before = [(len(op._inbound_nodes), len(op._outbound_nodes)) for op in model.operations]
+    for _ in range(2):
+        with warned() as found:
+            qmodel, report = quantized(model, "w8")
+        assert [str(item.message) for item in found] == report.warnings
+        assert "1 layers can't be copied: 'shift' is shared with the given model: expected" in report.warnings[0]
+    assert [(len(op._inbound_nodes), len(op._outbound_nodes)) for op in model.operations] == before
+    assert qmodel.get_layer("head").layer is not dense
+    x = samples(model, 4)
+    np.testing.assert_allclose(qmodel(x), model(x), atol=0.05)
+
+
+def relu(x: Any) -> Any:
+    return 2 * x
+
+
 # Strict, rules, warnings -----------------------------------------------------------------------------------------------
 
 
@@ -195,13 +215,14 @@ def test_rules_by_path_and_type() -> None:
         Rule("a_*", weights=TensorSpec(bits=2, method="power_of_two")),
     )
     recipe = Recipe("mixed", weights=TensorSpec(bits=8), activations=ACTIVATIONS, rules=rules)
-    qmodel, report = quantized(model, recipe, samples(model, 48), strict=True)
+    with warned():  # of what 2 bits do
+        qmodel, report = quantized(model, recipe, samples(model, 48), strict=True)
     rows = {row.path: row for row in report.rows}
     assert rows["stem_conv/kernel"].reason == "left in float by rule match='stem_conv'"
     assert (rows["logits/kernel"].bits, rows["logits/kernel"].method) == (4, "uniform")
     assert (rows["a_conv/kernel"].bits, rows["a_conv/kernel"].method) == (2, "power_of_two")
     assert (rows["b_conv/kernel"].bits, rows["b_conv/kernel"].granularity) == (8, "per tensor")
-    assert not report.all_warnings
+    assert not report.unused_rules
     kernel = qmodel.get_layer("a_conv").get_quantized_weights()["kernel"]
     assert np.log2(np.abs(kernel[kernel != 0])) % 1 == pytest.approx(0)
 
@@ -225,42 +246,25 @@ def test_unused_rules_are_warned_of() -> None:
     assert found[0].filename == __file__  # the caller's line
 
 
-def test_few_samples_are_warned_of() -> None:
-    model = build("sequential")
-    with warned() as found:
-        _, report = quantized(model, "w8a8_minmax", samples(model, 31))
-    assert [item.category for item in found] == [QuantizationWarning]
-    assert report.warnings == ["only 31 calibration samples; ranges need at least 32, better some hundreds"]
-    with warned() as found:
-        quantized(model, "w8a8_minmax", samples(model, 32))
-        quantized(model, "w8", samples(model, 1))
-    assert not found
+@pytest.mark.parametrize("recipe", ["w8a8", "w8"])
+def test_a_rule_about_what_was_folded_is_told_so(recipe: str) -> None:
+    model = build("residual")
+    rules = [{"match": "stem_bn", "weights": "float", "activations": "float"}, {"match": "?_bn", "weights": "float"}]
+    data = samples(model, 64) if recipe == "w8a8" else None
+    with warned():
+        report = quantized(model, {"base": recipe, "rules": rules}, data)[1]
+    assert report.unused_rules == (
+        "match='stem_bn': matches only what was folded into other layers: 'stem_bn' into 'stem_conv'; do name those layers",
+        "match='?_bn': matches only what was folded into other layers: 'a_bn' into 'a_conv' and 2 more; do name those layers",
+    )
 
 
-def test_ranges_that_saturate_are_warned_of() -> None:
-    model = keras.Sequential([keras.Input((8,), name="x"), layers.ReLU(name="clamp")])
-    data = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
-    cut = TensorSpec(bits=8, method="uniform", range="percentile", range_options={"percentile": 90.0})
-    with warned() as found:
-        _, report = quantized(model, Recipe("cut", activations=cut), data)
-    (line,) = report.warnings
-    share = next(row.clipped_share for row in report.rows if row.layer == "x")
-    assert share is not None
-    assert line.startswith(f"2 activation ranges saturate: x clips {100 * share:.1f} % of its values")
-    assert [str(item.message) for item in found] == [line]
-
-
-def test_activations_that_overflow_are_warned_of() -> None:
-    model = keras.Sequential([keras.Input((4,)), layers.Activation("exponential", name="grow")])
-    data = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
-    data[3, 1:3] = 1000.0
-    with warned() as found:
-        _, report = quantized(model, Recipe("a", activations=ACTIVATIONS), data)
-    assert "1 activations hold NaN or infinities in the float model" in report.warnings[0]
-    assert "2 values of grow" in report.warnings[0]
-    assert len(found) == 1
-    with pytest.raises(InputError, match=r"expected finite activations; the float model gave none at \['grow'\]"):
-        quantized(model, Recipe("a", activations=ACTIVATIONS), np.full((40, 4), 1000.0))
+def test_a_dead_activation_drowns_in_nothing() -> None:
+    model = keras.Sequential([keras.Input((8,), name="x"), layers.Dense(4, name="d"), layers.ReLU(name="dead")])
+    settle(model)
+    model.get_layer("d").bias.assign(np.full(4, -100.0))
+    _, report = quantized(model, "w8a8_minmax", np.ones((40, 8), np.float32))
+    assert report.warnings == []
 
 
 # Evaluation ------------------------------------------------------------------------------------------------------------
@@ -282,6 +286,21 @@ def test_report_evaluates_the_users_metric(monkeypatch: pytest.MonkeyPatch) -> N
 
     batched = tf.data.Dataset.from_tensor_slices((data, labels)).batch(24)
     assert report.evaluate("accuracy", batched).quantized_value == expected
+
+    class Pairs(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            return data[32 * index : 32 * index + 32], labels[32 * index : 32 * index + 32]
+
+    for given in (Pairs(), ((data[i : i + 24], labels[i : i + 24]) for i in (0, 24, 48))):
+        found = report.evaluate("accuracy", given)
+        assert (found.quantized_value, found.samples) == (expected, 64)
+    with pytest.raises(InputError, match="endless dataset"):
+        report.evaluate("accuracy", batched.repeat())
+    with pytest.raises(InputError, match=r"of shape \[\(None, 8, 8, 3\)\]; received 'x' of shape \(64, 8, 8\)"):
+        report.evaluate("accuracy", data[..., 0], labels)
     count = report.evaluate(lambda m: m.count_params(), of="model", name="size")
     assert count.float_value == model.count_params()
     assert len(report.evaluations) == 2  # the same figure is kept once

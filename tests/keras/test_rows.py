@@ -91,6 +91,17 @@ def test_every_value_has_one_row_but_for_what_is_fused(w4a8: Any) -> None:
     assert not inner & set(paths)
 
 
+def test_rows_follow_the_data() -> None:
+    model = build("shared")
+    paths = [found.path for found in quantized(model, "w8a8_minmax", samples(model, 48))[1].rows]
+    inputs = [path for path in paths if path.endswith("/input")]
+    assert paths[: len(inputs)] == inputs
+    layer = [path for path in paths if path.startswith("project")]
+    assert layer == ["project/kernel", "project/bias", "project/output", "project@2/output"]
+    assert paths[-3:] == ["head/kernel", "head/bias", "head/output"]
+    assert paths.index("project/bias") + 1 == paths.index("project/output")
+
+
 def test_inherited_grid_is_that_of_the_source(w4a8: Any) -> None:
     source, pooled = row(w4a8[2], "join_act/output"), row(w4a8[2], "pool/output")
     assert (source.scale_min, source.range_hi) == (pooled.scale_min, pooled.range_hi)
@@ -134,6 +145,17 @@ def test_a_layer_called_twice_multiplies_twice() -> None:
         "project",
         "project@2",
     ]
+
+
+def test_a_layer_called_on_other_shapes_counts_each_of_them() -> None:
+    inputs = keras.Input((8, 8, 3))
+    conv = layers.Conv2D(3, 3, padding="same", name="conv")
+    model = settle(keras.Model(inputs, conv(layers.MaxPooling2D(2)(conv(inputs)))))
+    assert row(quantized(model, "w8")[1], "conv/kernel").macs == (8 * 8 + 4 * 4) * 9 * 3 * 3
+    inputs = keras.Input((None, 3))
+    dense = layers.Dense(3, name="dense")
+    model = settle(keras.Model(inputs, [dense(inputs), dense(layers.GlobalMaxPooling1D()(inputs))]))
+    assert row(quantized(model, "w8")[1], "dense/kernel").macs is None
 
 
 def test_sizes_count_zero_points_and_groups() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -389,3 +391,20 @@ def test_weights_of_other_dtypes(dtype, bits, in_place):
     assert before.dtype == after.dtype == to_numpy(layer.kernel).dtype
     np.testing.assert_array_equal(after, before)
     assert wrapper.get_quantized_weights()["kernel"].dtype == before.dtype
+
+
+def test_an_adapted_layer_inside_computes_alike_once_reloaded(tmp_path: Path) -> None:
+    norm = keras.layers.Normalization(name="norm")
+    norm.adapt(np.linspace(3, 9, 32, dtype="float32").reshape(8, 4))
+    inside = keras.Sequential([keras.Input((4,)), norm, keras.layers.Dense(3, name="dense")], name="inside")
+    x = RNG.normal(6, 2, (5, 4)).astype(np.float32)
+    for layer, weights in ((inside, {"dense/kernel": W4}), (norm, {})):
+        dispatcher = KerasNodeQuantizationDispatcher(weights)
+        for frozen in (False, True):
+            model = keras.Sequential([keras.Input((4,)), KerasQuantizationWrapper(layer, dispatcher)])
+            if frozen:
+                model.layers[0].freeze()
+            expected = to_numpy(model(x))
+            model.save(tmp_path / "model.keras")
+            np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), expected)
+            assert np.abs(expected - x[:, :3].mean()).max() > 1

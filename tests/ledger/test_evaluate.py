@@ -41,6 +41,28 @@ def test_a_function_gets_everything_in_numpy_arrays():
     assert type(result.float_value) is float
 
 
+def test_nested_lists_reach_a_model_as_one_array():
+    def model(x):
+        return x.reshape(len(x), -1)  # a list has no such method
+
+    for given in (X.tolist(), [[1.0, 0.0], [0.0, 1.0]], [["a"], ["b"]]):
+        assert evaluate_models(model, model, lambda y, p: len(p), given, list(range(len(given)))).samples == len(given)
+    with pytest.raises(InputError, match=r"x to be an array.*received lists of several lengths"):
+        evaluate_models(model, model, "accuracy", [[1.0], [1.0, 2.0]], [0, 1])
+
+
+def test_batches_are_read_once_for_both_models():
+    source = ((X[i : i + 2], Y[i : i + 2]) for i in (0, 2))
+    seen = []
+    result = evaluate_models(
+        lambda x: seen.append(id(x)) or x, lambda x: seen.append(id(x)) or x, "accuracy", source
+    )  # fmt: skip
+    assert (result.samples, result.agreement) == (4, 1.0)
+    assert seen[0] == seen[1]
+    assert seen[2] == seen[3]
+    assert len(seen) == 4
+
+
 def test_several_outputs_reach_a_function_as_they_are():
     def model(x):
         return {"a": x, "b": [x, 2 * x]}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from qi.errors import FileFormatError, InputError
-from qi.observers import TensorStatistics, load_statistics, save_statistics
+from qi.observers import CalibratedStatistics, TensorStatistics, load_statistics, save_statistics
 
 
 def statistics(seed=0, axis=None):
@@ -56,6 +56,15 @@ def test_the_file_holds_plain_arrays(tmp_path):
             "names": ["a"],
         }
         assert archive["0.histogram.counts"].shape == (1, 128)
+
+
+def test_the_origin_is_kept_where_it_is_known(tmp_path):
+    path = tmp_path / "s.npz"
+    save_statistics(path, CalibratedStatistics({"a": statistics()}, samples=7, model="abc"))
+    found = load_statistics(path)
+    assert (list(found), found.samples, found.model) == (["a"], 7, "abc")
+    save_statistics(path, dict(found))
+    assert (load_statistics(path).samples, load_statistics(path).model) == (None, "")
 
 
 @pytest.mark.parametrize("bad", [{"a": 3}, {1: TensorStatistics()}])
@@ -125,6 +134,9 @@ def npy(array):
         archive_of(header=np.frombuffer(b"{", np.uint8)),
         archive_of(header=np.frombuffer(b"\xff\xfe\xff", np.uint8)),
         archive_of(header=header_of(names=3)),
+        archive_of(header=header_of(names=[], samples=-1)),
+        archive_of(header=header_of(names=[], samples="7")),
+        archive_of(header=header_of(names=[], model=3)),
         archive_of(header=header_of(names=[1])),
         archive_of(header=header_of(names=["a", "a"])),
         archive_of(header=header_of()),

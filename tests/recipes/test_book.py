@@ -72,6 +72,20 @@ def test_rules_that_decided_nothing_are_named_with_the_cause():
     )
 
 
+def test_a_rule_about_folded_layers_says_where_they_are():
+    book = W8A8.with_rules(
+        Rule("bn", weights="float"), Rule(layer_type="BatchNorm*", activations="float"), Rule("*n*", weights="float")
+    ).resolve()
+    book.folded("bn", "BatchNormalization", "conv")
+    book.folded("again", "BatchNormalization", "conv")
+    book.weights_for("conv", "Conv2D", "kernel")
+    assert book.unused_rules() == (
+        "match='bn': matches only what was folded into other layers: 'bn' into 'conv'; do name those layers",
+        "layer_type='BatchNorm*': matches only what was folded into other layers: 'bn' into 'conv' and 1 more; "
+        "do name those layers",
+    )
+
+
 def test_every_book_counts_for_itself():
     recipe = W8A8.with_rules(Rule("a", weights="float"))
     used, fresh = recipe.resolve(), recipe.resolve()

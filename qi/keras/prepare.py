@@ -1,0 +1,162 @@
+"""The steps before any quantizer: the graph folded and copied, the plan of its activations, their statistics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from qi.errors import ConfigError, InputError, UnsupportedError
+from qi.keras.assemble import copy_layers
+from qi.keras.calibrate import Calibration, collect, group_statistics
+from qi.keras.fingerprint import fingerprint
+from qi.keras.fold import fold_batch_norms, split_activations
+from qi.keras.graph import Graph, Value, build_tensors, flatten_model
+from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.plan import ActivationPlan, plan_activations
+from qi.keras.running import fixed_batch
+from qi.keras.separable import split_separable
+from qi.keras.verify import check_copies
+from qi.keras.weights import has_policy
+from qi.keras.wrapper import KerasQuantizationWrapper
+from qi.observers import CalibratedStatistics, TensorStatistics, load_statistics
+from qi.recipes import RecipeLike, RuleBook, get_recipe
+
+__all__ = ["Prepared", "calibrate", "gather_statistics", "prepare"]
+
+_QUANTIZED = (KerasActivationQuantizationHolder, KerasQuantizationWrapper)
+_MEASURED_ELEMENTS = 2**24  # activations held at once to measure errors: 64 MiB a model
+
+
+@dataclass(eq=False)
+class Prepared:
+    """A model on its way: its graph as given, the folded one of copies, the recipe's decisions, the activations' plan."""
+
+    given: Graph
+    graph: Graph
+    book: RuleBook
+    plan: ActivationPlan
+    unfolded: dict[str, str]
+    notes: dict[str, str]
+    tensors: dict[int, Any]
+
+    @property
+    def watched(self) -> list[Value]:
+        """Values that calibration has to see."""
+        return [value for group in self.plan.groups if group.fixed is None for value in group.observed]
+
+
+def prepare(model: keras.Model, recipe: RecipeLike) -> Prepared:
+    """The model's graph, ready for quantizers.
+
+    Raises:
+        UnsupportedError: a subclassed or an already quantized model.
+        InputError: an unbuilt model, or one with NaN in its weights.
+        ConfigError: an unknown recipe.
+    """
+    graph = flatten_model(model)
+    done = [call.path for call in graph.calls if isinstance(call.op, _QUANTIZED)]
+    if done:
+        raise UnsupportedError(
+            f"expected a float model; received {model.name!r}, in which {len(done)} layers are quantized ({done[0]!r}...); "
+            "do start from the float model"
+        )
+    chosen = get_recipe(recipe)
+    book = chosen.resolve()
+    unfolded = fold_batch_norms(graph)
+    for call in graph.calls:
+        for kind, _, path in (name.partition(" ") for name in call.fused):
+            book.folded(path, kind, call.path)
+    probe = chosen.resolve()  # a book of its own: asking marks rules as used
+    if any(probe.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
+        split_activations(graph, has_policy)
+        split_separable(graph)
+    plan = plan_activations(graph, book)
+    notes = copy_layers(graph, plan)
+    return Prepared(flatten_model(model), graph, book, plan, unfolded, notes, build_tensors(graph))
+
+
+def gather_statistics(
+    model: keras.Model, ready: Prepared, data: Any, statistics: Any, batch_size: int, progress: bool
+) -> Calibration:
+    """What the data, or an earlier calibration, tell of the activations; the copied layers are checked on it as well.
+
+    Raises:
+        InputError: illegal data, or both; a layer that computes something else once it is rebuilt.
+        ConfigError: statistics of another model.
+    """
+    if statistics is None:
+        calibration = _new_statistics(ready, data, batch_size, progress)
+    else:
+        calibration = _stored_statistics(model, data, statistics)
+    check_copies(ready.given, ready.graph, calibration.sample)
+    return calibration
+
+
+def calibrate(
+    model: keras.Model, data: Any, recipe: RecipeLike = "w8a8", *, batch_size: int = 64, progress: bool = True
+) -> CalibratedStatistics:
+    """Collects the statistics from which any recipe's activation ranges can be chosen later, with no data at hand.
+
+    Args:
+        model: a built Functional or Sequential model; it is only read.
+        data: see `quantize_model`.
+        recipe: decides which values are watched; recipes that quantize the same tensors can use the result.
+        batch_size: for arrays.
+        progress: whether to show a progress bar.
+
+    Returns:
+        statistics by value name, with the number of samples and a fingerprint of the model: give them to
+        ``quantize_model(..., statistics=...)``, or to `qi.observers.save_statistics`.
+
+    Raises:
+        ConfigError: a recipe that quantizes no activations, besides what `quantize_model` raises.
+    """
+    ready = prepare(model, recipe)
+    if not ready.watched:
+        raise ConfigError(
+            f"expected a recipe with activation ranges to choose; received {ready.book.recipe.name!r}, which needs no "
+            "statistics; do quantize without them"
+        )
+    calibration = _collect(ready, data, batch_size, progress)
+    check_copies(ready.given, ready.graph, calibration.sample)
+    for group in ready.plan.groups:
+        group_statistics(group, calibration.statistics)  # refuses what no recipe could use
+    return CalibratedStatistics(calibration.statistics, samples=calibration.samples, model=fingerprint(model))
+
+
+def _new_statistics(ready: Prepared, data: Any, batch_size: int, progress: bool) -> Calibration:
+    """What one pass over the data gives; nothing where the recipe needs none."""
+    if not ready.plan.groups or (data is None and not ready.watched):
+        return Calibration()
+    return _collect(ready, data, batch_size, progress)
+
+
+def _stored_statistics(model: keras.Model, data: Any, statistics: Any) -> Calibration:
+    """What an earlier calibration gave, checked to be of this model where it says so."""
+    if data is not None:
+        raise InputError("expected data or statistics; received both; do give one of them")
+    found = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
+    if not isinstance(found, Mapping) or not all(isinstance(s, TensorStatistics) for s in found.values()):
+        raise InputError(f"expected TensorStatistics by name, as calibrate gives them; received {type(found).__name__}")
+    samples = 0
+    if isinstance(found, CalibratedStatistics):
+        if found.model and found.model != fingerprint(model):
+            raise ConfigError(
+                "expected statistics of this very model; received those of a model with other weights or layers; "
+                "do calibrate again"
+            )
+        samples = found.samples or 0
+    return Calibration(dict(found), samples=samples, source="stored statistics")
+
+
+def _collect(ready: Prepared, data: Any, batch_size: int, progress: bool) -> Calibration:
+    sizes = [np.prod([n or 1 for n in v.shape[1:]]) for call in ready.graph.calls for v in call.outputs]
+    # Where the inputs fix the batch size, layers may need just as many.
+    fixed = fixed_batch([value.shape for value in ready.graph.flat_inputs()])
+    keep = fixed or int(np.clip(_MEASURED_ELEMENTS // max(1, int(sum(sizes))), 1, 64))
+    return collect(ready.graph, ready.tensors, ready.watched, data, batch_size=batch_size, progress=progress, keep=keep)

@@ -1,0 +1,110 @@
+"""From the inferable quantizers that calibration gives to the trainable ones that start where those are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qi.core.estimators import check_estimator
+from qi.errors import ConfigError
+from qi.quantizers import (
+    BaseInferableQuantizer,
+    BaseTrainableQuantizer,
+    QuantizationMethod,
+    QuantizationTarget,
+    TrainableQuantizerActivationConfig,
+    TrainableQuantizerWeightsConfig,
+    get_quantizer_class,
+    training_methods,
+)
+from qi.registry import suggest
+from qi.typing import Shape
+
+__all__ = ["TrainingMethods", "trainable_quantizer"]
+
+_WEIGHTS, _ACTIVATION = QuantizationTarget.WEIGHTS, QuantizationTarget.ACTIVATION
+_POT, _UNIFORM = QuantizationMethod.POWER_OF_TWO, QuantizationMethod.UNIFORM
+
+# What takes the place of a method where it makes no sense: it is defined for activations, say, or has no power-of-two form.
+_INSTEAD = {
+    ("lsq", _WEIGHTS, _POT): "tqt",
+    ("lsq", _ACTIVATION, _POT): "tqt",
+    ("ste_learned", _WEIGHTS, _POT): "tqt",
+    ("ste_learned", _ACTIVATION, _POT): "tqt",
+    ("lsq_plus", _WEIGHTS, QuantizationMethod.SYMMETRIC): "lsq",
+    ("lsq_plus", _ACTIVATION, QuantizationMethod.SYMMETRIC): "lsq",
+    ("pact", _WEIGHTS, QuantizationMethod.SYMMETRIC): "ste",
+    ("pact", _WEIGHTS, _UNIFORM): "ste",
+}
+
+
+@dataclass(frozen=True)
+class TrainingMethods:
+    """How quantizers train.
+
+    Args:
+        weights: a training method: "lsq", "ste"... (`qi.training_methods` lists them).
+        activations: another one for activations; None takes the same.
+        estimator: the gradient estimator of both.
+        estimator_options: its options.
+
+    Raises:
+        ConfigError: an unknown method or estimator.
+    """
+
+    weights: str = "lsq"
+    activations: str | None = None
+    estimator: str = "clipped_ste"
+    estimator_options: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (self.weights, self.activations or self.weights):
+            if name not in training_methods():
+                raise ConfigError(
+                    f"expected a training method of {training_methods()}; received {name!r}."
+                    + suggest(str(name), training_methods())
+                )
+        check_estimator(self.estimator, dict(self.estimator_options))
+
+    def of(self, inferable: BaseInferableQuantizer) -> str:
+        """The method for the tensor that an inferable quantizer is for, or the one that takes its place there."""
+        target, method = inferable.quantization_target, inferable.quantization_method[0]
+        name = self.weights if target is _WEIGHTS else self.activations or self.weights
+        if name == "pact" and target is _ACTIVATION and float(np.min(inferable.min_range)) < 0:
+            return "ste_learned"  # PACT would cut off what is below 0
+        return _INSTEAD.get((name, target, method), name)
+
+
+def trainable_quantizer(
+    inferable: BaseInferableQuantizer, shape: Shape, methods: TrainingMethods, *, fixed: bool = False
+) -> BaseTrainableQuantizer:
+    """The trainable quantizer that starts as `inferable`.
+
+    Args:
+        inferable: gives bits, method, axes and the first range.
+        shape: of the tensor.
+        methods: how it trains.
+        fixed: whether its range is given by the operation before it (softmax, say) and may not change.
+
+    Raises:
+        ConfigError: no quantizer trains by that method for this target and quantization method.
+    """
+    method = inferable.quantization_method[0]
+    cls: Any = get_quantizer_class(inferable.quantization_target, method, "ste" if fixed else methods.of(inferable))
+    config: Any
+    if inferable.quantization_target is _WEIGHTS:
+        groups = (
+            {"group_size": inferable.group_size, "group_axis": inferable.group_axis} if inferable.group_size else {}
+        )
+        config = TrainableQuantizerWeightsConfig(
+            method, inferable.num_bits, groups, True, inferable.channel_axis, inferable.per_channel
+        )
+    else:
+        config = TrainableQuantizerActivationConfig(method, inferable.num_bits)
+    quantizer: BaseTrainableQuantizer = cls(
+        config, estimator=methods.estimator, estimator_options=dict(methods.estimator_options)
+    )
+    return quantizer.with_initial(inferable, shape)

@@ -1,0 +1,54 @@
+"""STE: fixed range, straight-through gradient; and the same with stochastic rounding while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from qi.quantizers.base import QuantizerVariable
+from qi.quantizers.registry import QuantizationMethod, QuantizationTarget, mark_quantizer
+from qi.quantizers.trainable import BaseTrainableQuantizer
+from qi.typing import Array, Shape
+
+__all__ = ["STEQuantizer", "StochasticQuantizer"]
+
+_METHODS = [QuantizationMethod.SYMMETRIC, QuantizationMethod.POWER_OF_TWO, QuantizationMethod.UNIFORM]
+_BOTH = [QuantizationTarget.WEIGHTS, QuantizationTarget.ACTIVATION]
+
+
+@mark_quantizer(_BOTH, _METHODS, "ste")
+class STEQuantizer(BaseTrainableQuantizer):
+    """Fixed range: only the tensor trains.
+
+    ``y = s (clip(round(x / s), qmin - z, qmax - z))``, and ``dy/dx = 1`` within the range, 0 outside.
+
+    Source: Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, 2013 (arXiv:1308.3432).
+
+    Args and Raises: as `BaseTrainableQuantizer`.
+    """
+
+    learned_range = False
+
+    def declare(self, shape: Shape, x: np.ndarray | None = None) -> list[QuantizerVariable]:
+        """Fixed ``scale`` and, for uniform, ``zero_point``."""
+        return self.range_variables(shape, x, trainable=False)
+
+    def scale_zero_point(self, variables: Mapping[str, Array]) -> tuple[Array, Array | None]:
+        """The variables as they are."""
+        return variables["scale"], variables.get("zero_point")
+
+
+@mark_quantizer(_BOTH, _METHODS, "stochastic")
+class StochasticQuantizer(STEQuantizer):
+    """Fixed range, rounded up with the probability of the fraction while training, to nearest otherwise.
+
+    ``E[y] = x`` within the range, so small gradients are not lost to rounding; ``dy/dx`` as of `STEQuantizer`.
+
+    Source: Gupta et al., Deep Learning with Limited Numerical Precision, 2015 (arXiv:1502.02551).
+
+    Args and Raises: as `BaseTrainableQuantizer`.
+    """
+
+    rounding = "stochastic"
+    needs_noise = True
