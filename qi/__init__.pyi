@@ -30,8 +30,10 @@ from qi.keras import (
     KerasNodeQuantizationDispatcher as KerasNodeQuantizationDispatcher,
     KerasQuantizationWrapper as KerasQuantizationWrapper,
     calibrate as calibrate,
+    convert as convert,
     inspect_model as inspect_model,
     load_model as load_model,
+    prepare_qat as prepare_qat,
     quantize_model as quantize_model,
     save_model as save_model,
 )

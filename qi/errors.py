@@ -43,6 +43,10 @@ class FileFormatError(QiError, ValueError):
     """A file can't be read: truncated, damaged, or of a format or version that QI doesn't know."""
 
 
+class ContractError(QiError, AssertionError):
+    """A quantizer breaks the contract that `qi.testing.check_quantizer` checks."""
+
+
 class MissingDependencyError(QiError, ImportError):
     """An optional dependency isn't installed; the message names the pip line that installs it."""
 

@@ -268,6 +268,8 @@ def _torch() -> ArrayNamespace:
 
 @lru_cache(maxsize=256)
 def _namespace_of_type(kind: type) -> str:
+    if hasattr(kind, "__qi_namespace__"):
+        return "its own"
     if kind in (int, float, bool, list, tuple) or issubclass(kind, (np.ndarray, np.generic)):
         return "numpy"
     roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
@@ -286,6 +288,8 @@ def _namespace_of_type(kind: type) -> str:
 def namespace_of(*arrays: Any) -> ArrayNamespace:
     """Returns the namespace for `arrays`: Keras before torch before numpy where they are mixed.
 
+    An array whose class has an attribute ``__qi_namespace__`` brings that as its namespace, before all others.
+
     Raises:
         InputError: an argument is no array.
 
@@ -295,6 +299,9 @@ def namespace_of(*arrays: Any) -> ArrayNamespace:
         'numpy'
     """
     kinds = {_namespace_of_type(type(array)) for array in arrays}  # type: ignore[arg-type]  # classes are hashable
+    if "its own" in kinds:
+        own: ArrayNamespace = next(array.__qi_namespace__ for array in arrays if hasattr(array, "__qi_namespace__"))
+        return own
     if "keras" in kinds:
         return _keras()
     return _torch() if "torch" in kinds else NUMPY

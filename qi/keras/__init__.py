@@ -5,6 +5,7 @@ from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.inspect import Inspection, inspect_model
 from qi.keras.prepare import calibrate
 from qi.keras.ptq import quantize_model
+from qi.keras.qat import convert, prepare_qat
 from qi.keras.saving import load_model, save_model
 from qi.keras.wrapper import KerasQuantizationWrapper
 
@@ -14,8 +15,10 @@ __all__ = [
     "KerasNodeQuantizationDispatcher",
     "KerasQuantizationWrapper",
     "calibrate",
+    "convert",
     "inspect_model",
     "load_model",
+    "prepare_qat",
     "quantize_model",
     "save_model",
 ]

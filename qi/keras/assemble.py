@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,10 +19,10 @@ from qi.keras.separable import weight_in_rules
 from qi.keras.weights import weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger import Row
-from qi.quantizers import BaseInferableQuantizer
+from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RuleBook
 
-__all__ = ["Weights", "copy_layers", "insert_holders", "wrap_layers"]
+__all__ = ["Weights", "copy_layers", "frozen_wrapper", "insert_holders", "wrap_layers"]
 
 
 @dataclass(eq=False)
@@ -67,10 +67,27 @@ def _unique(name: str, path: str, taken: set[str]) -> str:
     return candidate
 
 
+Wrap = Callable[[keras.layers.Layer, dict[str, BaseInferableQuantizer]], KerasQuantizationWrapper]
+
+
+def frozen_wrapper(
+    layer: keras.layers.Layer, quantizers: Mapping[str, BaseInferableQuantizer]
+) -> KerasQuantizationWrapper:
+    """A wrapper of the layer's name that holds its weights quantized, in the layer itself."""
+    wrapper = KerasQuantizationWrapper(layer, KerasNodeQuantizationDispatcher(quantizers), name=layer.name)
+    wrapper.build(None)
+    return wrapper.freeze(in_place=True)
+
+
 def wrap_layers(
-    graph: Graph, book: RuleBook, unfolded: Mapping[str, str], notes: Mapping[str, str], types: Mapping[int, str]
+    graph: Graph,
+    book: RuleBook,
+    unfolded: Mapping[str, str],
+    notes: Mapping[str, str],
+    types: Mapping[int, str],
+    wrap: Wrap | None = None,
 ) -> Weights:
-    """Wraps and freezes every layer whose weights the recipe quantizes.
+    """Wraps every layer whose weights the recipe quantizes.
 
     Args:
         graph: its operations are copies; changed in place.
@@ -78,6 +95,7 @@ def wrap_layers(
         unfolded: why a batch normalization stays, by path.
         notes: why a layer is no copy, by path: it is left alone.
         types: description of each call's operation by ``id(call)``.
+        wrap: makes a built wrapper of a layer and its quantizers; frozen ones by default.
     """
     result = Weights()
     for calls in graph.calls_of().values():
@@ -91,9 +109,7 @@ def wrap_layers(
             reasons |= dict.fromkeys(quantizers, notes[path])
             quantizers = {}
         if quantizers:
-            wrapper = KerasQuantizationWrapper(op, KerasNodeQuantizationDispatcher(quantizers), name=op.name)
-            wrapper.build(None)
-            wrapper.freeze(in_place=True)
+            wrapper = (wrap or frozen_wrapper)(op, quantizers)
             for call in calls:
                 call.op = wrapper
         rows = weight_rows(calls, originals, reasons, types[id(calls[0])])
@@ -113,14 +129,20 @@ def _unasked(row: Row, book: RuleBook) -> bool:
 
 
 def insert_holders(
-    graph: Graph, plan: ActivationPlan, quantizers: Mapping[int, BaseInferableQuantizer]
+    graph: Graph, plan: ActivationPlan, quantizers: Mapping[int, BaseQuantizer], *, one_each: bool = False
 ) -> dict[int, Value]:
     """Inserts one quantizer layer a group, called on each value that needs it, and one for each name of an output.
+
+    Args:
+        graph: of copies; changed in place.
+        plan: which values get a quantizer.
+        quantizers: by ``id(group)``.
+        one_each: whether no group may have two layers, as where they train and have to stay equal.
 
     Returns:
         the quantized value of each value that got a quantizer, by the ``id`` of the latter.
     """
-    names, outputs = OutputNames.of(graph, plan), graph.flat_outputs()
+    names, outputs = OutputNames.of(graph, plan, one_each=one_each), graph.flat_outputs()
     taken = {call.op.name for call in graph.calls} | {value.name for value in graph.flat_inputs()} | names.names
     holders: dict[tuple[int, str], KerasActivationQuantizationHolder] = {}
     held: dict[int, Value] = {}

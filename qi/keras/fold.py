@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ import numpy as np
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.layers import NotRebuildableError, rebuild_layer, weight_values
 
-__all__ = ["FUSED_ACTIVATIONS", "activation_name", "fold_batch_norms", "split_activations"]
+__all__ = ["FUSED_ACTIVATIONS", "activation_name", "fold_batch_norms", "fold_gain", "split_activations"]
 
 FUSED_ACTIVATIONS = frozenset({"linear", "relu", "relu6"})
 
@@ -34,11 +35,20 @@ def activation_name(op: Any) -> str:
     return name if known else f"custom_{name}"
 
 
-def fold_batch_norms(graph: Graph) -> dict[str, str]:
+Kept = Callable[[Call, Call], str]
+Folded = Callable[[Any, Any, str, np.ndarray], None]
+
+
+def fold_batch_norms(graph: Graph, keep: Kept | None = None, on_fold: Folded | None = None) -> dict[str, str]:
     """Folds every batch normalization that directly follows a linear layer into that layer's weights.
 
     ``g = gamma / sqrt(variance + epsilon)``; ``kernel' = kernel * g``, ``bias' = beta + (bias - mean) * g``, in float64. A pair
     that is called several times, always together, is folded as well.
+
+    Args:
+        graph: changed in place.
+        keep: says of a (layer call, normalization call) that could be folded why it shall not be; "" to fold.
+        on_fold: hears of every fold: the layer, the new one, the kernel's path, and g in a shape that broadcasts to the kernel.
 
     Returns:
         for each normalization that stays, by its path, why.
@@ -49,7 +59,11 @@ def fold_batch_norms(graph: Graph) -> dict[str, str]:
     kept: dict[str, str] = {}
     norms = [calls for calls in graph.calls_of().values() if calls[0].builtin_kind == "BatchNormalization"]
     for calls in norms:
-        why = _why_not(graph, calls) or _fold(graph, calls)
+        why = _why_not(graph, calls)
+        before = calls[0].inputs[0].producer
+        if not why and keep is not None and before is not None:
+            why = keep(before, calls[0])
+        why = why or _fold(graph, calls, on_fold)
         if why:
             kept[calls[0].path] = why
     return kept
@@ -98,36 +112,48 @@ def _kernel_axis(call: Call) -> tuple[str, int] | None:
     return None
 
 
-def _folded(before: Call, norm: Any, location: tuple[str, int]) -> Any:
-    """The layer of `before` with the normalization in its weights."""
-    own, weights = weight_values(norm), weight_values(before.op)
-    mean, variance = own["moving_mean"].astype(np.float64), own["moving_variance"].astype(np.float64)
-    gain = own.get("gamma", np.ones_like(mean)) / np.sqrt(variance + norm.epsilon)
-    bias = own.get("beta", 0.0) + (weights.get("bias", np.zeros_like(mean)).astype(np.float64) - mean) * gain
+def fold_gain(before: Call, norm: Any) -> tuple[str, np.ndarray] | None:
+    """(kernel path, ``g`` in float64 and a shape that broadcasts to the kernel) of a pair; None where nothing folds."""
+    location = _kernel_axis(before)
+    if location is None:
+        return None
     path, axis = location
-    kernel = weights[path].astype(np.float64)
+    own, kernel = weight_values(norm), weight_values(before.op)[path]
+    variance = own["moving_variance"].astype(np.float64)
+    gain = own.get("gamma", np.ones_like(variance)) / np.sqrt(variance + norm.epsilon)
     # A depthwise kernel is [*window, channels, multiplier]; its output channels run over both.
     own_shape = [-1 if i == axis % kernel.ndim else 1 for i in range(kernel.ndim)]
-    shape = kernel.shape[-2:] if before.kind in _DEPTHWISE else own_shape
-    dtype = weights[path].dtype
-    values = {path: (kernel * gain.reshape(shape)).astype(dtype), "bias": bias.astype(dtype)}
+    depthwise = (1,) * (kernel.ndim - 2) + kernel.shape[-2:]
+    return path, gain.reshape(depthwise if before.kind in _DEPTHWISE else own_shape)
+
+
+def _folded(before: Call, norm: Any, path: str, gain: np.ndarray) -> Any:
+    """The layer of `before` with the normalization in its weights."""
+    own, weights = weight_values(norm), weight_values(before.op)
+    mean = own["moving_mean"].astype(np.float64)
+    shift = weights.get("bias", np.zeros_like(mean)).astype(np.float64) - mean
+    bias = own.get("beta", 0.0) + shift * gain.reshape(-1)
+    kernel, dtype = weights[path].astype(np.float64), weights[path].dtype
+    values = {path: (kernel * gain).astype(dtype), "bias": bias.astype(dtype)}
     changes: dict[str, Any] = {"use_bias": True}
     if before.kind == "EinsumDense":
         changes = {"bias_axes": before.op.bias_axes or before.op.equation.replace(" ", "")[-1]}
     return rebuild_layer(before.op, changes, values)
 
 
-def _fold(graph: Graph, norms: list[Call]) -> str:
+def _fold(graph: Graph, norms: list[Call], on_fold: Folded | None) -> str:
     """Folds a normalization into the layer before it; says why where that layer can't be rebuilt."""
     pairs = [(before, call) for call in norms if (before := call.inputs[0].producer) is not None]
     first = pairs[0][0]
-    location = _kernel_axis(first)
-    if location is None:
+    found = fold_gain(first, norms[0].op)
+    if found is None:
         return f"{first.path!r} takes no fold"
     try:
-        folded = _folded(first, norms[0].op, location)
+        folded = _folded(first, norms[0].op, *found)
     except NotRebuildableError as error:
         return f"{first.path!r} can't be copied: {error}"
+    if on_fold is not None:
+        on_fold(first.op, folded, *found)
     for before, call in pairs:
         before.op = folded
         before.fused.append(f"{call.kind} {call.path}")

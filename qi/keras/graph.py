@@ -316,20 +316,23 @@ def build_tensors(graph: Graph) -> dict[int, Any]:
     return tensors
 
 
-def build_model(graph: Graph, tensors: dict[int, Any], outputs: Any = None) -> keras.Model:
+def build_model(
+    graph: Graph, tensors: dict[int, Any], outputs: Any = None, kind: type[keras.Model] = keras.Model
+) -> keras.Model:
     """A Keras model over tensors of `build_tensors`.
 
     Args:
         graph: gives the structure of inputs and outputs.
         tensors: by ``id(value)``.
         outputs: another structure of values to give instead of the graph's own.
+        kind: the model's class.
     """
     inputs, results = (
         keras.tree.map_structure(lambda value: tensors[id(value)], structure)
         for structure in (graph.inputs, graph.outputs if outputs is None else outputs)
     )
     with _LIMIT.raised(2 * len(graph.calls)):  # to follow a graph, Keras calls itself once for each call
-        return keras.Model(inputs, results, name=graph.name)
+        return kind(inputs, results, name=graph.name)
 
 
 class _RecursionLimit:

@@ -33,8 +33,14 @@ class OutputNames:
         return {*self.layers.values(), *self.quantizers.values(), *self.others}
 
     @classmethod
-    def of(cls, graph: Graph, plan: ActivationPlan) -> OutputNames:
-        """Decides for each output of a graph."""
+    def of(cls, graph: Graph, plan: ActivationPlan, *, one_each: bool = False) -> OutputNames:
+        """Decides for each output of a graph.
+
+        Args:
+            graph: of copies.
+            plan: says which outputs get a quantizer.
+            one_each: whether a group has one quantizer layer only: it has an output's name where it serves nothing else.
+        """
         result = cls()
         for name, values in _by_name(graph).items():
             groups = {id(plan.quantized[id(value)]) if id(value) in plan.quantized else None for value in values}
@@ -42,11 +48,17 @@ class OutputNames:
             fresh = not any(id(value) in result.quantizers for value in values) and not ops & set(result.layers)
             if fresh and groups == {None} and len(ops) == 1:
                 result.layers[ops.pop()] = name
-            elif fresh and len(groups) == 1 and None not in groups:
+            elif fresh and len(groups) == 1 and None not in groups and not (one_each and _serves_more(plan, values)):
                 result.quantizers.update((id(value), name) for value in values)
             else:
                 result.others.add(name)
         return result
+
+
+def _serves_more(plan: ActivationPlan, values: list[Value]) -> bool:
+    """Whether the group of these values quantizes others too."""
+    group = plan.quantized[id(values[0])]
+    return sum(other is group for other in plan.quantized.values()) > len(values)
 
 
 def _by_name(graph: Graph) -> dict[str, list[Value]]:

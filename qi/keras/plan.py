@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from qi.keras.graph import Call, Graph, Value
@@ -74,14 +75,19 @@ class _Union:
             self._parent[second] = first
 
 
-def plan_activations(graph: Graph, book: RuleBook) -> ActivationPlan:
+def plan_activations(graph: Graph, book: RuleBook, folds_later: Collection[str] = ()) -> ActivationPlan:
     """Decides for every value of a folded graph, in the order of the graph.
 
     One quantizer sits after a fused activation and none in between; values that runtimes demand to be on one scale share
     one; softmax, sigmoid and tanh have fixed grids; whatever merely moves values around needs no quantizer.
+
+    Args:
+        graph: folded, but for `folds_later`.
+        book: the recipe's decisions.
+        folds_later: paths of normalizations that are folded after training: nothing comes between them and their layer.
     """
     plan = ActivationPlan()
-    _mark_fused(graph, plan)
+    _mark_fused(graph, plan, folds_later)
     values = [*graph.flat_inputs(), *(value for call in graph.calls for value in call.outputs)]
     # A rule that speaks of a value that fusing removes decides nothing, and is reported so.
     specs = {id(value): _spec_of(value, book, plan) for value in values if id(value) not in plan.fused}
@@ -129,10 +135,12 @@ def _spec_of(value: Value, book: RuleBook, plan: ActivationPlan) -> TensorSpec |
     return spec
 
 
-def _mark_fused(graph: Graph, plan: ActivationPlan) -> None:
+def _mark_fused(graph: Graph, plan: ActivationPlan, folds_later: Collection[str]) -> None:
     consumers = graph.consumers()
     outputs = {id(value) for value in graph.flat_outputs()}
     for call in graph.calls:
+        if call.path in folds_later:
+            plan.fused.add(id(call.inputs[0]))
         after = consumers.get(id(call.outputs[0]), [])
         alone = len(after) == 1 and id(call.outputs[0]) not in outputs
         if alone and is_fusable_activation(after[0]) and fuses_activation(call):

@@ -10,20 +10,23 @@ from typing import Any
 import keras
 import numpy as np
 
+from qi.core import IntGrid
 from qi.errors import ConfigError, InputError, UnsupportedError
 from qi.keras.assemble import copy_layers
 from qi.keras.calibrate import Calibration, collect, group_statistics
 from qi.keras.fingerprint import fingerprint
-from qi.keras.fold import fold_batch_norms, split_activations
-from qi.keras.graph import Graph, Value, build_tensors, flatten_model
+from qi.keras.fold import fold_batch_norms, fold_gain, split_activations
+from qi.keras.graph import Call, Graph, Value, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.plan import ActivationPlan, plan_activations
+from qi.keras.rows import original_weights
 from qi.keras.running import fixed_batch
 from qi.keras.separable import split_separable
 from qi.keras.verify import check_copies
-from qi.keras.weights import has_policy
+from qi.keras.weights import has_policy, weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.observers import CalibratedStatistics, TensorStatistics, load_statistics
+from qi.quantizers import QuantizationMethod
 from qi.recipes import RecipeLike, RuleBook, get_recipe
 
 __all__ = ["Prepared", "calibrate", "gather_statistics", "prepare"]
@@ -50,8 +53,13 @@ class Prepared:
         return [value for group in self.plan.groups if group.fixed is None for value in group.observed]
 
 
-def prepare(model: keras.Model, recipe: RecipeLike) -> Prepared:
+def prepare(model: keras.Model, recipe: RecipeLike, *, train_norms: bool = False) -> Prepared:
     """The model's graph, ready for quantizers.
+
+    Args:
+        model: it is only read.
+        recipe: as of `qi.quantize_model`.
+        train_norms: leaves batch normalizations that can be folded later, without touching a code, to train.
 
     Raises:
         UnsupportedError: a subclassed or an already quantized model.
@@ -67,7 +75,15 @@ def prepare(model: keras.Model, recipe: RecipeLike) -> Prepared:
         )
     chosen = get_recipe(recipe)
     book = chosen.resolve()
-    unfolded = fold_batch_norms(graph)
+    later: set[str] = set()
+
+    def keep(layer: Call, norm: Call) -> str:
+        if not train_norms or not _folds_into_scales(layer, norm, chosen.resolve()):
+            return ""
+        later.add(norm.path)
+        return "trains as it is; conversion folds it"
+
+    unfolded = fold_batch_norms(graph, keep)
     for call in graph.calls:
         for kind, _, path in (name.partition(" ") for name in call.fused):
             book.folded(path, kind, call.path)
@@ -75,9 +91,24 @@ def prepare(model: keras.Model, recipe: RecipeLike) -> Prepared:
     if any(probe.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
         split_activations(graph, has_policy)
         split_separable(graph)
-    plan = plan_activations(graph, book)
+    plan = plan_activations(graph, book, later)
     notes = copy_layers(graph, plan)
     return Prepared(flatten_model(model), graph, book, plan, unfolded, notes, build_tensors(graph))
+
+
+def _folds_into_scales(layer: Call, norm: Call, book: RuleBook) -> bool:
+    """Whether a fold will change a quantized kernel's scales only: one for each channel of g, and codes of either sign."""
+    found = fold_gain(layer, norm.op)
+    if found is None:
+        return False
+    path, gain = found
+    weights = original_weights(layer.op)
+    quantizer = weight_quantizers(layer.op, layer.path, weights, book, "")[0].get(path)
+    if quantizer is None or quantizer.quantization_method[0] is not QuantizationMethod.SYMMETRIC:
+        return False
+    shape = quantizer.granularity(weights[path].ndim).param_shape(weights[path].shape)
+    narrow = isinstance(quantizer.grid, IntGrid) and quantizer.grid.narrow
+    return narrow and quantizer.group_size is None and np.broadcast_shapes(gain.shape, shape) == shape
 
 
 def gather_statistics(

@@ -79,7 +79,12 @@ class TrainingMethods:
 
 
 def trainable_quantizer(
-    inferable: BaseInferableQuantizer, shape: Shape, methods: TrainingMethods, *, fixed: bool = False
+    inferable: BaseInferableQuantizer,
+    shape: Shape,
+    methods: TrainingMethods,
+    *,
+    fixed: bool = False,
+    rests: bool = False,
 ) -> BaseTrainableQuantizer:
     """The trainable quantizer that starts as `inferable`.
 
@@ -88,6 +93,7 @@ def trainable_quantizer(
         shape: of the tensor.
         methods: how it trains.
         fixed: whether its range is given by the operation before it (softmax, say) and may not change.
+        rests: whether it quantizes outside of training only; for fixed ones.
 
     Raises:
         ConfigError: no quantizer trains by that method for this target and quantization method.
@@ -105,6 +111,9 @@ def trainable_quantizer(
     else:
         config = TrainableQuantizerActivationConfig(method, inferable.num_bits)
     quantizer: BaseTrainableQuantizer = cls(
-        config, estimator=methods.estimator, estimator_options=dict(methods.estimator_options)
+        config,
+        estimator=methods.estimator,
+        estimator_options=dict(methods.estimator_options),
+        **({"rests_in_training": True} if rests else {}),
     )
     return quantizer.with_initial(inferable, shape)

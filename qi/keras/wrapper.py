@@ -246,6 +246,15 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         return self._is_frozen
 
     @property
+    def trains(self) -> bool:
+        """Whether any of its quantizers is trainable."""
+        return any(bound.trains for bound in self._bounds)
+
+    @property
+    def _bounds(self) -> list[Bound]:
+        return [*(binding.bound for binding in self._bindings.values()), *self._outputs]
+
+    @property
     def quantizers(self) -> dict[str, BaseInferableQuantizer]:
         """The weight quantizers by path, with their axes and current parameters."""
         return {path: binding.bound.current() for path, binding in self._bindings.items()}
@@ -333,8 +342,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             raise InputError(
                 f"expected a built wrapper; {self.name!r} has no variables yet; do call it once, or build it"
             )
-        bounds = [*(binding.bound for binding in self._bindings.values()), *self._outputs]
-        if not any(bound.trains for bound in bounds):
+        if not self.trains:
             raise ConfigError(f"expected trainable quantizers in {self.name!r}; they all are inferable already")
         layer, changed = self.layer, {}
         for path, binding in self._bindings.items():

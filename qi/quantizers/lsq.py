@@ -11,7 +11,7 @@ from qi.core.gradients import round_ste, scale_gradient
 from qi.core.namespace import namespace_of
 from qi.quantizers.base import QuantizerVariable
 from qi.quantizers.registry import QuantizationMethod, QuantizationTarget, mark_quantizer
-from qi.quantizers.trainable import BaseTrainableQuantizer, positive
+from qi.quantizers.trainable import HUGE, TINY, BaseTrainableQuantizer, positive
 from qi.typing import Array, Shape
 
 __all__ = ["LSQPlusQuantizer", "LSQQuantizer"]
@@ -42,7 +42,7 @@ class LSQQuantizer(BaseTrainableQuantizer):
         mean = self.granularity(x.ndim).reduce(np.mean, np.abs(x.astype(np.float64)))
         step = 2 * mean / np.sqrt(max(self.grid.qmax, 1))
         least = self.spec.min_threshold / self.grid.edge
-        step = np.where(mean > 0, np.maximum(step, least), max(least, 1.0))
+        step = np.where(mean > 0, np.clip(step, max(least, TINY), HUGE), max(least, 1.0))
         return [QuantizerVariable("step", step.astype(np.float32), trainable=True)]
 
     def scale_zero_point(self, variables: Mapping[str, Array]) -> tuple[Array, Array | None]:
@@ -85,5 +85,6 @@ class LSQPlusQuantizer(LSQQuantizer):
         """The step's magnitude, and the offset in steps."""
         scale = positive(variables["step"])
         xp = namespace_of(scale)
-        steps = xp.divide(xp.zeros_like(scale) - variables["offset"], scale)
-        return scale, xp.clip(round_ste(steps, xp=xp), np.float32(0), np.float32(self.grid.qmax))
+        # Clipped before the division, which would overflow for offsets far off.
+        offset = xp.clip(variables["offset"], scale * np.float32(-self.grid.qmax), xp.zeros_like(scale))
+        return scale, round_ste(xp.divide(xp.zeros_like(scale) - offset, scale), xp=xp)

@@ -19,18 +19,18 @@ from qi.typing import Array, Json, Shape
 
 __all__ = ["BaseTrainableQuantizer", "positive"]
 
-TINY = np.float32(2.0**-100)
-"""The least step: far below any weight's, far above what products with it would flush to 0."""
+TINY, HUGE = np.float32(2.0**-100), np.float32(2.0**100)
+"""The least and the greatest step: beyond any weight's, yet products with codes are neither flushed to 0 nor overflow."""
 
 
 def positive(variable: Array) -> Array:
-    """``max(|v|, 2**-100)``: a step that stays positive wherever an optimizer takes its variable.
+    """``|v|`` within 2**-100 and 2**100: a step that stays positive and finite wherever an optimizer takes its variable.
 
     Every operation is exact, so compiled graphs and the converted quantizer agree bit for bit; ``exp`` and ``softplus`` differ
     between compilers.
     """
     xp = namespace_of(variable)
-    return xp.maximum(xp.abs(variable), TINY)
+    return xp.clip(xp.abs(variable), TINY, HUGE)
 
 
 class BaseTrainableQuantizer(BaseQuantizer):
@@ -128,6 +128,7 @@ class BaseTrainableQuantizer(BaseQuantizer):
                 "do give threshold (or min_range and max_range) in the configuration's quantization_params, or calibrate"
             )
         scale, zero_point = (np.asarray(a, np.float32) for a in found)
+        scale = np.clip(scale, TINY, HUGE)
         if scale.size not in (1, int(np.prod(expected))):
             raise InputError(
                 f"expected 1 or {int(np.prod(expected))} thresholds for a tensor of shape {tuple(shape)}; received {scale.size}"

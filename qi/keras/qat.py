@@ -1,0 +1,229 @@
+"""Quantization-aware training: trainable quantizers into a model, and inferable ones out of it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from qi.errors import ConfigError, QuantizationWarning, UnsupportedError
+from qi.keras.assemble import frozen_wrapper, insert_holders, wrap_layers
+from qi.keras.calibrate import group_statistics
+from qi.keras.choose import activation_quantizer
+from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
+from qi.keras.fold import fold_batch_norms
+from qi.keras.graph import Graph, build_model, build_tensors, flatten_model
+from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.layers import copy_operation, rebuild_layer
+from qi.keras.plan import Group
+from qi.keras.prepare import gather_statistics, prepare
+from qi.keras.ptq import check_strict
+from qi.keras.rows import describe
+from qi.keras.trainables import TrainingMethods, trainable_quantizer
+from qi.keras.variables import weights_of
+from qi.keras.wrapper import KerasQuantizationWrapper
+from qi.observers import TensorStatistics
+from qi.quantizers import BaseInferableQuantizer, BaseTrainableQuantizer
+from qi.recipes import RecipeLike
+
+__all__ = ["convert", "prepare_qat"]
+
+_NORMS = ("folded", "trained")
+
+
+def prepare_qat(
+    model: keras.Model,
+    recipe: RecipeLike = "w8a8",
+    data: Any = None,
+    *,
+    method: str = "lsq",
+    activation_method: str | None = None,
+    estimator: str = "clipped_ste",
+    estimator_options: Mapping[str, float] | None = None,
+    batch_norm: str = "folded",
+    exact: str | None = None,
+    strict: bool = False,
+    statistics: Mapping[str, TensorStatistics] | str | os.PathLike[str] | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> keras.Model:
+    """A copy of a model with trainable quantizers, to be compiled and trained like any other.
+
+    The same tensors get quantizers as in `qi.quantize_model`, and each starts as that would have left it: at the range that
+    calibration chose for an activation, at that of the weight's own values for a weight. Ranges that operations fix (softmax,
+    say) stay; at the end of the model they rest while it trains, since losses take logarithms there. `qi.convert` turns the
+    trained model into an inferable one. The given model is left as it is.
+
+    Args:
+        model: a built Functional or Sequential Keras 3 model, nested to any depth. The class of a Functional subclass (with a
+            ``train_step`` of its own, say) is kept.
+        recipe: as of `qi.quantize_model`.
+        data: samples that calibrate the activations; weight-only recipes need none.
+        method: how quantizers train: "lsq", "lsq_plus", "ste" (fixed ranges), "ste_learned", "pact", "tqt", "dorefa", "noise",
+            "stochastic", or that of a quantizer of your own. Where one isn't defined (PACT for weights, LSQ for powers of two)
+            the nearest that is takes its place: "ste" for PACT, "tqt" for powers of two.
+        activation_method: another one for activations.
+        estimator: the gradient of rounding: "clipped_ste", "ste", "ewgs" or "dsq".
+        estimator_options: its options.
+        batch_norm: "folded" folds batch normalizations first, with their statistics as they are; "trained" leaves those that
+            follow a layer with one scale a channel in place: they learn on, and conversion folds them into the scales, which
+            changes no code.
+        exact: reserved for training on the arithmetic of a runtime.
+        strict: raise where a weight matrix stays in float although no rule says so; a warning tells otherwise.
+        statistics: from `qi.calibrate`, in place of data.
+        batch_size: for arrays.
+        progress: whether to show a progress bar.
+
+    Returns:
+        a Functional model. It saves to ``.keras`` and reloads, in the middle of training too.
+
+    Raises:
+        UnsupportedError: a subclassed model, one that is quantized or prepared already, or a class that isn't built from inputs
+            and outputs; `exact`.
+        ConfigError: an unknown recipe, method or estimator, or a method that isn't defined for what the recipe asks.
+        InputError, StrictError, FileFormatError, OSError: as `qi.quantize_model`.
+
+    Example:
+        >>> import keras, numpy as np, qi
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+        >>> qat = qi.prepare_qat(model, "w4a8", x, progress=False)
+        >>> qat.compile("adam", "mse")
+        >>> history = qat.fit(x, x[:, :2], epochs=1, verbose=0)
+        >>> qmodel = qi.convert(qat)
+        >>> bool(np.array_equal(qmodel.predict(x, verbose=0), qat.predict(x, verbose=0)))
+        True
+    """
+    if exact is not None:
+        raise UnsupportedError(f"expected exact=None, which is all there is in this version; received exact={exact!r}")
+    if batch_norm not in _NORMS:
+        raise ConfigError(f"expected batch_norm to be one of {_NORMS}; received batch_norm={batch_norm!r}")
+    methods = TrainingMethods(method, activation_method, estimator, dict(estimator_options or {}))
+    kind = _model_class(model)
+    ready = prepare(model, recipe, train_norms=batch_norm == "trained")
+    seen = gather_statistics(model, ready, data, statistics, batch_size, progress).statistics
+
+    def wrap(layer: keras.layers.Layer, found: dict[str, BaseInferableQuantizer]) -> KerasQuantizationWrapper:
+        shapes = {path: tuple(w.shape) for path, w in weights_of(layer).items()}
+        trained = {path: trainable_quantizer(q, shapes[path], methods) for path, q in found.items()}
+        wrapper = KerasQuantizationWrapper(layer, KerasNodeQuantizationDispatcher(trained), name=layer.name)
+        wrapper.build(None)
+        return wrapper
+
+    types = {id(call): describe(call) for call in ready.graph.calls}
+    weights = wrap_layers(ready.graph, ready.book, ready.unfolded, ready.notes, types, wrap)
+    check_strict(weights, strict)
+    if weights.refused:
+        row = weights.refused[0]
+        warnings.warn(
+            f"{len(weights.refused)} weight matrices stay in float: {row.layer}/{row.name} ({row.reason})",
+            QuantizationWarning,
+            stacklevel=2,
+        )
+
+    last = {id(value) for value in ready.graph.flat_outputs()}
+
+    def trained(group: Group) -> BaseTrainableQuantizer:
+        inferable = activation_quantizer(group, group_statistics(group, seen))
+        fixed = group.fixed is not None
+        # A loss takes the logarithm of the last softmax: what its grid makes 0 would teach nothing.
+        rests = fixed and all(id(value) in last for value in group.observed)
+        return trainable_quantizer(inferable, (1,), methods, fixed=fixed, rests=rests)
+
+    insert_holders(ready.graph, ready.plan, {id(group): trained(group) for group in ready.plan.groups}, one_each=True)
+    return build_model(ready.graph, build_tensors(ready.graph), kind=kind)
+
+
+def convert(model: keras.Model) -> keras.Model:
+    """The inferable model that a trained one became: same predictions, bit for bit, frozen weights, packed when saved.
+
+    Args:
+        model: from `prepare_qat`, trained or not, or a Functional model of your own with trainable wrappers and holders. It is
+            only read.
+
+    Returns:
+        a Functional model like those of `qi.quantize_model`. Normalizations that trained are folded: rounding in float32
+        aside, nothing changes.
+
+    Raises:
+        ConfigError: a model without trainable quantizers, as one that is converted already.
+        UnsupportedError: a subclassed model; do call ``convert2inferable()`` of its wrappers and holders.
+        InputError: training left NaN or infinities.
+    """
+    kind = _model_class(model)
+    graph = flatten_model(model)
+    ops = [calls[0].op for calls in graph.calls_of().values()]
+    if not any(_trains(op) for op in ops):
+        raise ConfigError(
+            f"expected a model with trainable quantizers; received {model.name!r}, which has none or is converted already; "
+            "do give what prepare_qat returned"
+        )
+    quantizers: dict[int, dict[str, BaseInferableQuantizer]] = {}
+    for calls in graph.calls_of().values():
+        op = calls[0].op
+        if isinstance(op, KerasActivationQuantizationHolder) and _trains(op):
+            new: Any = op.convert2inferable()
+        elif isinstance(op, KerasQuantizationWrapper) and not op.frozen and not op.output_quantizers:
+            new = rebuild_layer(op.layer, {"name": op.name}, op.get_quantized_weights())
+            quantizers[id(new)] = op.quantizers
+        elif _trains(op):
+            new = op.convert2inferable()
+        else:
+            new, _ = copy_operation(op, op.name)
+        for call in calls:
+            call.op = new
+    _fold(graph, quantizers)
+    for calls in graph.calls_of().values():
+        found = quantizers.get(id(calls[0].op))
+        if found is not None:
+            wrapper = frozen_wrapper(calls[0].op, found)
+            for call in calls:
+                call.op = wrapper
+    return build_model(graph, build_tensors(graph), kind=kind)
+
+
+def _fold(graph: Graph, quantizers: dict[int, dict[str, BaseInferableQuantizer]]) -> None:
+    """Folds the normalizations that trained into the quantized kernels before them: into their scales."""
+
+    def keep(layer: Any, norm: Any) -> str:
+        return "" if id(layer.op) in quantizers else "its layer isn't quantized"
+
+    def on_fold(old: Any, new: Any, path: str, gain: np.ndarray) -> None:
+        found = dict(quantizers.pop(id(old)))
+        if path in found:
+            qparams = found[path].qparams(tuple(weights_of(new)[path].shape))
+            scale = np.maximum(qparams.scale * np.abs(gain), np.finfo(np.float32).tiny).astype(np.float32)
+            found[path] = found[path].with_qparams(scale, qparams.zero_point)
+        quantizers[id(new)] = found
+
+    fold_batch_norms(graph, keep, on_fold)
+
+
+def _trains(op: Any) -> bool:
+    """Whether a wrapper or a holder has a trainable quantizer."""
+    if isinstance(op, KerasActivationQuantizationHolder):
+        return op.bound.trains
+    return isinstance(op, KerasQuantizationWrapper) and op.trains
+
+
+def _model_class(model: Any) -> type[keras.Model]:
+    """The class of the model to make: the given one's where that is made of inputs and outputs.
+
+    Raises:
+        UnsupportedError: a class of the user's that has a constructor of its own.
+    """
+    cls = type(model)
+    if cls.__module__.partition(".")[0] == "keras" or not isinstance(model, keras.Model):
+        return keras.Model
+    owner = next(c for c in cls.__mro__ if "__init__" in vars(c))
+    if isinstance(model, keras.Sequential) or owner.__module__.partition(".")[0] != "keras":
+        raise UnsupportedError(
+            f"expected a class that is made of inputs and outputs; received {model.name!r} of class {cls.__name__}, which has a "
+            "constructor of its own or is Sequential; do give keras.Model(model.inputs, model.outputs), and make your class of "
+            "what comes back"
+        )
+    return cls
