@@ -32,24 +32,48 @@ _MODULE_TO_NAMES = {
         "ActivationPOTInferableQuantizer",
         "ActivationSymmetricInferableQuantizer",
         "ActivationUniformInferableQuantizer",
+        "AdditiveNoiseQuantizer",
         "BaseInferableQuantizer",
+        "BaseQuantizer",
+        "BaseQuantizerConfig",
+        "BaseTrainableQuantizer",
+        "DoReFaActivationQuantizer",
+        "DoReFaWeightsQuantizer",
+        "LSQPlusQuantizer",
+        "LSQQuantizer",
+        "LearnedRangeQuantizer",
+        "PACTQuantizer",
         "QuantizationMethod",
         "QuantizationTarget",
+        "QuantizerVariable",
+        "STEQuantizer",
+        "StochasticQuantizer",
+        "TQTQuantizer",
+        "TrainableQuantizerActivationConfig",
+        "TrainableQuantizerWeightsConfig",
         "WeightsLUTPOTInferableQuantizer",
         "WeightsLUTSymmetricInferableQuantizer",
         "WeightsPOTInferableQuantizer",
         "WeightsSymmetricInferableQuantizer",
         "WeightsUniformInferableQuantizer",
         "get_inferable_quantizer_class",
+        "get_quantizer_class",
         "mark_quantizer",
+        "quantizer_classes",
+        "training_methods",
     ),
     "qi.dispatch": ("NodeQuantizationDispatcher",),
     "qi.recipes": ("Recipe", "Rule", "TensorSpec"),
     "qi.ledger": ("QuantizationReport",),
     "qi.keras": (
+        "BitWidthSchedule",
+        "FreezeBatchNorm",
+        "FreezeRanges",
         "KerasActivationQuantizationHolder",
         "KerasNodeQuantizationDispatcher",
         "KerasQuantizationWrapper",
+        "QuantizationLogger",
+        "StartQuantization",
         "calibrate",
         "convert",
         "inspect_model",
@@ -60,6 +84,7 @@ _MODULE_TO_NAMES = {
     ),
     "qi.errors": (
         "ConfigError",
+        "ContractError",
         "FileFormatError",
         "InputError",
         "MissingDependencyError",
@@ -70,12 +95,16 @@ _MODULE_TO_NAMES = {
         "UnsupportedError",
     ),
 }
+# Reached as attributes, without an import of their own: `qi.recipes.get_recipe`.
+_PACKAGES = ("core", "dispatch", "keras", "ledger", "observers", "quantizers", "recipes", "report", "testing")
 _EXPORTS = {name: module for module, names in _MODULE_TO_NAMES.items() for name in names}
 
 __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"qi.{name}")
     module = _EXPORTS.get(name)
     if module is None:
         from qi.registry import suggest
@@ -87,4 +116,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -1,5 +1,16 @@
 """The public names for type checkers and editors, which can't follow the lazy table of `__init__.py`."""
 
+from qi import (
+    core as core,
+    dispatch as dispatch,
+    keras as keras,
+    ledger as ledger,
+    observers as observers,
+    quantizers as quantizers,
+    recipes as recipes,
+    report as report,
+    testing as testing,
+)
 from qi._version import __version__ as __version__
 from qi.core import (
     IntGrid as IntGrid,
@@ -16,6 +27,7 @@ from qi.dispatch import (
 )
 from qi.errors import (
     ConfigError as ConfigError,
+    ContractError as ContractError,
     FileFormatError as FileFormatError,
     InputError as InputError,
     MissingDependencyError as MissingDependencyError,
@@ -26,9 +38,14 @@ from qi.errors import (
     UnsupportedError as UnsupportedError,
 )
 from qi.keras import (
+    BitWidthSchedule as BitWidthSchedule,
+    FreezeBatchNorm as FreezeBatchNorm,
+    FreezeRanges as FreezeRanges,
     KerasActivationQuantizationHolder as KerasActivationQuantizationHolder,
     KerasNodeQuantizationDispatcher as KerasNodeQuantizationDispatcher,
     KerasQuantizationWrapper as KerasQuantizationWrapper,
+    QuantizationLogger as QuantizationLogger,
+    StartQuantization as StartQuantization,
     calibrate as calibrate,
     convert as convert,
     inspect_model as inspect_model,
@@ -45,16 +62,35 @@ from qi.quantizers import (
     ActivationPOTInferableQuantizer as ActivationPOTInferableQuantizer,
     ActivationSymmetricInferableQuantizer as ActivationSymmetricInferableQuantizer,
     ActivationUniformInferableQuantizer as ActivationUniformInferableQuantizer,
+    AdditiveNoiseQuantizer as AdditiveNoiseQuantizer,
     BaseInferableQuantizer as BaseInferableQuantizer,
+    BaseQuantizer as BaseQuantizer,
+    BaseQuantizerConfig as BaseQuantizerConfig,
+    BaseTrainableQuantizer as BaseTrainableQuantizer,
+    DoReFaActivationQuantizer as DoReFaActivationQuantizer,
+    DoReFaWeightsQuantizer as DoReFaWeightsQuantizer,
+    LearnedRangeQuantizer as LearnedRangeQuantizer,
+    LSQPlusQuantizer as LSQPlusQuantizer,
+    LSQQuantizer as LSQQuantizer,
+    PACTQuantizer as PACTQuantizer,
     QuantizationMethod as QuantizationMethod,
     QuantizationTarget as QuantizationTarget,
+    QuantizerVariable as QuantizerVariable,
+    STEQuantizer as STEQuantizer,
+    StochasticQuantizer as StochasticQuantizer,
+    TQTQuantizer as TQTQuantizer,
+    TrainableQuantizerActivationConfig as TrainableQuantizerActivationConfig,
+    TrainableQuantizerWeightsConfig as TrainableQuantizerWeightsConfig,
     WeightsLUTPOTInferableQuantizer as WeightsLUTPOTInferableQuantizer,
     WeightsLUTSymmetricInferableQuantizer as WeightsLUTSymmetricInferableQuantizer,
     WeightsPOTInferableQuantizer as WeightsPOTInferableQuantizer,
     WeightsSymmetricInferableQuantizer as WeightsSymmetricInferableQuantizer,
     WeightsUniformInferableQuantizer as WeightsUniformInferableQuantizer,
     get_inferable_quantizer_class as get_inferable_quantizer_class,
+    get_quantizer_class as get_quantizer_class,
     mark_quantizer as mark_quantizer,
+    quantizer_classes as quantizer_classes,
+    training_methods as training_methods,
 )
 from qi.recipes import (
     Recipe as Recipe,

@@ -13,6 +13,7 @@ BUILTIN_BASE = {
     "StrictError": TypeError,
     "NotCalibratedError": RuntimeError,
     "FileFormatError": ValueError,
+    "ContractError": AssertionError,
     "MissingDependencyError": ImportError,
 }
 

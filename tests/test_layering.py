@@ -33,7 +33,10 @@ BASE = {"numpy", "ml_dtypes"}
 FRAMEWORKS = {"tensorflow", "keras", "torch", "jax"}
 PRIVATE = ("keras.src", "tensorflow.python")
 FRAMEWORKS_OF = {"keras": FRAMEWORKS, "torch": {"torch"}}
-LAZY_FRAMEWORK_MODULES = {"core.namespace"}  # finds a framework's functions from the type of an array
+LAZY_FRAMEWORK_MODULES = {
+    "core.namespace",  # finds a framework's functions from the type of an array
+    "testing.engines",  # runs a user's quantizer on them
+}
 
 PACKAGE = Path(__file__).resolve().parents[1] / "qi"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name[0] != "_")

@@ -40,7 +40,13 @@ def test_type_checkers_see_the_same_names(checkout: Path) -> None:
     tree = ast.parse((checkout / "qi" / "__init__.pyi").read_text(encoding="utf-8"))
     froms = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     stubbed = {alias.asname: node.module for node in froms for alias in node.names}
-    assert stubbed == {**qi._EXPORTS, "__version__": "qi._version"}
+    assert stubbed == {**qi._EXPORTS, **dict.fromkeys(qi._PACKAGES, "qi"), "__version__": "qi._version"}
+
+
+@pytest.mark.parametrize("name", qi._PACKAGES)
+def test_a_package_is_an_attribute(name: str) -> None:
+    assert qi.__getattr__(name) is importlib.import_module(f"qi.{name}")
+    assert name in dir(qi)
 
 
 def test_a_resolved_name_is_kept() -> None:

@@ -11,7 +11,7 @@ from qi.errors import ConfigError
 from qi.registry import Registry
 from qi.typing import Array
 
-__all__ = ["ESTIMATORS", "check_estimator"]
+__all__ = ["ESTIMATORS", "check_estimator", "register_estimator"]
 
 Estimator = Callable[..., Array]
 ESTIMATORS: Registry[Estimator] = Registry("gradient estimator")
@@ -21,7 +21,29 @@ ESTIMATORS: Registry[Estimator] = Registry("gradient estimator")
 """
 
 
-@ESTIMATORS.register("clipped_ste")
+_OPTIONS: dict[str, dict[str, tuple[float, float]]] = {}
+
+
+def register_estimator(name: str, **options: tuple[float, float]) -> Callable[[Estimator], Estimator]:
+    """Registers a gradient estimator.
+
+    Args:
+        name: that configurations give.
+        **options: the least and greatest value of each option it takes.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+
+    def register(function: Estimator) -> Estimator:
+        ESTIMATORS.register(name)(function)
+        _OPTIONS[name] = options
+        return function
+
+    return register
+
+
+@register_estimator("clipped_ste")
 def clipped_ste(g: Array, u: Array, clipped: Array, value: Array, *, xp: ArrayNamespace) -> Array:
     """``g`` within the grid, 0 outside of it: the straight-through estimator with saturation.
 
@@ -30,7 +52,7 @@ def clipped_ste(g: Array, u: Array, clipped: Array, value: Array, *, xp: ArrayNa
     return xp.where(clipped == u, g, xp.zeros_like(g))
 
 
-@ESTIMATORS.register("ste")
+@register_estimator("ste")
 def ste(g: Array, u: Array, clipped: Array, value: Array, *, xp: ArrayNamespace) -> Array:
     """``g`` everywhere, also where values saturate.
 
@@ -39,7 +61,7 @@ def ste(g: Array, u: Array, clipped: Array, value: Array, *, xp: ArrayNamespace)
     return g
 
 
-@ESTIMATORS.register("ewgs")
+@register_estimator("ewgs", delta=(0.0, 1.0))
 def ewgs(g: Array, u: Array, clipped: Array, value: Array, *, xp: ArrayNamespace, delta: float = 0.1) -> Array:
     """``g (1 + delta sign(g) (u - value))`` within the grid: larger where the step moves the value to its own side.
 
@@ -49,7 +71,7 @@ def ewgs(g: Array, u: Array, clipped: Array, value: Array, *, xp: ArrayNamespace
     return xp.where(clipped == u, scaled, xp.zeros_like(g))
 
 
-@ESTIMATORS.register("dsq")
+@register_estimator("dsq", alpha=(1e-6, 0.999))
 def dsq(g: Array, u: Array, clipped: Array, value: Array, *, xp: ArrayNamespace, alpha: float = 0.4) -> Array:
     """``g`` times the slope of a tanh staircase within the grid: largest halfway between two codes.
 
@@ -64,9 +86,6 @@ def dsq(g: Array, u: Array, clipped: Array, value: Array, *, xp: ArrayNamespace,
     return xp.where(clipped == u, g * slope, xp.zeros_like(g))
 
 
-_RANGES = {("ewgs", "delta"): (0.0, 1.0, "from 0 to 1"), ("dsq", "alpha"): (1e-6, 0.999, "between 0 and 1")}
-
-
 def check_estimator(name: str, options: dict[str, float]) -> None:
     """Refuses unknown estimators and options.
 
@@ -74,10 +93,10 @@ def check_estimator(name: str, options: dict[str, float]) -> None:
         ConfigError: the message names what is known.
     """
     ESTIMATORS.get(name)
-    known = {option: bounds for (owner, option), bounds in _RANGES.items() if owner == name}
+    known = _OPTIONS.get(name, {})
     for option, value in options.items():
         if option not in known:
             raise ConfigError(f"expected options of {name!r} out of {sorted(known)}; received {option}={value!r}")
-        lo, hi, words = known[option]
+        lo, hi = known[option]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not lo <= value <= hi:
-            raise ConfigError(f"expected {option} {words}; received {option}={value!r}")
+            raise ConfigError(f"expected {option} from {lo:g} to {hi:g}; received {option}={value!r}")

@@ -94,7 +94,7 @@ def train_quantize(
 
 
 def _add_noise(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:
-    return u + (xp.cast(noise, "float32") - np.float32(0.5))
+    return u + (xp.cast(xp.asarray(noise), "float32") - np.float32(0.5))
 
 
 def _sum_to(x: Array, like: Array, xp: ArrayNamespace) -> Array:

@@ -111,9 +111,7 @@ class NodeQuantizationDispatcher:
         where = self._path(param_name)
         self.weight_quantizers[where] = _check(quantizer, QuantizationTarget.WEIGHTS, f"weight {where!r}")
 
-    def set_activation_quantizers(
-        self, activation_quantizers: Sequence[BaseQuantizer] | BaseQuantizer
-    ) -> None:
+    def set_activation_quantizers(self, activation_quantizers: Sequence[BaseQuantizer] | BaseQuantizer) -> None:
         """Replaces all activation quantizers."""
         given = activation_quantizers
         several = [given] if isinstance(given, BaseQuantizer) else given
@@ -149,9 +147,7 @@ class NodeQuantizationDispatcher:
         """How many outputs are quantized."""
         return len(self.activation_quantizers)
 
-    def bind(
-        self, shapes: Mapping[str, Shape], policy: LayerPolicy | None, layer: str
-    ) -> dict[str, BaseQuantizer]:
+    def bind(self, shapes: Mapping[str, Shape], policy: LayerPolicy | None, layer: str) -> dict[str, BaseQuantizer]:
         """Binds the weight quantizers to a built layer's weights.
 
         Args:

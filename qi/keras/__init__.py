@@ -1,19 +1,27 @@
 """QI on Keras 3. Importing this package registers every class of ours with Keras' serialization."""
 
+from qi.keras.callbacks import BitWidthSchedule, FreezeBatchNorm, FreezeRanges, StartQuantization
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.inspect import Inspection, inspect_model
 from qi.keras.prepare import calibrate
 from qi.keras.ptq import quantize_model
 from qi.keras.qat import convert, prepare_qat
+from qi.keras.quantizer_log import QuantizationLogger, QuantizerRow
 from qi.keras.saving import load_model, save_model
 from qi.keras.wrapper import KerasQuantizationWrapper
 
 __all__ = [
+    "BitWidthSchedule",
+    "FreezeBatchNorm",
+    "FreezeRanges",
     "Inspection",
     "KerasActivationQuantizationHolder",
     "KerasNodeQuantizationDispatcher",
     "KerasQuantizationWrapper",
+    "QuantizationLogger",
+    "QuantizerRow",
+    "StartQuantization",
     "calibrate",
     "convert",
     "inspect_model",

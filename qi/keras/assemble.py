@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -71,10 +71,13 @@ Wrap = Callable[[keras.layers.Layer, dict[str, BaseInferableQuantizer]], KerasQu
 
 
 def frozen_wrapper(
-    layer: keras.layers.Layer, quantizers: Mapping[str, BaseInferableQuantizer]
+    layer: keras.layers.Layer,
+    quantizers: Mapping[str, BaseInferableQuantizer],
+    outputs: Sequence[BaseInferableQuantizer] = (),
 ) -> KerasQuantizationWrapper:
     """A wrapper of the layer's name that holds its weights quantized, in the layer itself."""
-    wrapper = KerasQuantizationWrapper(layer, KerasNodeQuantizationDispatcher(quantizers), name=layer.name)
+    dispatcher = KerasNodeQuantizationDispatcher(quantizers, list(outputs))
+    wrapper = KerasQuantizationWrapper(layer, dispatcher, name=layer.name)
     wrapper.build(None)
     return wrapper.freeze(in_place=True)
 

@@ -8,10 +8,20 @@ from typing import Any
 import keras
 import numpy as np
 
+from qi.core import IntGrid
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.layers import NotRebuildableError, rebuild_layer, weight_values
+from qi.quantizers import BaseInferableQuantizer, QuantizationMethod
+from qi.typing import Shape
 
-__all__ = ["FUSED_ACTIVATIONS", "activation_name", "fold_batch_norms", "fold_gain", "split_activations"]
+__all__ = [
+    "FUSED_ACTIVATIONS",
+    "activation_name",
+    "fold_batch_norms",
+    "fold_gain",
+    "folds_into_scales",
+    "split_activations",
+]
 
 FUSED_ACTIVATIONS = frozenset({"linear", "relu", "relu6"})
 
@@ -125,6 +135,15 @@ def fold_gain(before: Call, norm: Any) -> tuple[str, np.ndarray] | None:
     own_shape = [-1 if i == axis % kernel.ndim else 1 for i in range(kernel.ndim)]
     depthwise = (1,) * (kernel.ndim - 2) + kernel.shape[-2:]
     return path, gain.reshape(depthwise if before.kind in _DEPTHWISE else own_shape)
+
+
+def folds_into_scales(quantizer: BaseInferableQuantizer, shape: Shape, gain: np.ndarray) -> bool:
+    """Whether a fold leaves the codes of a kernel of `shape` alone: one scale for each channel, and the negative of each code."""
+    if quantizer.quantization_method[0] is not QuantizationMethod.SYMMETRIC or quantizer.group_size is not None:
+        return False
+    params = quantizer.granularity(len(shape)).param_shape(shape)
+    narrow = isinstance(quantizer.grid, IntGrid) and quantizer.grid.narrow
+    return (narrow or bool(np.all(gain >= 0))) and np.broadcast_shapes(gain.shape, params) == params
 
 
 def _folded(before: Call, norm: Any, path: str, gain: np.ndarray) -> Any:

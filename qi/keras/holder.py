@@ -48,14 +48,19 @@ class KerasActivationQuantizationHolder(keras.layers.Layer):
             raise ConfigError(f"expected an activation quantizer; received {quantizer!r}")
         # Float16 inputs are neither cast nor their parameters: the quantizer itself computes in float32.
         super().__init__(**{"dtype": "float32", "autocast": False} | kwargs)
-        self.quantizer = quantizer
+        self._given = quantizer
         self._bound: Bound | None = None
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         """Makes the quantizer's variables: ``scale`` and ``zero_point`` where it is inferable."""
-        self._bound = bind_quantizer(self, self.quantizer, (1,), reshape=())
+        self._bound = bind_quantizer(self, self._given, (1,), reshape=())
         self.built = True
+
+    @property
+    def quantizer(self) -> BaseQuantizer:
+        """The quantizer: as given, or as a callback replaced it since."""
+        return self._given if self._bound is None else self._bound.quantizer
 
     @property
     def bound(self) -> Bound:
@@ -95,6 +100,19 @@ class KerasActivationQuantizationHolder(keras.layers.Layer):
         _check_one(inputs)
         # Given outright: Keras calls some dense tensors sparse (a product with a number), and tracing would believe it.
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype if "float" in inputs.dtype else "float32")
+
+    def save_own_variables(self, store: Any) -> None:
+        """Stores the variables as Keras does, and the state of the noise where there is some."""
+        super().save_own_variables(store)
+        if self.bound.generator is not None:
+            store["noise"] = self.bound.generator.state
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads what `save_own_variables` stored."""
+        present = set(store.keys())
+        if self.bound.generator is not None and "noise" in present:
+            self.bound.generator.state.assign(store["noise"])
+        super().load_own_variables({key: store[key] for key in present - {"noise"}})
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments; the quantizer as a plain record."""

@@ -10,12 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.core import IntGrid
 from qi.errors import ConfigError, InputError, UnsupportedError
 from qi.keras.assemble import copy_layers
 from qi.keras.calibrate import Calibration, collect, group_statistics
 from qi.keras.fingerprint import fingerprint
-from qi.keras.fold import fold_batch_norms, fold_gain, split_activations
+from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales, split_activations
 from qi.keras.graph import Call, Graph, Value, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.plan import ActivationPlan, plan_activations
@@ -26,7 +25,6 @@ from qi.keras.verify import check_copies
 from qi.keras.weights import has_policy, weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.observers import CalibratedStatistics, TensorStatistics, load_statistics
-from qi.quantizers import QuantizationMethod
 from qi.recipes import RecipeLike, RuleBook, get_recipe
 
 __all__ = ["Prepared", "calibrate", "gather_statistics", "prepare"]
@@ -104,11 +102,8 @@ def _folds_into_scales(layer: Call, norm: Call, book: RuleBook) -> bool:
     path, gain = found
     weights = original_weights(layer.op)
     quantizer = weight_quantizers(layer.op, layer.path, weights, book, "")[0].get(path)
-    if quantizer is None or quantizer.quantization_method[0] is not QuantizationMethod.SYMMETRIC:
-        return False
-    shape = quantizer.granularity(weights[path].ndim).param_shape(weights[path].shape)
-    narrow = isinstance(quantizer.grid, IntGrid) and quantizer.grid.narrow
-    return narrow and quantizer.group_size is None and np.broadcast_shapes(gain.shape, shape) == shape
+    negative = np.full(gain.shape, -1.0)  # in training g may take either sign
+    return quantizer is not None and folds_into_scales(quantizer, weights[path].shape, negative)
 
 
 def gather_statistics(

@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 
 from qi.errors import ConfigError, QuantizationWarning, UnsupportedError
-from qi.keras.assemble import frozen_wrapper, insert_holders, wrap_layers
+from qi.keras.assemble import Weights, frozen_wrapper, insert_holders, wrap_layers
 from qi.keras.calibrate import group_statistics
 from qi.keras.choose import activation_quantizer
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
-from qi.keras.fold import fold_batch_norms
+from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales
 from qi.keras.graph import Graph, build_model, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.layers import copy_operation, rebuild_layer
-from qi.keras.plan import Group
-from qi.keras.prepare import gather_statistics, prepare
+from qi.keras.prepare import Prepared, gather_statistics, prepare
 from qi.keras.ptq import check_strict
 from qi.keras.rows import describe
 from qi.keras.trainables import TrainingMethods, trainable_quantizer
@@ -53,10 +54,9 @@ def prepare_qat(
 ) -> keras.Model:
     """A copy of a model with trainable quantizers, to be compiled and trained like any other.
 
-    The same tensors get quantizers as in `qi.quantize_model`, and each starts as that would have left it: at the range that
-    calibration chose for an activation, at that of the weight's own values for a weight. Ranges that operations fix (softmax,
-    say) stay; at the end of the model they rest while it trains, since losses take logarithms there. `qi.convert` turns the
-    trained model into an inferable one. The given model is left as it is.
+    The same tensors get quantizers as in `qi.quantize_model`, and each starts as that would have left it. Ranges that operations
+    fix (softmax, say) stay; at the end of the model they rest while it trains, since losses take logarithms there. `qi.convert`
+    turns the trained model into an inferable one. The given model is left as it is.
 
     Args:
         model: a built Functional or Sequential Keras 3 model, nested to any depth. The class of a Functional subclass (with a
@@ -107,35 +107,50 @@ def prepare_qat(
     ready = prepare(model, recipe, train_norms=batch_norm == "trained")
     seen = gather_statistics(model, ready, data, statistics, batch_size, progress).statistics
 
-    def wrap(layer: keras.layers.Layer, found: dict[str, BaseInferableQuantizer]) -> KerasQuantizationWrapper:
-        shapes = {path: tuple(w.shape) for path, w in weights_of(layer).items()}
-        trained = {path: trainable_quantizer(q, shapes[path], methods) for path, q in found.items()}
-        wrapper = KerasQuantizationWrapper(layer, KerasNodeQuantizationDispatcher(trained), name=layer.name)
-        wrapper.build(None)
-        return wrapper
-
     types = {id(call): describe(call) for call in ready.graph.calls}
-    weights = wrap_layers(ready.graph, ready.book, ready.unfolded, ready.notes, types, wrap)
+    weights = wrap_layers(
+        ready.graph, ready.book, ready.unfolded, ready.notes, types, partial(_wrapped, methods=methods)
+    )
+    _tell_refused(weights, strict)
+    insert_holders(ready.graph, ready.plan, _activation_quantizers(ready, seen, methods), one_each=True)
+    return build_model(ready.graph, build_tensors(ready.graph), kind=kind)
+
+
+def _tell_refused(weights: Weights, strict: bool) -> None:
     check_strict(weights, strict)
     if weights.refused:
         row = weights.refused[0]
         warnings.warn(
             f"{len(weights.refused)} weight matrices stay in float: {row.layer}/{row.name} ({row.reason})",
             QuantizationWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
 
-    last = {id(value) for value in ready.graph.flat_outputs()}
 
-    def trained(group: Group) -> BaseTrainableQuantizer:
+def _wrapped(
+    layer: keras.layers.Layer, found: Mapping[str, BaseInferableQuantizer], *, methods: TrainingMethods
+) -> KerasQuantizationWrapper:
+    """The layer with trainable quantizers that start as the inferable ones found for it."""
+    shapes = {path: tuple(w.shape) for path, w in weights_of(layer).items()}
+    trained = {path: trainable_quantizer(q, shapes[path], methods) for path, q in found.items()}
+    wrapper = KerasQuantizationWrapper(layer, KerasNodeQuantizationDispatcher(trained), name=layer.name)
+    wrapper.build(None)
+    return wrapper
+
+
+def _activation_quantizers(
+    ready: Prepared, seen: Mapping[str, TensorStatistics], methods: TrainingMethods
+) -> dict[int, BaseTrainableQuantizer]:
+    """The trainable quantizer of each group of activations by ``id(group)``."""
+    last = {id(value) for value in ready.graph.flat_outputs()}
+    found = {}
+    for group in ready.plan.groups:
         inferable = activation_quantizer(group, group_statistics(group, seen))
         fixed = group.fixed is not None
         # A loss takes the logarithm of the last softmax: what its grid makes 0 would teach nothing.
         rests = fixed and all(id(value) in last for value in group.observed)
-        return trainable_quantizer(inferable, (1,), methods, fixed=fixed, rests=rests)
-
-    insert_holders(ready.graph, ready.plan, {id(group): trained(group) for group in ready.plan.groups}, one_each=True)
-    return build_model(ready.graph, build_tensors(ready.graph), kind=kind)
+        found[id(group)] = trainable_quantizer(inferable, (1,), methods, fixed=fixed, rests=rests)
+    return found
 
 
 def convert(model: keras.Model) -> keras.Model:
@@ -146,8 +161,8 @@ def convert(model: keras.Model) -> keras.Model:
             only read.
 
     Returns:
-        a Functional model like those of `qi.quantize_model`. Normalizations that trained are folded: rounding in float32
-        aside, nothing changes.
+        a Functional model like those of `qi.quantize_model`. Normalizations that trained are folded where that changes scales
+        only: rounding in float32 aside, nothing changes.
 
     Raises:
         ConfigError: a model without trainable quantizers, as one that is converted already.
@@ -162,43 +177,62 @@ def convert(model: keras.Model) -> keras.Model:
             f"expected a model with trainable quantizers; received {model.name!r}, which has none or is converted already; "
             "do give what prepare_qat returned"
         )
-    quantizers: dict[int, dict[str, BaseInferableQuantizer]] = {}
+    made: dict[int, _Frozen] = {}
     for calls in graph.calls_of().values():
         op = calls[0].op
         if isinstance(op, KerasActivationQuantizationHolder) and _trains(op):
+            if not op.bound.quantizer.enabled:
+                for call in calls:
+                    graph.replace(call.outputs[0], call.inputs[0])
+                    graph.calls.remove(call)
+                continue
             new: Any = op.convert2inferable()
-        elif isinstance(op, KerasQuantizationWrapper) and not op.frozen and not op.output_quantizers:
+        elif isinstance(op, KerasQuantizationWrapper) and (op.trains or not op.frozen):
             new = rebuild_layer(op.layer, {"name": op.name}, op.get_quantized_weights())
-            quantizers[id(new)] = op.quantizers
-        elif _trains(op):
-            new = op.convert2inferable()
+            made[id(new)] = _Frozen(op.quantizers, op.output_quantizers)
         else:
             new, _ = copy_operation(op, op.name)
         for call in calls:
             call.op = new
-    _fold(graph, quantizers)
+    _fold(graph, made)
     for calls in graph.calls_of().values():
-        found = quantizers.get(id(calls[0].op))
-        if found is not None:
-            wrapper = frozen_wrapper(calls[0].op, found)
+        found = made.get(id(calls[0].op))
+        if found is not None and (found.weights or found.outputs):
+            wrapper = frozen_wrapper(calls[0].op, found.weights, found.outputs)
             for call in calls:
                 call.op = wrapper
     return build_model(graph, build_tensors(graph), kind=kind)
 
 
-def _fold(graph: Graph, quantizers: dict[int, dict[str, BaseInferableQuantizer]]) -> None:
+@dataclass(frozen=True)
+class _Frozen:
+    """The quantizers of a layer that will be wrapped for good."""
+
+    weights: dict[str, BaseInferableQuantizer]
+    outputs: list[BaseInferableQuantizer]
+
+
+def _fold(graph: Graph, made: dict[int, _Frozen]) -> None:
     """Folds the normalizations that trained into the quantized kernels before them: into their scales."""
 
     def keep(layer: Any, norm: Any) -> str:
-        return "" if id(layer.op) in quantizers else "its layer isn't quantized"
+        found, fold = made.get(id(layer.op)), fold_gain(layer, norm.op)
+        if found is None or fold is None:
+            return "its layer isn't quantized"
+        path, gain = fold
+        if found.outputs or "bias" in found.weights:
+            return "its layer's outputs or bias are quantized"
+        shape = tuple(weights_of(layer.op)[path].shape)
+        own = path not in found.weights or folds_into_scales(found.weights[path], shape, gain)
+        return "" if own else "it would change the codes of its layer"
 
     def on_fold(old: Any, new: Any, path: str, gain: np.ndarray) -> None:
-        found = dict(quantizers.pop(id(old)))
+        found = dict(made.pop(id(old)).weights)
         if path in found:
             qparams = found[path].qparams(tuple(weights_of(new)[path].shape))
             scale = np.maximum(qparams.scale * np.abs(gain), np.finfo(np.float32).tiny).astype(np.float32)
             found[path] = found[path].with_qparams(scale, qparams.zero_point)
-        quantizers[id(new)] = found
+        made[id(new)] = _Frozen(found, [])
 
     fold_batch_norms(graph, keep, on_fold)
 

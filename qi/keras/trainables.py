@@ -12,12 +12,14 @@ from qi.core.estimators import check_estimator
 from qi.errors import ConfigError
 from qi.quantizers import (
     BaseInferableQuantizer,
+    BaseQuantizer,
     BaseTrainableQuantizer,
     QuantizationMethod,
     QuantizationTarget,
     TrainableQuantizerActivationConfig,
     TrainableQuantizerWeightsConfig,
     get_quantizer_class,
+    quantizer_classes,
     training_methods,
 )
 from qi.registry import suggest
@@ -28,16 +30,17 @@ __all__ = ["TrainingMethods", "trainable_quantizer"]
 _WEIGHTS, _ACTIVATION = QuantizationTarget.WEIGHTS, QuantizationTarget.ACTIVATION
 _POT, _UNIFORM = QuantizationMethod.POWER_OF_TWO, QuantizationMethod.UNIFORM
 
+_SYMMETRIC = QuantizationMethod.SYMMETRIC
+
 # What takes the place of a method where it makes no sense: it is defined for activations, say, or has no power-of-two form.
 _INSTEAD = {
-    ("lsq", _WEIGHTS, _POT): "tqt",
-    ("lsq", _ACTIVATION, _POT): "tqt",
-    ("ste_learned", _WEIGHTS, _POT): "tqt",
-    ("ste_learned", _ACTIVATION, _POT): "tqt",
-    ("lsq_plus", _WEIGHTS, QuantizationMethod.SYMMETRIC): "lsq",
-    ("lsq_plus", _ACTIVATION, QuantizationMethod.SYMMETRIC): "lsq",
-    ("pact", _WEIGHTS, QuantizationMethod.SYMMETRIC): "ste",
-    ("pact", _WEIGHTS, _UNIFORM): "ste",
+    **{
+        (name, target, _POT): "tqt" for name in ("lsq", "lsq_plus", "ste_learned") for target in (_WEIGHTS, _ACTIVATION)
+    },
+    **{("lsq_plus", target, _SYMMETRIC): "lsq" for target in (_WEIGHTS, _ACTIVATION)},
+    **{("pact", _WEIGHTS, method): "ste" for method in (_SYMMETRIC, _UNIFORM, _POT)},
+    ("pact", _ACTIVATION, _SYMMETRIC): "ste_learned",
+    ("pact", _ACTIVATION, _POT): "tqt",
 }
 
 
@@ -73,7 +76,7 @@ class TrainingMethods:
         """The method for the tensor that an inferable quantizer is for, or the one that takes its place there."""
         target, method = inferable.quantization_target, inferable.quantization_method[0]
         name = self.weights if target is _WEIGHTS else self.activations or self.weights
-        if name == "pact" and target is _ACTIVATION and float(np.min(inferable.min_range)) < 0:
+        if name == "pact" and target is _ACTIVATION and method is _UNIFORM and float(np.min(inferable.min_range)) < 0:
             return "ste_learned"  # PACT would cut off what is below 0
         return _INSTEAD.get((name, target, method), name)
 
@@ -99,7 +102,7 @@ def trainable_quantizer(
         ConfigError: no quantizer trains by that method for this target and quantization method.
     """
     method = inferable.quantization_method[0]
-    cls: Any = get_quantizer_class(inferable.quantization_target, method, "ste" if fixed else methods.of(inferable))
+    cls: Any = _class_of(inferable.quantization_target, method, "ste" if fixed else methods.of(inferable))
     config: Any
     if inferable.quantization_target is _WEIGHTS:
         groups = (
@@ -117,3 +120,17 @@ def trainable_quantizer(
         **({"rests_in_training": True} if rests else {}),
     )
     return quantizer.with_initial(inferable, shape)
+
+
+def _class_of(target: QuantizationTarget, method: QuantizationMethod, name: str) -> type[BaseQuantizer]:
+    """The class of a training method, or a ConfigError that says which methods there are for this target."""
+    roles = [cls for known in training_methods() for cls in quantizer_classes(known).values()]
+    fitting = {
+        cls.identifier for cls in roles if target in cls.quantization_targets and method in cls.quantization_method
+    }
+    if name not in fitting:
+        raise ConfigError(
+            f"expected a training method that is defined for {target.value} with method {method.value!r}; received {name!r}; "
+            f"do choose one of {sorted(fitting)} there"
+        )
+    return get_quantizer_class(target, method, name)

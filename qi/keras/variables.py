@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -12,12 +13,36 @@ import numpy as np
 
 from qi.errors import InputError
 
-__all__ = ["add_parameter", "build_layer", "class_names", "to_numpy", "weights_of"]
+__all__ = ["add_parameter", "build_layer", "class_names", "first_value", "to_numpy", "weights_of"]
 
 
 def to_numpy(value: Any) -> np.ndarray:
     """A tensor or variable as a numpy array."""
     return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def first_value(variable: keras.Variable) -> np.ndarray:
+    """The value of a variable as a numpy array, also where it was made within a call that is traced: its initial one."""
+    with _outside_of_traces():
+        return to_numpy(variable)
+
+
+@contextmanager
+def _outside_of_traces() -> Iterator[None]:
+    """Runs what is inside on real values, in the middle of a symbolic call too."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.init_scope():
+            yield
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        with jax.ensure_compile_time_eval():
+            yield
+    else:
+        with keras.device("cpu"):  # in place of torch's device without memory
+            yield
 
 
 def class_names(layer: Any) -> list[str]:

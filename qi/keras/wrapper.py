@@ -16,8 +16,8 @@ from qi.errors import ConfigError, FileFormatError, InputError
 from qi.keras.bound import Bound, bind_quantizer
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.layers import finalize_layer, rebuild_layer
-from qi.keras.variables import add_parameter, build_layer, to_numpy, weights_of
-from qi.quantizers import BaseInferableQuantizer, BaseTrainableQuantizer
+from qi.keras.variables import add_parameter, build_layer, first_value, to_numpy, weights_of
+from qi.quantizers import BaseInferableQuantizer
 
 __all__ = ["KerasQuantizationWrapper"]
 
@@ -39,12 +39,8 @@ class _Binding:
     def source(self) -> np.ndarray:
         """What the inferable quantizer is applied to: the weight, or what a trainable one makes of it."""
         values = to_numpy(self.variable)
-        quantizer = self.bound.quantizer
-        if not isinstance(quantizer, BaseTrainableQuantizer):
-            return values
         # On the backend, as in training: tanh, say, isn't the same everywhere.
-        variables = {name: variable.value for name, variable in self.bound.variables.items()}
-        return to_numpy(quantizer.transform(keras.ops.convert_to_tensor(values), variables))
+        return to_numpy(self.bound.transformed(keras.ops.convert_to_tensor(values))) if self.bound.trains else values
 
 
 @dataclass(eq=False)
@@ -129,8 +125,10 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             build_layer(self.layer, input_shape)
         variables = self._inside.weights = weights_of(self.layer)
         for path, quantizer in self.dispatcher.bind_layer(self.layer).items():
+            if not quantizer.enabled:
+                continue  # stays in float, as if it had none
             shape, prefix = tuple(variables[path].shape), f"{path.replace('/', '_')}_"
-            bound = bind_quantizer(self, quantizer, shape, to_numpy(variables[path]), prefix=prefix)
+            bound = bind_quantizer(self, quantizer, shape, first_value(variables[path]), prefix=prefix)
             self._bindings[path] = _Binding(bound, variables[path])
         for i, quantizer in enumerate(self.dispatcher.activation_quantizers):
             self._outputs.append(bind_quantizer(self, quantizer, (1,), prefix=f"output_{i}_", reshape=()))
@@ -248,11 +246,17 @@ class KerasQuantizationWrapper(keras.layers.Layer):
     @property
     def trains(self) -> bool:
         """Whether any of its quantizers is trainable."""
-        return any(bound.trains for bound in self._bounds)
+        return any(bound.trains for bound in self.bounds.values())
 
     @property
-    def _bounds(self) -> list[Bound]:
-        return [*(binding.bound for binding in self._bindings.values()), *self._outputs]
+    def bounds(self) -> dict[str, Bound]:
+        """Its quantizers with their variables: by weight path, and as "output_0"... those of outputs."""
+        weights = {path: binding.bound for path, binding in self._bindings.items()}
+        return weights | {f"output_{i}": bound for i, bound in enumerate(self._outputs)}
+
+    def get_source(self, path: str) -> np.ndarray:
+        """What the quantizer of a weight quantizes: the weight as it is, or what a trainable quantizer makes of it first."""
+        return self._bindings[path].source()
 
     @property
     def quantizers(self) -> dict[str, BaseInferableQuantizer]:
@@ -261,8 +265,9 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
     @property
     def output_quantizers(self) -> list[BaseInferableQuantizer]:
-        """The activation quantizers of the outputs with their current parameters."""
-        return [bound.current() for bound in self._outputs]
+        """The activation quantizers of the outputs with their current parameters; none where they are disabled."""
+        enabled = any(bound.quantizer.enabled for bound in self._outputs)
+        return [bound.current() for bound in self._outputs] if enabled else []
 
     def get_quantized_weights(self) -> dict[str, np.ndarray]:
         """The quantized value of every bound weight by path, as numpy arrays in the weight's shape and dtype."""
@@ -352,7 +357,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         if changed:
             layer = rebuild_layer(self.layer, values=changed)
         weights = {path: binding.bound.current() for path, binding in self._bindings.items()}
-        outputs = [bound.current() for bound in self._outputs]
+        outputs = self.output_quantizers
         result = KerasQuantizationWrapper(layer, KerasNodeQuantizationDispatcher(weights, outputs), name=self.name)
         result.build(None)
         return result
@@ -371,13 +376,15 @@ class KerasQuantizationWrapper(keras.layers.Layer):
                 value = to_numpy(parameter)
                 if name != "zero_point" or value.any():
                     store[f"{key}:{name}"] = value.astype(np.int32) if name == "zero_point" else value
+            if binding is not None and binding.bound.generator is not None:
+                store[f"{key}:noise"] = binding.bound.generator.state
             if binding is not None and binding.frozen is not None:
                 tensor = self._qtensor(path, binding)
                 store[f"{key}:codes"] = pack(tensor.codes, tensor.bits)
             else:
                 store[key] = variable
         for i, bound in enumerate(self._outputs):
-            for name, variable in bound.variables.items():
+            for name, variable in bound.state.items():
                 store[f"output.{i}:{name}"] = variable
 
     def load_own_variables(self, store: Any) -> None:
@@ -397,12 +404,14 @@ class KerasQuantizationWrapper(keras.layers.Layer):
                 stored = f"{key}:{name}"
                 zeros = name == "zero_point" and stored not in present
                 parameter.assign(np.zeros(parameter.shape) if zeros else read(stored).astype(np.float32))
+            if binding is not None and binding.bound.generator is not None:
+                binding.bound.generator.state.assign(read(f"{key}:noise"))
             if binding is not None and binding.frozen is not None:
                 binding.frozen.assign(self._decode(binding, read(f"{key}:codes")))
             else:
                 variable.assign(store[key] if key in present else read(key))
         for i, bound in enumerate(self._outputs):
-            for name, variable in bound.variables.items():
+            for name, variable in bound.state.items():
                 variable.assign(read(f"output.{i}:{name}"))
         finalize_layer(self.layer)  # Keras tells no layer that this wrapper loads for
 
@@ -424,6 +433,8 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         }
         if bound:
             record["weight_quantizers"] = {path: quantizer.to_dict() for path, quantizer in bound.items()}
+        if self._outputs:
+            record["activation_quantizers"] = [output.quantizer.to_dict() for output in self._outputs]
         layer = keras.saving.serialize_keras_object(self.layer)
         layer.pop("build_config", None)  # ours does it, tracing where a layer has no build of its own
         return {

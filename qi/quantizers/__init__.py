@@ -29,7 +29,7 @@ from qi.quantizers.registry import (
 )
 from qi.quantizers.ste import STEQuantizer, StochasticQuantizer
 from qi.quantizers.tqt import TQTQuantizer
-from qi.quantizers.trainable import BaseTrainableQuantizer
+from qi.quantizers.trainable import BaseTrainableQuantizer, positive
 from qi.quantizers.weights import (
     WeightsLUTPOTInferableQuantizer,
     WeightsLUTSymmetricInferableQuantizer,
@@ -71,6 +71,7 @@ __all__ = [
     "get_inferable_quantizer_class",
     "get_quantizer_class",
     "mark_quantizer",
+    "positive",
     "quantizer_classes",
     "quantizer_from_dict",
     "training_methods",

@@ -69,6 +69,7 @@ class BaseQuantizer:
         channel_axis: that axis; None leaves the choice to the layer's policy (-1 when called directly).
         group_size: members of a group along `group_axis`, or None.
         needs_noise: whether `apply` draws random numbers while it trains.
+        enabled: False passes tensors through, as a configuration may ask for: there is nothing to convert then.
     """
 
     quantization_target: QuantizationTarget
@@ -77,6 +78,7 @@ class BaseQuantizer:
     identifier: ClassVar[str]
     registered_name: ClassVar[str]
     needs_noise: ClassVar[bool] = False
+    enabled: bool = True
 
     def __init__(
         self,

@@ -102,6 +102,9 @@ class BaseQuantizerConfig:
             value = getattr(self, item.name)
             if item.type == "bool" and not isinstance(value, (bool, np.bool_)):
                 raise ConfigError(f"expected {item.name} to be True or False; received {item.name}={value!r}")
+        axis: Any = getattr(self, f"{kind}_channels_axis", None)
+        if axis is not None and (isinstance(axis, bool) or not isinstance(axis, (int, np.integer))):
+            raise ConfigError(f"expected {kind}_channels_axis to be an integer or None; received {axis!r}")
         least: Any = self.min_threshold  # type: ignore[attr-defined]
         number = isinstance(least, (int, float, np.number)) and not isinstance(least, bool)
         if not number or not np.isfinite(least) or least < 0:

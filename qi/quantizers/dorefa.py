@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from qi.core.namespace import namespace_of
+from qi.errors import ConfigError
 from qi.quantizers.base import QuantizerVariable
+from qi.quantizers.config import BaseQuantizerConfig
 from qi.quantizers.registry import QuantizationMethod, QuantizationTarget, mark_quantizer
 from qi.quantizers.ste import STEQuantizer
 from qi.typing import Array, Shape
@@ -25,8 +28,21 @@ class DoReFaWeightsQuantizer(STEQuantizer):
 
     Source: Zhou et al., DoReFa-Net, 2016 (arXiv:1606.06160), equation 9.
 
-    Args and Raises: as `BaseTrainableQuantizer`.
+    Args: as `STEQuantizer`.
+
+    Raises:
+        ConfigError: as `BaseTrainableQuantizer`, and for a group_size.
     """
+
+    def __init__(
+        self, quantization_config: BaseQuantizerConfig, *, rests_in_training: bool = False, **options: Any
+    ) -> None:
+        super().__init__(quantization_config, rests_in_training=rests_in_training, **options)
+        if self.group_size is not None:
+            raise ConfigError(
+                f"expected a threshold for each channel or tensor; received group_size={self.group_size}; "
+                "do take another method for groups"
+            )
 
     def transform(self, x: Array, variables: Mapping[str, Array]) -> Array:
         """The squashed weight: its greatest magnitude is the greatest threshold."""

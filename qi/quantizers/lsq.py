@@ -42,7 +42,7 @@ class LSQQuantizer(BaseTrainableQuantizer):
         mean = self.granularity(x.ndim).reduce(np.mean, np.abs(x.astype(np.float64)))
         step = 2 * mean / np.sqrt(max(self.grid.qmax, 1))
         least = self.spec.min_threshold / self.grid.edge
-        step = np.where(mean > 0, np.clip(step, max(least, TINY), HUGE), max(least, 1.0))
+        step = np.where(mean > 0, np.clip(step, max(least, float(TINY)), float(HUGE)), max(least, 1.0))
         return [QuantizerVariable("step", step.astype(np.float32), trainable=True)]
 
     def scale_zero_point(self, variables: Mapping[str, Array]) -> tuple[Array, Array | None]:

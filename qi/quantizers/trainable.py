@@ -92,7 +92,7 @@ class BaseTrainableQuantizer(BaseQuantizer):
         self.estimator_options = dict(estimator_options or {})
         check_estimator(estimator, self.estimator_options)
         self.quantization_config, self.spec, self.estimator = quantization_config, spec, estimator
-        self.quantization_target = spec.target
+        self.quantization_target, self.enabled = spec.target, spec.enabled
         uniform = spec.method is QuantizationMethod.UNIFORM
         signed = not uniform and bool(spec.params.get("signed", True))
         grid = IntGrid(spec.bits, signed, bool(spec.params.get("narrow_range", False)))
@@ -202,7 +202,9 @@ class BaseTrainableQuantizer(BaseQuantizer):
         found = inferable.qparams(shape)
         scale, zero_point = found.scale.astype(np.float64), found.zero_point.astype(np.float64)
         if isinstance(inferable.grid, IntGrid) and self.spec.method is not QuantizationMethod.UNIFORM:
-            result._initial = result._from_threshold(scale * inferable.grid.edge, SymmetricRule.EDGE)
+            narrow = result.grid.narrow and self.spec.method is QuantizationMethod.SYMMETRIC
+            rule = SymmetricRule.QMAX if narrow else SymmetricRule.EDGE  # what the outermost codes stand for
+            result._initial = result._from_threshold(scale * rule.divisor(inferable.grid), rule)
         else:
             top = 2**inferable.num_bits - 1
             result._initial = asymmetric_params(-zero_point * scale, (top - zero_point) * scale, result.grid)
@@ -217,7 +219,7 @@ class BaseTrainableQuantizer(BaseQuantizer):
         noise: Callable[[Array], Array] | None = None,
     ) -> Array:
         """Fake-quantizes x with a layer's variables: by this class' rounding in training, to nearest otherwise."""
-        if not self.spec.enabled:
+        if not self.enabled:
             return x
         x = self.transform(x, variables)
         scale, zero_point = self.scale_zero_point(self.prepared(x, variables))
@@ -253,8 +255,11 @@ class BaseTrainableQuantizer(BaseQuantizer):
         """The inferable quantizer whose forward pass is bit-equal to this one's outside of training.
 
         Raises:
+            ConfigError: its configuration disables it.
             InputError: a variable holds NaN or infinity.
         """
+        if not self.enabled:
+            raise ConfigError(f"expected an enabled quantizer; {self!r} leaves its tensor in float")
         values = {name: np.asarray(value) for name, value in variables.items()}
         bad = [name for name, value in values.items() if not np.all(np.isfinite(value))]
         if bad:

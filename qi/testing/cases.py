@@ -55,13 +55,15 @@ class Case:
                 self.method, self.bits, narrow, weights_per_channel_threshold=self.layout != "tensor"
             )
             return self.cls(weights, **self.options)
-        params: dict[str, Any] = {"min_range": -0.9, "max_range": 2.1} if self.method is _UNIFORM else {"threshold": 1.7}
+        params: dict[str, Any] = (
+            {"min_range": -0.9, "max_range": 2.1} if self.method is _UNIFORM else {"threshold": 1.7}
+        )
         params |= {"signed": False} if self.layout == "unsigned" else {}
         return self.cls(TrainableQuantizerActivationConfig(self.method, self.bits, params), **self.options)
 
     def values(self, seed: int = 0) -> np.ndarray:
         """float32 numbers [ROWS, CHANNELS] with another spread in each channel."""
-        spread = np.float32([0.3, 1.0, 4.0])
+        spread = np.array([0.3, 1.0, 4.0], np.float32)
         return np.random.default_rng(seed).normal(size=(ROWS, CHANNELS)).astype(np.float32) * spread
 
     def start(self, x: np.ndarray | None = None) -> tuple[BaseTrainableQuantizer, dict[str, np.ndarray]]:
@@ -98,11 +100,14 @@ def awkward(scale: Any, zero_point: Any, qmin: int, qmax: int, seed: int = 2) ->
     edges = np.where(rng.random(shape) < 0.5, qmin, qmax) - zero + rng.choice([-0.5, 0.0, 0.5], shape)
     steps = np.where(rng.random(shape) < 0.3, edges, steps)
     exact = (steps * scale).astype(np.float32)
-    x = np.nextafter(exact, rng.choice(np.float32([-np.inf, np.inf]), shape))
-    x = np.where(rng.random(shape) < 0.6, exact, x)
-    special = np.float32([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, 3e38, -3e38])
+    x = np.nextafter(exact, rng.choice(np.array([-np.inf, np.inf], np.float32), shape))
+    x = np.asarray(np.where(rng.random(shape) < 0.6, exact, x), np.float32)
+    special = np.array([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, 3e38, -3e38], np.float32)
     where = rng.random(shape) < 0.2
     x[where] = rng.choice(special, int(where.sum()))
+    certain = [qmin - 0.5, qmin, qmin + 0.5, qmax - 0.5, qmax, qmax + 0.5]
+    x[: len(certain)] = ((np.asarray(certain)[:, None] - zero[0]) * scale[0]).astype(np.float32)
+    x[len(certain)] = 0
     return x
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,6 @@ from qi.testing.registry import CLAUSES, expect, expect_same, fail
 
 __all__ = ["config", "refusals"]
 
-_NOT_ALWAYS_THERE = {"estimator_options"}  # left out where there are none
 _CONFIGS = {
     QuantizationTarget.WEIGHTS: TrainableQuantizerWeightsConfig,
     QuantizationTarget.ACTIVATION: TrainableQuantizerActivationConfig,
@@ -38,7 +39,7 @@ def config(cases: Sequence[Case]) -> int:
         cls, quantizer = case.cls, case.quantizer()
         role = get_quantizer_class(case.target, case.method, cls.identifier)
         expect(role is cls, "config", case, f"expected its role to lead to {cls.__name__}; received {role.__name__}")
-        _check_arguments(case, quantizer.get_config())
+        _check_arguments(case)
         try:
             record = json.loads(json.dumps(quantizer.to_dict(), allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -49,16 +50,43 @@ def config(cases: Sequence[Case]) -> int:
             expect(hash(again) == hash(quantizer), "config", case, "expected equal quantizers to have one hash")
             _check_behaviour(case, again)
         structure = quantizer.with_axes(-1).placeholder()
-        expect(type(structure) is cls, "config", case, f"expected a {cls.__name__} of placeholder(); received {structure!r}")
-        expect(structure.grid == quantizer.grid, "config", case, f"expected placeholder() to keep the grid {quantizer.grid}")
+        expect(
+            type(structure) is cls,
+            "config",
+            case,
+            f"expected a {cls.__name__} of placeholder(); received {structure!r}",
+        )
+        expect(
+            structure.grid == quantizer.grid,
+            "config",
+            case,
+            f"expected placeholder() to keep the grid {quantizer.grid}",
+        )
     return len(cases)
 
 
-def _check_arguments(case: Case, record: dict[str, Any]) -> None:
+def _check_arguments(case: Case) -> None:
+    """Every argument is in get_config(), or has its default (which get_config() may leave out)."""
     for name, parameter in inspect.signature(case.cls).parameters.items():
-        several = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if not several and name not in record and (name in case.options or name not in _NOT_ALWAYS_THERE):
-            fail("config", case, f"expected get_config() to hold the argument {name!r}; received {sorted(record)}")
+        if name in case.options:
+            candidates = [case.options]
+        else:
+            candidates = [{**case.options, name: value} for value in _others(parameter.default)]
+        for options in candidates:
+            try:
+                record = replace(case, options=options).quantizer().get_config()
+            except QiError:  # a guess that isn't legal
+                continue
+            if name not in record:
+                problem = f"expected get_config() to hold {name}={options[name]!r}; received {sorted(record)}"
+                fail("config", case, problem)
+
+
+def _others(default: Any) -> list[Any]:
+    """Values that an argument with this default may have, too."""
+    if isinstance(default, bool):
+        return [not default]
+    return [default + 1, default / 2] if isinstance(default, (int, float)) else []
 
 
 def _check_behaviour(case: Case, again: Any) -> None:
@@ -74,13 +102,15 @@ def _check_behaviour(case: Case, again: Any) -> None:
 
 def _refused(case: Case, what: str, error: type[QiError], call: Callable[[], Any]) -> int:
     try:
-        result = call()
+        answer = repr(call())
     except error as found:
-        expect("expected" in str(found), "refusals", case, f"expected a message 'expected ...; received ...' for {what}")
+        expect(
+            "expected" in str(found), "refusals", case, f"expected a message 'expected ...; received ...' for {what}"
+        )
         return 1
     except Exception as found:
-        fail("refusals", case, f"expected {error.__name__} for {what}; received {type(found).__name__}: {found}")
-    fail("refusals", case, f"expected {error.__name__} for {what}; received {result!r}")
+        answer = f"{type(found).__name__}: {found}"
+    return fail("refusals", case, f"expected {error.__name__} for {what}; received {answer}")
 
 
 @CLAUSES.register("refusals")
@@ -89,20 +119,22 @@ def refusals(cases: Sequence[Case]) -> int:
     count = 0
     for case in {(c.target, c.method): c for c in cases}.values():
         cls = case.cls
-        make = lambda given, cls=cls, case=case: lambda: cls(given, **case.options)
+        make: Callable[..., Any] = partial(cls, **case.options)
         for target, kind in _CONFIGS.items():
             for method in _METHODS:
                 if target not in cls.quantization_targets or method not in cls.quantization_method:
                     what = f"a configuration of {target.value}, {method.value}"
-                    count += _refused(case, what, ConfigError, make(kind(method, case.bits)))
+                    count += _refused(case, what, ConfigError, partial(make, kind(method, case.bits)))
         for nonsense in (None, 8, {"num_bits": 8}):
-            count += _refused(case, f"quantization_config={nonsense!r}", ConfigError, make(nonsense))
-        if "estimator" in inspect.signature(cls).parameters and "estimator" not in case.options:
-            wrong = lambda cls=cls, case=case: cls(case.quantizer().quantization_config, estimator="no such", **case.options)
+            count += _refused(case, f"quantization_config={nonsense!r}", ConfigError, partial(make, nonsense))
+        parameters = inspect.signature(cls).parameters
+        takes = "estimator" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if takes and "estimator" not in case.options:
+            wrong = partial(make, case.quantizer().quantization_config, estimator="no such")
             count += _refused(case, "an unknown estimator", ConfigError, wrong)
         if case.target is QuantizationTarget.ACTIVATION:
-            bare = cls(TrainableQuantizerActivationConfig(case.method, case.bits), **case.options)
-            count += _refused(case, "no first range", NotCalibratedError, lambda bare=bare: bare.declare((1,), None))
+            bare = make(TrainableQuantizerActivationConfig(case.method, case.bits))
+            count += _refused(case, "no first range", NotCalibratedError, partial(bare.declare, (1,), None))
         count += _refused(case, "no variables", NotCalibratedError, case.quantizer().convert2inferable)
         count += _refused_variables(case)
     return count

@@ -74,8 +74,8 @@ def check_quantizer(
 
     Example:
         >>> import qi
-        >>> print(qi.testing.check_quantizer(qi.LSQQuantizer, bits=(4,), clauses=["forward"]))
-        LSQQuantizer: 10 checks of 1 clauses on 5 configurations passed
+        >>> print(qi.testing.check_quantizer(qi.PACTQuantizer, bits=(4,), clauses=["forward"]))
+        PACTQuantizer: 2 checks of 1 clauses on 1 configurations passed
     """
     cases = cases_of(cls, bits, options)
     wanted = {name: CLAUSES.get(name) for name in (CLAUSES.names() if clauses is None else clauses)}

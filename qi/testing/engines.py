@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def evaluate(engine: str, jobs: Sequence[Job]) -> list[tuple[np.ndarray, np.ndar
         return [
             (
                 quantizer.apply(x, variables),
-                quantizer.apply(x, variables, training=True, noise=lambda _, noise=noise: noise),
+                quantizer.apply(x, variables, training=True, noise=partial(_given, noise)),
                 quantizer.transform(x, variables),
             )
             for quantizer, (variables, x, noise) in zip(quantizers, given, strict=True)
@@ -56,6 +57,11 @@ def evaluate(engine: str, jobs: Sequence[Job]) -> list[tuple[np.ndarray, np.ndar
         (a.numpy(), b.numpy(), c.numpy()) for a, b, c in function(given)
     ]
     return found
+
+
+def _given(noise: Any, x: Any) -> Any:
+    """The noise, whatever asks for it."""
+    return noise
 
 
 def gradients_of(job: Job, upstream: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:

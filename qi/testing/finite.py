@@ -70,15 +70,22 @@ def _check_scale(
     with np.errstate(over="ignore"):
         scale, zero_point = quantizer.scale_zero_point(variables)
     good = np.isfinite(scale) & (np.asarray(scale) > 0)
-    expect(np.all(good), "positive", where, f"expected a positive and finite scale; received {np.asarray(scale).flat[0]!r}")
+    expect(
+        np.all(good), "positive", where, f"expected a positive and finite scale; received {np.asarray(scale).flat[0]!r}"
+    )
     zero = np.zeros(1) if zero_point is None else np.asarray(zero_point)
     legal = (zero == np.rint(zero)) & (quantizer.grid.qmin <= zero) & (zero <= quantizer.grid.qmax)
     expect(
-        np.all(legal), "positive", where, f"expected a zero point on the grid; received {zero.flat[int(np.argmin(legal))]!r}"
+        np.all(legal),
+        "positive",
+        where,
+        f"expected a zero point on the grid; received {zero.flat[int(np.argmin(legal))]!r}",
     )
     with np.errstate(over="ignore"):  # what is far beyond the range of the extremes saturates
-        x = np.clip(awkward(scale, zero_point, quantizer.grid.qmin, quantizer.grid.qmax), np.float32(-3e38), np.float32(3e38))
+        x = np.clip(
+            awkward(scale, zero_point, quantizer.grid.qmin, quantizer.grid.qmax), np.float32(-3e38), np.float32(3e38)
+        )
+        inferable = converted(case, quantizer, variables)
+        wanted, found = inferable(quantizer.transform(x, variables)), quantizer(x)
     _check_finite("positive", where, quantizer, variables, x)
-    inferable = converted(case, quantizer, variables)
-    wanted = inferable(quantizer.transform(x, variables))
-    expect_same(quantizer(x), wanted, "positive", where, "the forward pass of convert2inferable()")
+    expect_same(found, wanted, "positive", where, "the forward pass of convert2inferable()")

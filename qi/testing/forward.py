@@ -47,15 +47,15 @@ def converted(case: Case, quantizer: BaseTrainableQuantizer, variables: Mapping[
 @CLAUSES.register("forward")
 def forward(cases: Sequence[Case]) -> int:
     """The forward pass outside of training equals the converted quantizer's on ``transform(x)``, bit for bit."""
-    count = 0
-    for count, (case, quantizer, variables, x) in enumerate(points(cases), 1):
+    found = list(points(cases))
+    for case, quantizer, variables, x in found:
         inferable = converted(case, quantizer, variables)
         wanted = inferable(quantizer.transform(x, variables))
         expect_same(quantizer(x), wanted, "forward", case, "the forward pass of convert2inferable()")
         if quantizer.rounding == "nearest" and not quantizer.needs_noise:
             training = quantizer.apply(x, variables, training=True)
             expect_same(training, wanted, "forward", case, "the forward pass of convert2inferable() in training, too")
-    return count
+    return len(found)
 
 
 @CLAUSES.register("engines")

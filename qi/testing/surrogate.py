@@ -68,6 +68,17 @@ class _Frozen:
     def floor(self, x: Array) -> Array:
         return x + self._keep(np.floor(x) - x)
 
+    def clip(self, x: Array, lo: Array, hi: Array) -> Array:
+        """At an end, x has the gradient, as in `qi.core.namespace`."""
+        below, above = self._keep(np.less(x, lo)), self._keep(np.greater(x, hi))
+        return self.real(np.where(below, lo, np.where(above, hi, x)))
+
+    def maximum(self, a: Array, b: Array) -> Array:
+        return self.real(np.where(self._keep(np.greater_equal(a, b)), a, b))
+
+    def minimum(self, a: Array, b: Array) -> Array:
+        return self.real(np.where(self._keep(np.less_equal(a, b)), a, b))
+
     def stop_gradient(self, x: Array) -> Array:
         return self.real(self._keep(x))
 
@@ -87,7 +98,7 @@ class _Frozen:
         return self.real(x)
 
 
-class Real(np.ndarray):  # type: ignore[type-arg]
+class Real(np.ndarray):
     """A float64 array with a namespace of its own."""
 
     __qi_namespace__: Any = None
@@ -148,7 +159,8 @@ def expected_gradients(
     def function(x: np.ndarray, values: Mapping[str, np.ndarray]) -> Callable[[], float]:
         return lambda: total(frozen, x, values, first)
 
-    frozen, first = _Frozen(), {}
+    frozen = _Frozen()
+    first: dict[str, Any] = {}
     held = {name: np.array(value, np.float64) for name, value in variables.items()}
     point = np.array(x, np.float64)
     function(point, held)()
@@ -175,7 +187,7 @@ def _differences(function: Callable[[], float], array: np.ndarray, frozen: _Froz
     """Central differences of a function of the array's current content, by each of its elements."""
     result = np.zeros(array.shape)
     for index in np.ndindex(array.shape):
-        kept = array[index]
+        kept = float(array[index])
         step = _STEP * max(1.0, abs(kept))
         sides = []
         for side in (kept + step, kept - step):

@@ -4,13 +4,17 @@ import keras
 import numpy as np
 import pytest
 
-from qi.errors import ConfigError, InputError
+from qi.errors import ConfigError, InputError, NotCalibratedError
 from qi.keras import KerasActivationQuantizationHolder
 from qi.quantizers import (
     ActivationLutPOTInferableQuantizer,
     ActivationPOTInferableQuantizer,
     ActivationSymmetricInferableQuantizer,
     ActivationUniformInferableQuantizer,
+    LSQQuantizer,
+    QuantizationMethod,
+    TrainableQuantizerActivationConfig,
+    TrainableQuantizerWeightsConfig,
     WeightsPOTInferableQuantizer,
 )
 
@@ -121,3 +125,50 @@ def test_only_activation_quantizers(quantizer):
 def test_one_tensor_at_a_time(several):
     with pytest.raises(InputError, match=r"expected one tensor; received .*; do use one holder for each tensor"):
         KerasActivationQuantizationHolder(QUANTIZERS[0])(several)
+
+
+# --- trainable quantizers ---
+
+
+def trainable_holder(cls=LSQQuantizer, bits=3):
+    config = TrainableQuantizerActivationConfig(QuantizationMethod.SYMMETRIC, bits, {"threshold": 1.0})
+    return KerasActivationQuantizationHolder(cls(config), name="held")
+
+
+def test_a_trainable_quantizers_step_trains_and_converts():
+    holder = trainable_holder()
+    model = keras.Sequential([keras.Input((5,)), holder])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    before = float(np.asarray(holder.trainable_weights[0]))
+    model.fit(X, X, epochs=2, verbose=0)
+    assert float(np.asarray(holder.trainable_weights[0])) != before
+    converted = holder.convert2inferable()
+    assert converted.name == "held"
+    np.testing.assert_array_equal(np.asarray(converted(X)), np.asarray(holder(X)))
+    assert not converted.trainable_weights
+    with pytest.raises(ConfigError, match="expected a trainable quantizer in 'held'; received Activation"):
+        converted.convert2inferable()
+
+
+def test_an_unbuilt_holder_does_not_convert():
+    with pytest.raises(InputError, match="expected a built layer; 'held' has no variables yet; do call it once"):
+        trainable_holder().convert2inferable()
+
+
+def test_a_trainable_quantizer_survives_its_configuration():
+    holder = trainable_holder()
+    again = KerasActivationQuantizationHolder.from_config(holder.get_config())
+    assert again.quantizer == holder.quantizer
+    np.testing.assert_array_equal(np.asarray(again(X)), np.asarray(holder(X)))
+
+
+def test_a_trainable_quantizer_without_a_range_is_refused_at_build():
+    bare = TrainableQuantizerActivationConfig(QuantizationMethod.SYMMETRIC, 3)
+    with pytest.raises(NotCalibratedError, match="do give threshold"):
+        KerasActivationQuantizationHolder(LSQQuantizer(bare))(X)
+
+
+def test_a_trainable_quantizer_of_weights_is_refused():
+    of_weights = LSQQuantizer(TrainableQuantizerWeightsConfig(QuantizationMethod.SYMMETRIC, 3))
+    with pytest.raises(ConfigError, match="expected an activation quantizer; received LSQQuantizer"):
+        KerasActivationQuantizationHolder(of_weights)

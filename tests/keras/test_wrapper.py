@@ -15,6 +15,11 @@ from qi.keras.variables import to_numpy, weights_of
 from qi.quantizers import (
     ActivationPOTInferableQuantizer,
     ActivationUniformInferableQuantizer,
+    DoReFaWeightsQuantizer,
+    LSQQuantizer,
+    QuantizationMethod,
+    TrainableQuantizerActivationConfig,
+    TrainableQuantizerWeightsConfig,
     WeightsLUTSymmetricInferableQuantizer,
     WeightsPOTInferableQuantizer,
     WeightsSymmetricInferableQuantizer,
@@ -408,3 +413,74 @@ def test_an_adapted_layer_inside_computes_alike_once_reloaded(tmp_path: Path) ->
             model.save(tmp_path / "model.keras")
             np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), expected)
             assert np.abs(expected - x[:, :3].mean()).max() > 1
+
+
+# --- trainable quantizers ---
+
+
+def trainable(cls=LSQQuantizer, bits=3, method=QuantizationMethod.SYMMETRIC):
+    return cls(TrainableQuantizerWeightsConfig(method, bits))
+
+
+@each_layer
+def test_a_trainable_quantizer_goes_where_an_inferable_one_goes(name):
+    layer, wrapper, inputs = built(name, trainable())
+    result = run(wrapper, inputs)
+    paths = LAYERS[name][2]
+    assert len([v for v in wrapper.trainable_variables if v.name.endswith("_step")]) == len(paths)
+    converted = wrapper.convert2inferable()
+    assert converted.name == wrapper.name
+    np.testing.assert_array_equal(run(converted, inputs), result)
+    np.testing.assert_array_equal(run(converted.freeze(), inputs), result)
+    assert converted.layer is layer
+
+
+def test_dorefa_bakes_the_squashed_weight_into_a_copy():
+    layer, wrapper = dense(trainable(DoReFaWeightsQuantizer))
+    before, result = to_numpy(layer.kernel), run(wrapper, [X])
+    converted = wrapper.convert2inferable()
+    np.testing.assert_array_equal(run(converted, [X]), result)
+    assert converted.layer is not layer
+    np.testing.assert_array_equal(to_numpy(layer.kernel), before)
+    assert not np.array_equal(to_numpy(converted.layer.kernel), before)
+
+
+def test_steps_and_weights_get_gradients():
+    import tensorflow as tf
+
+    layer, wrapper = dense(trainable())
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(wrapper(X, training=True) ** 2)
+    gradients = tape.gradient(loss, [v.value for v in wrapper.trainable_variables])
+    assert len(gradients) == 3
+    assert all(np.any(g) for g in gradients)
+    assert any(v is layer.kernel for v in wrapper.trainable_variables)
+
+
+def test_what_trains_is_not_frozen():
+    _, wrapper = dense(trainable())
+    with pytest.raises(ConfigError, match=r"inferable quantizers to freeze; \['kernel'\] .*; do call convert2inf"):
+        wrapper.freeze()
+
+
+def test_converting_twice_or_too_early_is_refused():
+    _, wrapper = dense(trainable())
+    with pytest.raises(ConfigError, match=r"expected trainable quantizers in .*; they all are inferable already"):
+        wrapper.convert2inferable().convert2inferable()
+    unbuilt = KerasQuantizationWrapper(keras.layers.Dense(3), KerasNodeQuantizationDispatcher(trainable()))
+    with pytest.raises(InputError, match="expected a built wrapper"):
+        unbuilt.convert2inferable()
+
+
+def test_diverged_training_is_not_converted():
+    _, wrapper = dense(trainable())
+    step = next(v for v in wrapper.trainable_variables if v.name == "kernel_step")
+    step.assign(np.full(step.shape, np.nan))
+    with pytest.raises(InputError, match="training diverged"):
+        wrapper.convert2inferable()
+
+
+def test_a_trainable_quantizer_of_activations_is_refused_for_weights():
+    config = TrainableQuantizerActivationConfig(QuantizationMethod.SYMMETRIC, 3, {"threshold": 1.0})
+    with pytest.raises(ConfigError, match="expected a quantizer of weights for weight 'kernel'; received LSQQuantizer"):
+        KerasNodeQuantizationDispatcher({"kernel": LSQQuantizer(config)})

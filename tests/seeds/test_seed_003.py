@@ -1,4 +1,4 @@
-"""Seed 003, the quantizers infrastructure: what it says of inferable quantizers, dispatcher and wrapper.
+"""Seed 003, the quantizers infrastructure: what it says of quantizers, configurations, dispatcher and wrapper.
 
 The docstring of each test is the line that it checks, word for word; the last test finds it in the seed. Two of its
 examples can't run as they stand: its import names a package that this one isn't part of, so `import qi` stands for it; and
@@ -112,6 +112,84 @@ def test_explicit_parameters(w_quantizer) -> None:
     assert "quantization_config" not in inspect.signature(qi.WeightsSymmetricInferableQuantizer).parameters
 
 
+def test_the_base_of_trainable_quantizers() -> None:
+    """
+    `BaseTrainableQuantizer` - Type of quantizers that use for quantization optimization during training. This type of
+    quntizers contains learnable parameters
+    """
+    config = qi.TrainableQuantizerWeightsConfig(qi.QuantizationMethod.SYMMETRIC, 8)
+    quantizer = qi.get_quantizer_class(qi.QuantizationTarget.WEIGHTS, qi.QuantizationMethod.SYMMETRIC, "lsq")(config)
+    assert isinstance(quantizer, qi.BaseTrainableQuantizer)
+    assert [item.name for item in quantizer.declare(W.shape, W) if item.trainable] == ["step"]
+    inferable = quantizer.initialize(W).convert2inferable()
+    assert isinstance(inferable, qi.WeightsSymmetricInferableQuantizer)
+    np.testing.assert_array_equal(quantizer(W), inferable(W))
+
+
+# --- configuration ---
+
+
+def test_stored_in_a_configuration() -> None:
+    """Quantizer configuration or quantizer parameters can be stored in `BaseQuantizerConfig` object."""
+    for config in (
+        qi.TrainableQuantizerWeightsConfig(qi.QuantizationMethod.UNIFORM, 4, {"min_range": -1.0, "max_range": 2.0}),
+        qi.TrainableQuantizerActivationConfig(qi.QuantizationMethod.SYMMETRIC, 4, {"threshold": 2.0}),
+    ):
+        assert isinstance(config, qi.BaseQuantizerConfig)
+        assert qi.BaseQuantizerConfig.from_dict(config.to_dict()) == config
+
+
+def test_the_configuration_of_weights(w_quantizer) -> None:
+    """
+    `TrainableQuantizerWeightsConfig` - contain the configuration of weight quantization for trainable quantizer.
+    """
+    config = qi.TrainableQuantizerWeightsConfig(qi.QuantizationMethod.SYMMETRIC, 8, {"threshold": 2.0})
+    np.testing.assert_array_equal(qi.STEQuantizer(config).initialize(W)(W), w_quantizer(W))
+    with pytest.raises(qi.ConfigError, match="expected an activation quantizer"):
+        qi.KerasActivationQuantizationHolder(qi.STEQuantizer(config))
+
+
+def test_the_configuration_of_activations() -> None:
+    """
+    `TrainableQuantizerActivationConfig` - contain the configuration of activation quantization for trainable quantizer
+    """
+    config = qi.TrainableQuantizerActivationConfig(qi.QuantizationMethod.UNIFORM, 8, {"min_range": 0, "max_range": 6})
+    wanted = qi.ActivationUniformInferableQuantizer(8, min_range=0.0, max_range=6.0)(X)
+    np.testing.assert_array_equal(numbers(qi.KerasActivationQuantizationHolder(qi.STEQuantizer(config))(X)), wanted)
+    with pytest.raises(qi.ConfigError, match="expected a quantizer of weights"):
+        qi.KerasNodeQuantizationDispatcher({"kernel": qi.STEQuantizer(config)})
+
+
+def test_the_configurations_call(model) -> None:
+    """
+    q_config = qi.TrainableQuantizerWeightsConfig(weights_quantization_method=QuantizationMethod.POWER_OF_TWO,
+                                              weights_n_bits=9,
+                                              weights_quantization_params={},
+                                              enable_weights_quantization=True,
+                                              weights_channels_axis=-1,
+                                              weights_per_channel_threshold=True,
+                                              min_threshold=0)
+    """
+    q_config = qi.TrainableQuantizerWeightsConfig(
+        weights_quantization_method=qi.QuantizationMethod.POWER_OF_TWO,
+        weights_n_bits=9,
+        weights_quantization_params={},
+        enable_weights_quantization=True,
+        weights_channels_axis=-1,
+        weights_per_channel_threshold=True,
+        min_threshold=0,
+    )
+    assert list(inspect.signature(qi.TrainableQuantizerWeightsConfig).parameters) == list(q_config.to_dict())[1:]
+    for cls in (qi.TQTQuantizer, qi.STEQuantizer):
+        wrapper = qi.KerasQuantizationWrapper(model.layers[1], qi.KerasNodeQuantizationDispatcher(cls(q_config)))
+        wrapper.build()
+        inferable = wrapper.convert2inferable().quantizers["kernel"]
+        assert isinstance(inferable, qi.WeightsPOTInferableQuantizer)
+        assert inferable.num_bits == 9
+        wanted = 2.0 ** np.ceil(np.log2(np.abs(W).max(axis=(0, 1, 2))))
+        assert np.ravel(inferable.threshold).tolist() == wanted.tolist()  # one a channel, of the weight's own values
+
+
 # --- dispatcher ---
 
 
@@ -209,5 +287,5 @@ def test_every_quotation_stands_in_the_seed(shared_dir: Path) -> None:
     text = (shared_dir / "seeds" / "003_quantizers_infrastructure.md").read_text(encoding="utf-8")
     seed = " ".join(text.split())
     tests = {name: test for name, test in globals().items() if name.startswith("test_") and test.__doc__}
-    assert len(tests) == 15
+    assert len(tests) == 20
     assert [name for name, test in tests.items() if " ".join(test.__doc__.split()) not in seed] == []
