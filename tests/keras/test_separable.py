@@ -110,7 +110,11 @@ def test_losses_constraints_and_trainability_stay() -> None:
     assert [type(constraint).__name__ for constraint in constraints] == ["NonNeg", "UnitNorm", "NonNeg"]
 
 
-@pytest.mark.parametrize("activation", ["gelu", "softmax", custom, layers.LeakyReLU(negative_slope=0.3)], ids=["gelu", "softmax", "custom", "leaky"])
+@pytest.mark.parametrize(
+    "activation",
+    ["gelu", "softmax", custom, layers.LeakyReLU(negative_slope=0.3)],
+    ids=["gelu", "softmax", "custom", "leaky"],
+)
 def test_an_activation_comes_last(activation: Any) -> None:
     model = of(layers.SeparableConv2D(5, 3, activation=activation, name="sep"))
     graph = split(model)
