@@ -34,7 +34,12 @@ class _Binding:
     beside: keras.Variable | None = None  # the variable made for a frozen value outside the layer
 
     def qparams(self) -> QParams:
-        return self.bound.current().qparams(tuple(self.variable.shape))
+        if self.bound.trains:
+            return self.bound.current().qparams(tuple(self.variable.shape))
+        # As the variables are, for a damaged file may have filled them.
+        quantizer, variables = self.bound.quantizer, self.bound.variables
+        scale, zero_point = (to_numpy(variables[name]) for name in ("scale", "zero_point"))
+        return QParams(scale, zero_point, quantizer.grid, quantizer.granularity(len(self.variable.shape)))
 
     def source(self) -> np.ndarray:
         """What the inferable quantizer is applied to: the weight, or what a trainable one makes of it."""

@@ -128,7 +128,7 @@ def test_many_scales_stay_out_of_the_configuration(tmp_path):
     quantizer = WeightsSymmetricInferableQuantizer(4, 1.0, per_channel=True, group_size=2)
     layer = keras.layers.Dense(64)
     model = keras.Sequential([keras.Input((64,)), wrap(layer, quantizer, name="w")])
-    scales = model.get_layer("w")._bindings["kernel"].parameters["scale"]
+    scales = model.get_layer("w")._bindings["kernel"].bound.variables["scale"]
     scales.assign(np.random.default_rng(0).uniform(0.1, 0.2, (32, 64)))
     settle(model, "beside").save(tmp_path / "m.keras")
     arrays, config = contents(tmp_path / "m.keras")

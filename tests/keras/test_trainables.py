@@ -137,7 +137,7 @@ def test_fixed_ranges_stay_whatever_the_method(method: str) -> None:
         ((3,), "received 3"),
         (("lsq", "pakt"), "Did you mean 'pact'"),
         (("lsq", None, "eggs"), "Did you mean 'ewgs'"),
-        (("lsq", None, "dsq", {"alpha": 1.0}), "expected alpha between 0 and 1; received alpha=1.0"),
+        (("lsq", None, "dsq", {"alpha": 1.0}), "expected alpha from 1e-06 to 0.999; received alpha=1.0"),
         (("lsq", None, "dsq", {"beta": 1.0}), "received beta=1.0"),
     ],
 )
