@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     )
     model = load(demo_model_path())
     outcomes = [_try(recipe, model, data, arguments.out, console) for recipe in RECIPES]
-    _show(outcomes, demo_model_path(), console)
+    _show(outcomes, console)
     if arguments.report is not None:
         outcomes[0].report.save(arguments.report)
     _show_files(outcomes, arguments.report, console)
@@ -141,12 +141,12 @@ def _save_reports(report: QuantizationReport, stem: Path, console: Console) -> t
     return tuple(paths)
 
 
-def _show(outcomes: list[Outcome], float_path: Path, console: Console) -> None:
+def _show(outcomes: list[Outcome], console: Console) -> None:
     from qi.ledger.numbers import format_bytes, format_db
 
     totals, before = outcomes[0].report.totals, outcomes[0].evaluation.float_value
     in_float = ("float32", f"{100 * before:.2f} %", "", "", format_bytes(totals.bytes_before), "1.00x")
-    size = format_bytes(float_path.stat().st_size)
+    size = format_bytes(outcomes[0].report.float_file_bytes)  # written as the quantized ones are
     console.table(_HEADER, [(*in_float, size), *(outcome.cells() for outcome in outcomes)])
     console.say("\nWhere the errors are largest (6 dB less is twice the error):\n")
     rows = [
