@@ -148,8 +148,7 @@ def calibrate(
             f"expected a recipe with activation ranges to choose; received {ready.book.recipe.name!r}, which needs no "
             "statistics; do quantize without them"
         )
-    calibration = _collect(ready, data, batch_size, progress)
-    check_copies(ready.given, ready.graph, calibration.sample)
+    calibration = gather_statistics(model, ready, data, None, batch_size, progress)
     for group in ready.plan.groups:
         group_statistics(group, calibration.statistics)  # refuses what no recipe could use
     return CalibratedStatistics(calibration.statistics, samples=calibration.samples, model=fingerprint(model))

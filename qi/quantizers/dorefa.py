@@ -9,11 +9,10 @@ import numpy as np
 
 from qi.core.namespace import namespace_of
 from qi.errors import ConfigError
-from qi.quantizers.base import QuantizerVariable
 from qi.quantizers.config import BaseQuantizerConfig
 from qi.quantizers.registry import QuantizationMethod, QuantizationTarget, mark_quantizer
 from qi.quantizers.ste import STEQuantizer
-from qi.typing import Array, Shape
+from qi.typing import Array
 
 __all__ = ["DoReFaActivationQuantizer", "DoReFaWeightsQuantizer"]
 
@@ -66,7 +65,3 @@ class DoReFaActivationQuantizer(STEQuantizer):
 
     Args and Raises: as `BaseTrainableQuantizer`.
     """
-
-    def declare(self, shape: Shape, x: np.ndarray | None = None) -> list[QuantizerVariable]:
-        """Fixed ``scale`` (and ``zero_point``) of the first range."""
-        return self.range_variables(shape, x, trainable=False)

@@ -25,7 +25,8 @@ class LearnedRangeQuantizer(BaseTrainableQuantizer):
 
     Symmetric: a threshold t with ``s = t / 2**(b-1)`` (``t / 2**b`` unsigned); uniform: ``min <= 0 <= max`` with
     ``s = (max - min) / (2**b - 1)`` and ``z = round(-min / s)``. Values beyond an end pull at that end with gradient 1 (for t:
-    the end's share of t), values within with 0; ``dy/dx`` is 1 within, 0 outside.
+    the end's share of t; less by r / (2**b - 1) where z was rounded by r), values within with 0. ``dy/dx`` is 1 within and 0
+    outside.
 
     Source: Jain et al., Trained Quantization Thresholds, 2019 (arXiv:1903.08066), section 3.4, on what TensorFlow's
     ``fake_quant_with_min_max_vars`` does.

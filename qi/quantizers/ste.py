@@ -64,7 +64,9 @@ class STEQuantizer(BaseTrainableQuantizer):
 
     def declare(self, shape: Shape, x: np.ndarray | None = None) -> list[QuantizerVariable]:
         """Fixed ``scale`` and, for uniform, ``zero_point``."""
-        return self.range_variables(shape, x, trainable=False)
+        scale, zero_point = self.initial(shape, x)
+        uniform = self.spec.method is QuantizationMethod.UNIFORM
+        return [QuantizerVariable("scale", scale), *([QuantizerVariable("zero_point", zero_point)] if uniform else [])]
 
     def scale_zero_point(self, variables: Mapping[str, Array]) -> tuple[Array, Array | None]:
         """The variables as they are."""

@@ -12,7 +12,7 @@ from qi.core.estimators import check_estimator
 from qi.core.namespace import NUMPY, namespace_of
 from qi.core.training import train_quantize
 from qi.errors import ConfigError, InputError, NotCalibratedError
-from qi.quantizers.base import BaseInferableQuantizer, BaseQuantizer, QuantizerVariable
+from qi.quantizers.base import BaseInferableQuantizer, BaseQuantizer
 from qi.quantizers.config import BaseQuantizerConfig
 from qi.quantizers.registry import QuantizationMethod, QuantizationTarget, get_inferable_quantizer_class
 from qi.typing import Array, Json, Shape
@@ -43,6 +43,7 @@ class BaseTrainableQuantizer(BaseQuantizer):
     Class attributes:
         rounding: how it rounds while training, a name from `qi.core.rounding.ROUNDINGS`, or "noise"; to nearest otherwise.
         residual: whether rounding errors pull at the scale (see `qi.core.training.train_quantize`).
+        learned_range: whether its variables train; False where only the tensor does.
 
     Args:
         quantization_config: `TrainableQuantizerWeightsConfig` or `TrainableQuantizerActivationConfig`.
@@ -164,11 +165,10 @@ class BaseTrainableQuantizer(BaseQuantizer):
 
     def with_initial(self, inferable: BaseInferableQuantizer, shape: Shape) -> Self:
         """The same quantizer, starting from the range (and the grid's sign) of an inferable one for a tensor of `shape`."""
-        other = inferable.with_axes(-1)
         params = dict(self.spec.params)
         if self.spec.method is not QuantizationMethod.UNIFORM and isinstance(inferable.grid, IntGrid):
             params |= {"signed": inferable.grid.signed, "narrow_range": inferable.grid.narrow}
-        found = other.qparams(shape)
+        found = inferable.qparams(shape)
         if found.scale.size == 1:  # short enough to stay in the configuration, where clones find it
             scale, zero = float(found.scale.flat[0]), float(found.zero_point.flat[0])
             if self.spec.method is QuantizationMethod.UNIFORM:
@@ -344,13 +344,3 @@ class BaseTrainableQuantizer(BaseQuantizer):
         """Constructor arguments as plain JSON values; a subclass with arguments of its own adds them."""
         config: Json = {"quantization_config": self.quantization_config.to_dict(), "estimator": self.estimator}
         return config | ({"estimator_options": self.estimator_options} if self.estimator_options else {})
-
-    # Shared by methods ----------------------------------------------------------------------------------------------
-
-    def range_variables(self, shape: Shape, x: np.ndarray | None, *, trainable: bool) -> list[QuantizerVariable]:
-        """Variables ``scale`` and, for uniform quantizers, ``zero_point`` with the first range."""
-        scale, zero_point = self.initial(shape, x)
-        found = [QuantizerVariable("scale", scale, trainable)]
-        if self.spec.method is QuantizationMethod.UNIFORM:
-            found.append(QuantizerVariable("zero_point", zero_point))
-        return found
