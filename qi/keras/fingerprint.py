@@ -23,7 +23,7 @@ def fingerprint(model: keras.Model) -> str:
         model: a built Functional or Sequential model; it is only read.
 
     Raises:
-        UnsupportedError: a subclassed model.
+        UnsupportedError: a call that can't be followed on symbolic tensors.
         InputError: not a model, or one that isn't built yet.
     """
     found = hashlib.sha256()

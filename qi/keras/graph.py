@@ -1,4 +1,4 @@
-"""A flat graph of a Functional or Sequential model: the form that folding, planning and assembly work on.
+"""A flat graph of a model: the form that folding, planning and assembly work on.
 
 Nested models are inlined, each call of a layer is a `Call` of its own, and a tensor is a `Value`. The given model is only
 read. This is the one module that walks Keras' graph (`KerasTensor._keras_history` and the nodes behind it).
@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
-from qi.errors import InputError, UnsupportedError
+from qi.errors import InputError, QiError
+from qi.keras.trace import same_in_training, trace_model
 
 __all__ = ["Call", "Graph", "Value", "build_model", "build_tensors", "flatten_model", "is_graph_model"]
 
@@ -135,26 +136,26 @@ def is_graph_model(op: Any) -> bool:
 
 
 def flatten_model(model: keras.Model) -> Graph:
-    """The flat graph of a built Functional or Sequential model.
+    """The flat graph of a built model; of a subclassed one, that which its call makes of symbolic tensors.
 
     Raises:
-        UnsupportedError: a subclassed model.
+        UnsupportedError: a subclassed model whose call is more than layers and keras.ops.
         InputError: not a model, or one that isn't built yet.
     """
     if not isinstance(model, keras.Model):
         raise InputError(f"expected a Keras model; received {model!r} of type {type(model).__name__}")
-    if not is_graph_model(model):
-        raise UnsupportedError(
-            f"expected a Functional or Sequential model; received {model.name!r} of class {type(model).__name__}, which "
-            "defines its own call; do rebuild it as keras.Model(inputs, outputs) from its layers"
-        )
-    functional = _functional(model)
+    with ExitStack() as traces:
+        return _flattened(model, traces)
+
+
+def _flattened(model: keras.Model, traces: ExitStack) -> Graph:
+    functional = _functional(model) if is_graph_model(model) else traces.enter_context(trace_model(model))
     if functional is None:
         raise InputError(
             f"expected a built model; received {model.name!r}; do give it an Input, or call build(input_shape)"
         )
     values = {id(tensor): _input_value(tensor) for tensor in functional.inputs}
-    walker = _Walker()
+    walker = _Walker(traces)
     walker.walk(functional, values, "")
     for tensor in functional.outputs:
         values[id(tensor)].name = values[id(tensor)].name or _operation_name(tensor)
@@ -195,8 +196,10 @@ def _operation_name(tensor: Any) -> str:
 class _Walker:
     """Collects calls; remembers the first path of every operation and how often it was called."""
 
-    def __init__(self) -> None:
+    def __init__(self, traces: ExitStack) -> None:
         self.calls: list[Call] = []
+        self._traces = traces
+        self._traced: dict[int, Any] = {}
         self._paths: dict[int, str] = {}
         self._sites: dict[int, int] = {}
 
@@ -211,15 +214,28 @@ class _Walker:
         for node in _nodes(model.outputs, values):
             op = node.operation
             path = self._paths.setdefault(id(op), prefix + op.name)
-            inner = _inner_inputs(op, node) if is_graph_model(op) else None
+            functional = self._inside(op)
+            inner = _inner_inputs(functional, node) if functional is not None else None
             if inner is None:
                 self._add(op, node, values, path)
                 continue
-            functional = _functional(op)
             known = {id(own): values[id(given)] for own, given in zip(functional.inputs, inner, strict=True)}
             self.walk(functional, known, path + "/")
             for given, own in zip(node.outputs, functional.outputs, strict=True):
                 values[id(given)] = known[id(own)]
+
+    def _inside(self, op: Any) -> Any:
+        """The functional model that a nested model is, keeps inside or can be traced to; None for all else."""
+        if is_graph_model(op):
+            return _functional(op)
+        if not isinstance(op, keras.Model):
+            return None
+        if id(op) not in self._traced:
+            self._traced[id(op)] = None
+            with suppress(QiError):  # then it is called as a whole, as any layer is
+                if same_in_training(op):
+                    self._traced[id(op)] = self._traces.enter_context(trace_model(op))
+        return self._traced[id(op)]
 
     def _add(self, op: Any, node: Any, values: dict[int, Value], path: str) -> None:
         self._sites[id(op)] = count = self._sites.get(id(op), 0) + 1
@@ -238,16 +254,15 @@ class _Walker:
         self.calls.append(call)
 
 
-def _inner_inputs(model: Any, node: Any) -> list[Any] | None:
-    """The tensors given to a nested model, in the order of its own inputs; None where it must be called as a whole.
+def _inner_inputs(functional: Any, node: Any) -> list[Any] | None:
+    """The tensors given to a nested functional model, in the order of its own inputs; None where it must be called as a whole.
 
     Calling it would do more than its layers do when it casts or reshapes what it is given, or passes arguments on.
     """
-    functional = _functional(model)
     masks = [getattr(t, "_keras_mask", None) for t in node.arguments.keras_tensors]  # which layers find by themselves
     extra = [*node.arguments.args[1:], *(v for k, v in node.arguments.kwargs.items() if k != "inputs")]
     plain = all(any(value is known for known in (None, False, *masks)) for value in keras.tree.flatten(extra))
-    if functional is None or not plain:
+    if not plain:
         return None
     given = node.arguments.args[0] if node.arguments.args else node.arguments.kwargs.get("inputs")
     if isinstance(given, dict) and not isinstance(functional.input, dict):

@@ -95,7 +95,7 @@ class KerasActivationQuantizationHolder(keras.layers.Layer):
         """The input's shape."""
         return input_shape
 
-    def compute_output_spec(self, inputs: Any) -> Any:
+    def compute_output_spec(self, inputs: Any, training: Any = None) -> Any:
         """The symbolic output, with the input's dtype."""
         _check_one(inputs)
         # Given outright: Keras calls some dense tensors sparse (a product with a number), and tracing would believe it.

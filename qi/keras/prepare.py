@@ -60,7 +60,7 @@ def prepare(model: keras.Model, recipe: RecipeLike, *, train_norms: bool = False
         train_norms: leaves batch normalizations that can be folded later, without touching a code, to train.
 
     Raises:
-        UnsupportedError: a subclassed or an already quantized model.
+        UnsupportedError: an already quantized model; a call that can't be followed on symbolic tensors.
         InputError: an unbuilt model, or one with NaN in its weights.
         ConfigError: an unknown recipe.
     """
@@ -129,7 +129,7 @@ def calibrate(
     """Collects the statistics from which any recipe's activation ranges can be chosen later, with no data at hand.
 
     Args:
-        model: a built Functional or Sequential model; it is only read.
+        model: as of `quantize_model`; it is only read.
         data: see `quantize_model`.
         recipe: decides which values are watched; recipes that quantize the same tensors can use the result.
         batch_size: for arrays.

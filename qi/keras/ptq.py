@@ -1,4 +1,4 @@
-"""Post-training quantization of Functional and Sequential models."""
+"""Post-training quantization."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def quantize_model(
     between any two operations that a deployed integer graph would fuse. The given model is left as it is.
 
     Args:
-        model: a built Functional or Sequential Keras 3 model, nested to any depth.
+        model: a built Keras 3 model, nested to any depth: Functional, Sequential, or a class with a call of its own that is made
+            of layers and ``keras.ops``.
         recipe: a name such as "w8a8", "w8", "w4a8", "w8a16", "w4_g32" (see `qi.recipes`), a `qi.Recipe`, or the path of a
             recipe's JSON file.
         data: samples that calibrate the activations; weight-only recipes need none and don't read them. A numpy array; a
@@ -59,7 +60,7 @@ def quantize_model(
         ``keras.models.load_model`` once `qi.keras` is imported. The report has a row for every weight and activation.
 
     Raises:
-        UnsupportedError: a subclassed or an already quantized model.
+        UnsupportedError: an already quantized model; a call that can't be followed on symbolic tensors.
         StrictError: with strict, a weight matrix stays in float; all are listed.
         InputError: an unbuilt model, NaN in weights or data, data of a wrong shape, or none where it is needed; data and
             statistics both; a layer that computes something else once its configuration rebuilt it.

@@ -18,12 +18,13 @@ from qi.keras.calibrate import group_statistics
 from qi.keras.choose import activation_quantizer
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales
-from qi.keras.graph import Graph, build_model, build_tensors, flatten_model
+from qi.keras.graph import Graph, build_model, build_tensors, flatten_model, is_graph_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.layers import copy_operation, rebuild_layer
 from qi.keras.prepare import Prepared, gather_statistics, prepare
 from qi.keras.ptq import check_strict
 from qi.keras.rows import describe
+from qi.keras.trace import same_in_training
 from qi.keras.trainables import TrainingMethods, trainable_quantizer
 from qi.keras.variables import weights_of
 from qi.keras.wrapper import KerasQuantizationWrapper
@@ -34,6 +35,7 @@ from qi.recipes import RecipeLike
 __all__ = ["convert", "prepare_qat"]
 
 _NORMS = ("folded", "trained")
+_TRAINING = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics", "fit", "compile")
 
 
 def prepare_qat(
@@ -59,8 +61,8 @@ def prepare_qat(
     turns the trained model into an inferable one. The given model is left as it is.
 
     Args:
-        model: a built Functional or Sequential Keras 3 model, nested to any depth. The class of a Functional subclass (with a
-            ``train_step`` of its own, say) is kept.
+        model: a built Keras 3 model, nested to any depth. The class of a Functional subclass (with a ``train_step`` of its own,
+            say) is kept; of a model with a call of its own, a Functional one is made of the layers and ``keras.ops`` it calls.
         recipe: as of `qi.quantize_model`.
         data: samples that calibrate the activations; weight-only recipes need none.
         method: how quantizers train: "lsq", "lsq_plus", "ste" (fixed ranges), "ste_learned", "pact", "tqt", "dorefa", "noise",
@@ -82,8 +84,8 @@ def prepare_qat(
         a Functional model. It saves to ``.keras`` and reloads, in the middle of training too.
 
     Raises:
-        UnsupportedError: a subclassed model, one that is quantized or prepared already, or a class that isn't built from inputs
-            and outputs; `exact`.
+        UnsupportedError: a model that is quantized or prepared already; a call that isn't made of layers and ``keras.ops``, or
+            runs other ones in training; a class that isn't built from inputs and outputs but has a ``train_step``; `exact`.
         ConfigError: an unknown recipe, method or estimator, or a method that isn't defined for what the recipe asks.
         InputError, StrictError, FileFormatError, OSError: as `qi.quantize_model`.
 
@@ -104,6 +106,7 @@ def prepare_qat(
         raise ConfigError(f"expected batch_norm to be one of {_NORMS}; received batch_norm={batch_norm!r}")
     methods = TrainingMethods(method, activation_method, estimator, dict(estimator_options or {}))
     kind = _model_class(model)
+    _check_trains_alike(model)
     ready = prepare(model, recipe, train_norms=batch_norm == "trained")
     seen = gather_statistics(model, ready, data, statistics, batch_size, progress).statistics
 
@@ -157,8 +160,8 @@ def convert(model: keras.Model) -> keras.Model:
     """The inferable model that a trained one became: same predictions, bit for bit, frozen weights, packed when saved.
 
     Args:
-        model: from `prepare_qat`, trained or not, or a Functional model of your own with trainable wrappers and holders. It is
-            only read.
+        model: from `prepare_qat`, trained or not, or a model of your own with trainable wrappers and holders. It is only
+            read.
 
     Returns:
         a Functional model like those of `qi.quantize_model`. Normalizations that trained are folded where that changes scales
@@ -166,7 +169,8 @@ def convert(model: keras.Model) -> keras.Model:
 
     Raises:
         ConfigError: a model without trainable quantizers, as one that is converted already.
-        UnsupportedError: a subclassed model; do call ``convert2inferable()`` of its wrappers and holders.
+        UnsupportedError: a subclassed model whose call isn't made of layers and ``keras.ops``; do call ``convert2inferable()`` of
+            its wrappers and holders.
         InputError: training left NaN or infinities.
     """
     kind = _model_class(model)
@@ -253,6 +257,8 @@ def _model_class(model: Any) -> type[keras.Model]:
     cls = type(model)
     if cls.__module__.partition(".")[0] == "keras" or not isinstance(model, keras.Model):
         return keras.Model
+    if not is_graph_model(model):
+        return keras.Model
     owner = next(c for c in cls.__mro__ if "__init__" in vars(c))
     if isinstance(model, keras.Sequential) or owner.__module__.partition(".")[0] != "keras":
         raise UnsupportedError(
@@ -261,3 +267,21 @@ def _model_class(model: Any) -> type[keras.Model]:
             "what comes back"
         )
     return cls
+
+
+def _check_trains_alike(model: keras.Model) -> None:
+    """Refuses subclassed models whose training a Functional model of their layers wouldn't do."""
+    if not isinstance(model, keras.Model) or is_graph_model(model):
+        return
+    own = [name for name in _TRAINING if getattr(type(model), name) is not getattr(keras.Model, name)]
+    if own:
+        raise UnsupportedError(
+            f"expected a subclassed model with no more than a call of its own; received {model.name!r} of class "
+            f"{type(model).__name__}, which overrides {own}; do put them into a class that is made of inputs and outputs, as "
+            "Trainer(inputs, outputs)"
+        )
+    if not same_in_training(model):
+        raise UnsupportedError(
+            f"expected a model whose call runs the same layers in training; received {model.name!r} of class "
+            f"{type(model).__name__}, which runs others with training=True; do move the difference into a layer"
+        )

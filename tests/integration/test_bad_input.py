@@ -79,7 +79,7 @@ class Own(keras.Model):
             InputError,
             "expected a built model; received 'bare'",
         ),
-        (Own, UnsupportedError, "of class Own, which defines its own call; do rebuild it"),
+        (Own, InputError, "expected a built model; received 'own.*', whose input shape isn't known"),
         (lambda: "model.keras", InputError, "expected a Keras model; received 'model.keras' of type str"),
         (lambda: layers.Dense(3), InputError, "of type Dense"),
         (lambda: None, InputError, "received None of type NoneType"),

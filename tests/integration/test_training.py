@@ -269,6 +269,7 @@ def test_a_subclassed_model_layer_by_layer(tmp_path: Path) -> None:
     again = keras.models.load_model(tmp_path / "m.keras")
     assert fit(again, 2) == fit(model, 2)
     expected = model(X).numpy()
+    np.testing.assert_array_equal(to_numpy(convert(model)(X)), expected)
     first, hold, second = (part.convert2inferable() for part in (model.first, model.hold, model.second))
     found = keras.ops.softmax(second(model.flat(hold(first(X)))))
     np.testing.assert_array_equal(to_numpy(found), expected)

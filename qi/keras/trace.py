@@ -1,0 +1,169 @@
+"""Subclassed models as graphs: their ``call`` is run once on symbolic tensors, which shows every layer that it calls."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import keras
+
+from qi.errors import InputError, QiError, UnsupportedError
+
+__all__ = ["same_in_training", "trace_model"]
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_COUNT = re.compile(r"_\d+$")
+_TAKES_INDICES = ("Embedding", "ReversibleEmbedding")
+_ADVICE = (
+    "do rebuild it as keras.Model(inputs, outputs), or wrap its layers with KerasQuantizationWrapper in its own call"
+)
+
+
+@contextmanager
+def trace_model(model: keras.Model, *, training: bool | None = None) -> Iterator[keras.Model]:
+    """A Functional model over the very layers of a subclassed one; once left, the layers don't remember it.
+
+    Args:
+        model: built; its ``call`` takes one argument besides ``training`` and ``mask``.
+        training: what to give for ``training``; by default nothing.
+
+    Yields:
+        a Functional model of the same name. It is good for reading.
+
+    Raises:
+        UnsupportedError: a ``call`` that doesn't run on symbolic tensors, takes several arguments, or uses weights of the
+            model's own, which no layer holds.
+        InputError: a model that isn't built yet.
+    """
+    shapes = _input_shapes(model)
+    layers = list(model._flatten_layers())
+    before = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
+    try:
+        functional = _run(model, shapes, "float32", training)
+        indices = [_is_index(tensor) for tensor in functional.inputs]
+        if any(indices):  # nothing but their use tells integers
+            dtypes = keras.tree.pack_sequence_as(functional.input, ["int32" if i else "float32" for i in indices])
+            functional = _run(model, shapes, dtypes, training)
+        _check_weights(model, functional)
+        _number(functional)
+        yield functional
+    finally:
+        for layer, inbound, outbound in before:
+            del layer._inbound_nodes[inbound:]
+            del layer._outbound_nodes[outbound:]
+
+
+def _number(functional: keras.Model) -> None:
+    """Names functions by their place in the model: Keras counts them through the process, a second trace would differ."""
+    layers = (keras.layers.Layer,)
+    taken = {op.name for op in functional.operations if isinstance(op, layers)}
+    for operation in functional.operations:
+        if isinstance(operation, layers):
+            continue
+        base = _COUNT.sub("", operation.name)
+        operation.name = next(name for name in _numbered(base) if name not in taken)
+        taken.add(operation.name)
+
+
+def _numbered(base: str) -> Iterator[str]:
+    yield base
+    yield from (f"{base}_{i}" for i in count(1))
+
+
+def _input_shapes(model: keras.Model) -> Any:
+    """The structure of shapes that the model was built with."""
+    shapes = getattr(model, "_build_shapes_dict", None)
+    if not model.built or not shapes:
+        raise InputError(
+            f"expected a built model; received {model.name!r}, whose input shape isn't known; do call it once on a batch"
+        )
+    needed = [p.name for p in _parameters(model).values() if p.default is p.empty and p.kind not in _VARIADIC]
+    if len(needed) > 1:
+        raise UnsupportedError(
+            f"expected a call with one argument, as fit and predict give; received {model.name!r} of class "
+            f"{type(model).__name__}, whose call needs {needed}; do give it one list or dict"
+        )
+    return next(iter(shapes.values()))
+
+
+def _parameters(model: keras.Model) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.call).parameters
+
+
+def _run(model: keras.Model, shapes: Any, dtypes: Any, training: bool | None) -> keras.Model:
+    inputs = _inputs(shapes, dtypes, "input")
+    kwargs = {} if training is None else {"training": training}
+    try:
+        outputs = model.call(inputs, **kwargs)
+        return keras.Model(inputs, outputs, name=model.name)
+    except Exception as error:  # of users' code
+        if isinstance(error, QiError):
+            raise
+        raise UnsupportedError(
+            f"expected a model whose call is made of layers and keras.ops; received {model.name!r} of class "
+            f"{type(model).__name__}, whose call raised {type(error).__name__} on symbolic tensors: "
+            f"{' '.join(str(error).split())[:300]}; {_ADVICE}"
+        ) from error
+
+
+def _inputs(shapes: Any, dtypes: Any, name: str) -> Any:
+    """Symbolic inputs in the structure of the shapes, of an open batch size, named by their place in it."""
+    if isinstance(shapes, dict):
+        pick = lambda key: dtypes[key] if isinstance(dtypes, dict) else dtypes
+        return {key: _inputs(shape, pick(key), str(key)) for key, shape in shapes.items()}
+    if _is_shape(shapes):
+        return keras.Input(shape=tuple(shapes[1:]), dtype=dtypes, name=name)
+    pick = lambda index: dtypes if isinstance(dtypes, str) else dtypes[index]
+    return type(shapes)([_inputs(shape, pick(i), f"{name}_{i + 1}") for i, shape in enumerate(shapes)])
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, (tuple, list)) and all(size is None or isinstance(size, int) for size in shape)
+
+
+def _is_index(tensor: Any) -> bool:
+    """Whether an input is looked up in tables."""
+    nodes = tensor._keras_history.operation._outbound_nodes
+    return any(type(node.operation).__name__ in _TAKES_INDICES for node in nodes)
+
+
+def _check_weights(model: keras.Model, functional: keras.Model) -> None:
+    """Refuses models whose ``call`` uses weights that are in no layer it calls: a copy would lack them."""
+    held = {id(weight) for weight in functional.weights}
+    own = [w for w in (*model._trainable_variables, *model._non_trainable_variables) if id(w) not in held]
+    for operation in functional.operations:
+        for node in operation._inbound_nodes[-1:]:
+            arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+            own += [value for value in arguments if isinstance(value, keras.Variable)]
+    if own:
+        raise UnsupportedError(
+            f"expected a model whose weights are held by the layers it calls; received {model.name!r} of class "
+            f"{type(model).__name__}, whose call uses {sorted({weight.path for weight in own})} itself; do move them into a "
+            "keras.layers.Layer"
+        )
+
+
+def same_in_training(model: keras.Model) -> bool:
+    """Whether a subclassed model's ``call`` runs the same operations in training as in inference.
+
+    Raises:
+        UnsupportedError, InputError: as `trace_model`.
+    """
+    if "training" not in _parameters(model):
+        return True
+    with trace_model(model) as one, trace_model(model, training=True) as other:
+        return _sequence(one) == _sequence(other)
+
+
+def _sequence(functional: keras.Model) -> list[Any]:
+    """What tells two traces apart: their layers, and the classes of other operations."""
+    operations = functional.operations
+    return [op if isinstance(op, keras.layers.Layer) else type(op) for op in operations if not _is_input(op)]
+
+
+def _is_input(operation: Any) -> bool:
+    return isinstance(operation, keras.layers.InputLayer)
