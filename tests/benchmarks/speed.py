@@ -1,13 +1,16 @@
-"""Ratios of time on both reference models: predict against float, quantize_model with its report.
+"""Ratios of time on both reference models: predict and training epochs against float, quantize_model with its report.
 
-Run: python -m tests.benchmarks.speed
+Run: python -m tests.benchmarks.speed [predict] [quantize] [epoch] [epoch-xla]
 """
 
 from __future__ import annotations
 
+import sys
 import time
+from functools import partial
 
 import keras
+import numpy as np
 
 import qi
 from tests.benchmarks.common import MODELS, interleaved, load_data, load_float
@@ -43,8 +46,30 @@ def quantize_seconds(name: str) -> None:
     )
 
 
+def epoch_ratios(name: str, jit: bool) -> None:
+    """Median seconds of a training epoch over the float model's, interleaved, w8a8 on 1,024 images."""
+    data, model = load_data(), load_float(name)
+    ways = {"ste": {"method": "ste"}, "lsq": {}, "lsq, batch_norm trained": {"batch_norm": "trained"}}
+    models = {"float": keras.models.clone_model(model)}
+    models |= {key: qi.prepare_qat(model, "w8a8", data.x_calib, progress=False, **how) for key, how in ways.items()}
+    labels = np.random.default_rng(0).integers(0, 10, len(data.x_calib))
+    for qat in models.values():
+        qat.compile(keras.optimizers.SGD(1e-4), keras.losses.SparseCategoricalCrossentropy(), jit_compile=jit)
+    fit = lambda qat: qat.fit(data.x_calib, labels, batch_size=BATCH, verbose=0)
+    seconds = interleaved({key: partial(fit, qat) for key, qat in models.items()}, ROUNDS)
+    found = ", ".join(f"{key} {value / seconds['float']:.2f}x" for key, value in seconds.items())
+    print(f"{name}: epoch, w8a8, batch {BATCH}, jit_compile={jit}: {found} ({seconds['float']:.2f} s)", flush=True)
+
+
+TABLES = {
+    "predict": predict_ratios,
+    "quantize": quantize_seconds,
+    "epoch": partial(epoch_ratios, jit=False),
+    "epoch-xla": partial(epoch_ratios, jit=True),
+}
+
 if __name__ == "__main__":
-    for model_name in MODELS:
-        predict_ratios(model_name)
-        keras.backend.clear_session()
-        quantize_seconds(model_name)
+    for table in sys.argv[1:] or TABLES:
+        for model_name in MODELS:
+            TABLES[table](model_name)
+            keras.backend.clear_session()
