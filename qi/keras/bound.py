@@ -60,6 +60,12 @@ class Bound:
             values = {name: _without_gradient(value) for name, value in values.items()}
         return self.quantizer.apply(x, values, training=bool(training), noise=self._noise)
 
+    def parameters(self) -> tuple[Any, Any]:
+        """(scale, zero point) that the variables stand for now, as tensors; the zero point is one even where it is 0."""
+        values = {name: keras.ops.convert_to_tensor(variable) for name, variable in self.variables.items()}
+        scale, zero_point = self.quantizer.scale_zero_point(values)
+        return scale, keras.ops.zeros_like(scale) if zero_point is None else zero_point
+
     def _noise(self, x: Any) -> Any:
         return keras.random.uniform(keras.ops.shape(x), dtype="float32", seed=self.generator)
 

@@ -193,8 +193,8 @@ class KerasQuantizationWrapper(keras.layers.Layer):
     def call(self, inputs: Any, *args: Any, training: Any = None, **kwargs: Any) -> Any:
         """The layer's output with quantized weights, quantized itself where activation quantizers are bound."""
         substitutes = {
-            id(b.variable): b.bound(b.variable.value, training) if b.frozen is None else b.frozen.value
-            for b in self._bindings.values()
+            id(b.variable): self.quantized_weight(path, training)
+            for path, b in self._bindings.items()
             if b.frozen is not b.variable
         }
         if training is not None:
@@ -203,6 +203,20 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             self._run_with(substitutes, inputs, args, kwargs) if substitutes else self.layer(inputs, *args, **kwargs)
         )
         return self._quantize_outputs(outputs, training) if self._outputs else outputs
+
+    @property
+    def layer_weights(self) -> dict[str, keras.Variable]:
+        """The variables of the wrapped layer by path; empty before it is built."""
+        return dict(self._inside.weights)
+
+    def quantized_weight(self, path: str, training: Any = None) -> Any:
+        """The fake-quantized value of a bound weight, as a tensor."""
+        binding = self._bindings[path]
+        return binding.bound(binding.variable.value, training) if binding.frozen is None else binding.frozen.value
+
+    def run_with(self, values: Mapping[str, Any], inputs: Any) -> Any:
+        """The layer's output with other values for some of its weights, by path."""
+        return self._run_with({id(self._inside.weights[path]): value for path, value in values.items()}, inputs, (), {})
 
     def _run_with(self, substitutes: Mapping[int, Any], inputs: Any, args: Any, kwargs: Any) -> Any:
         # All variables are snapshot, since an inner scope doesn't see an outer one.

@@ -134,6 +134,10 @@ class BaseQuantizer:
         """
         raise TypeError(f"{type(self).__name__} defines no apply")
 
+    def scale_zero_point(self, variables: Mapping[str, Array]) -> tuple[Array, Array | None]:
+        """(scale, zero point) from the variables: differentiable, exact, None for a zero point of 0."""
+        raise TypeError(f"{type(self).__name__} defines no scale_zero_point")
+
     def to_inferable(self, variables: Mapping[str, Array]) -> BaseInferableQuantizer:
         """The inferable quantizer with the parameters that these variables (as numpy arrays) stand for."""
         raise TypeError(f"{type(self).__name__} defines no to_inferable")
@@ -294,6 +298,10 @@ class BaseInferableQuantizer(BaseQuantizer):
     def to_inferable(self, variables: Mapping[str, Array]) -> BaseInferableQuantizer:
         """The same quantizer with the parameters that the variables hold."""
         return self.with_qparams(variables["scale"], variables["zero_point"])
+
+    def scale_zero_point(self, variables: Mapping[str, Array]) -> tuple[Array, Array | None]:
+        """(scale, zero point) from a layer's variables."""
+        return variables["scale"], variables["zero_point"]
 
     def apply(
         self,

@@ -105,10 +105,6 @@ class BaseTrainableQuantizer(BaseQuantizer):
 
     # What a subclass gives ------------------------------------------------------------------------------------------
 
-    def scale_zero_point(self, variables: Mapping[str, Array]) -> tuple[Array, Array | None]:
-        """(scale, zero point) from the variables: differentiable, exact, None for a zero point of 0."""
-        raise TypeError(f"{type(self).__name__} defines no scale_zero_point")
-
     def transform(self, x: Array, variables: Mapping[str, Array]) -> Array:
         """What is quantized in place of x; differentiable. Conversion bakes it into the weight."""
         return x

@@ -1,0 +1,117 @@
+"""Convolutions and products in a LiteRT file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qi.core import PerChannel, QParams
+from qi.export.litert_file import Draft
+from qi.export.litert_ops import activation, refuse, window, writer
+from qi.ir.arithmetic import scale_of_sums
+from qi.ir.graph import Op, Tensor
+from qi.ir.litert import packed_bits
+
+__all__: list[str] = []
+
+# The axes of our weights in LiteRT's order, and the one of its channels there.
+_LAYOUTS = {
+    "conv2d": ((3, 0, 1, 2), 0),
+    "depthwise_conv2d": ((0, 1, 2), 3),
+    "conv2d_transpose": ((2, 0, 1, 3), 0),
+    "dense": ((1, 0), 0),
+}
+
+
+def _weight(draft: Draft, op: Op) -> int:
+    """The weights' constant: packed where there are kernels for that, and real numbers where the operation is in those."""
+    w = op.inputs[1]
+    if w.data is None:
+        raise refuse(op, "with weights that are computed", "give it constant ones")
+    order, axis = _LAYOUTS[op.kind]
+    data = w.data.transpose(order)
+    if op.kind == "depthwise_conv2d":
+        data = data[None]
+    if w.qparams is None:
+        return draft.constant(w.name, np.ascontiguousarray(data, np.float32))
+    count = data.shape[axis]
+    scale, zero_point = (np.broadcast_to(a.reshape(-1), count) for a in (w.qparams.scale, w.qparams.zero_point))
+    qparams = QParams(scale, zero_point, w.qparams.grid, PerChannel(0))
+    bits = packed_bits(op) if op.quantized else 8
+    if w.grid.bits == 2 and bits == 8 and op.quantized:
+        raise refuse(op, "with weights of 2 bits", "give the layer 4 or 8 bits by a rule of the recipe")
+    codes = draft.constant(w.name, data.astype(np.int8), qparams, axis=axis, bits=bits)
+    return codes if op.quantized else _real(draft, w, codes, data.shape)
+
+
+def _real(draft: Draft, w: Tensor, codes: int, shape: tuple[int, ...]) -> int:
+    """Real numbers of constant codes, which the runtime makes once."""
+    y = draft.real(f"{w.name}/real", shape)
+    draft.operator("DEQUANTIZE", [codes], [y], 5 if w.qparams and w.qparams.scale.size > 1 else 2)
+    return y
+
+
+def _bias(draft: Draft, op: Op) -> int:
+    """The bias, which LiteRT's convolutions want in any case."""
+    w, count = op.inputs[1], op.y.shape[-1]
+    given = op.inputs[2] if len(op.inputs) > 2 else None
+    name = given.name if given is not None else f"{op.y.name}/bias"
+    if not op.quantized:
+        return draft.constant(name, np.zeros(count, np.float32) if given is None else given.values())
+    data = np.zeros(count, np.int32) if given is None or given.data is None else given.data
+    scale = np.broadcast_to(scale_of_sums(op.x, w), data.shape)
+    from qi.core import IntGrid
+
+    return draft.constant(name, data, QParams(scale, np.zeros(data.shape), IntGrid(8), PerChannel(0)))
+
+
+def _version(op: Op) -> int:
+    """3 is enough for int8 and int4, though converters stamp 7 for the latter, which the reference kernels don't know."""
+    return 3 if op.quantized else 1
+
+
+@writer("conv2d")
+def _conv2d(draft: Draft, op: Op) -> None:
+    w = op.inputs[1]
+    x, how = window(draft, op, (w.shape[0], w.shape[1]))  # type: ignore[arg-type]
+    options = draft.options("Conv2DOptions", padding=how, fusedActivationFunction=activation(draft, op), **_steps(op))
+    inputs = [x, _weight(draft, op), _bias(draft, op)]
+    draft.operator("CONV_2D", inputs, [draft.tensor(op.y)], _version(op), options)
+
+
+def _steps(op: Op) -> dict[str, Any]:
+    (sh, sw), (dh, dw) = op.attrs["strides"], op.attrs["dilation"]
+    return {"strideH": sh, "strideW": sw, "dilationHFactor": dh, "dilationWFactor": dw}
+
+
+@writer("depthwise_conv2d")
+def _depthwise_conv2d(draft: Draft, op: Op) -> None:
+    w, channels = op.inputs[1], op.x.shape[-1]
+    x, how = window(draft, op, (w.shape[0], w.shape[1]))  # type: ignore[arg-type]
+    options = draft.options(
+        "DepthwiseConv2DOptions",
+        padding=how,
+        depthMultiplier=(w.shape[2] or 1) // (channels or 1),
+        fusedActivationFunction=activation(draft, op),
+        **_steps(op),
+    )
+    inputs = [x, _weight(draft, op), _bias(draft, op)]
+    draft.operator("DEPTHWISE_CONV_2D", inputs, [draft.tensor(op.y)], _version(op), options)
+
+
+@writer("dense")
+def _dense(draft: Draft, op: Op) -> None:
+    options = draft.options(
+        "FullyConnectedOptions", fusedActivationFunction=activation(draft, op), keepNumDims=len(op.x.shape) != 2
+    )
+    inputs = [draft.tensor(op.x), _weight(draft, op), _bias(draft, op)]
+    # 4 is enough for int8, int4 and int2 with a scale for each channel, though converters stamp 5 to 12.
+    version = 4 if op.quantized else 2 if options.keepNumDims else 1
+    draft.operator("FULLY_CONNECTED", inputs, [draft.tensor(op.y)], 5 if version == 2 else version, options)
+
+
+@writer("conv2d_transpose")
+def _conv2d_transpose(draft: Draft, op: Op) -> None:
+    """Its output's shape is an input, and holds the batch."""
+    raise refuse(op, "", "")

@@ -1,0 +1,87 @@
+"""Operations that only move values, in a LiteRT file: nothing in them holds the size of the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qi.export.litert_file import Draft
+from qi.export.litert_ops import pad, refuse, writer
+from qi.ir.graph import Op
+
+__all__: list[str] = []
+
+
+def _one(draft: Draft, op: Op, code: str, *further: int, version: int = 0, options: object = None) -> None:
+    version = version or (2 if op.quantized else 1)
+    draft.operator(code, [draft.tensor(op.x), *further], [draft.tensor(op.y)], version, options)
+
+
+@writer("reshape")
+def _reshape(draft: Draft, op: Op) -> None:
+    shape = [-1 if n is None else int(n) for n in op.attrs["shape"]]
+    further = draft.numbers(f"{op.y.name}/shape", shape)
+    _one(draft, op, "RESHAPE", further, version=1, options=draft.options("ReshapeOptions", newShape=shape))
+
+
+@writer("transpose")
+def _transpose(draft: Draft, op: Op) -> None:
+    order = draft.numbers(f"{op.y.name}/perm", op.attrs["perm"])
+    _one(draft, op, "TRANSPOSE", order, options=draft.options("TransposeOptions"))
+
+
+@writer("pad")
+def _pad(draft: Draft, op: Op) -> None:
+    amounts = draft.constant(f"{op.y.name}/pads", np.asarray(op.attrs["pads"], np.int32))
+    _one(draft, op, "PAD", amounts, options=draft.options("PadOptions"))
+
+
+@writer("slice")
+def _slice(draft: Draft, op: Op) -> None:
+    begin, end, strides = (op.attrs[key] for key in ("begin", "end", "strides"))
+    open_ends = sum(1 << i for i, n in enumerate(end) if n is None)
+    names = ("begin", "end", "strides")
+    values = (begin, [0 if n is None else n for n in end], strides)
+    further = [draft.numbers(f"{op.y.name}/{name}", value) for name, value in zip(names, values, strict=True)]
+    open_starts = sum(1 << i for i, n in enumerate(end) if n is None and not begin[i])
+    options = draft.options("StridedSliceOptions", beginMask=open_starts, endMask=open_ends)
+    _one(draft, op, "STRIDED_SLICE", *further, options=options)
+
+
+@writer("concat")
+def _concat(draft: Draft, op: Op) -> None:
+    options = draft.options("ConcatenationOptions", axis=op.attrs["axis"])
+    inputs = [draft.tensor(t) for t in op.inputs]
+    draft.operator("CONCATENATION", inputs, [draft.tensor(op.y)], 2 if op.quantized else 1, options)
+
+
+@writer("resize_nearest")
+def _resize_nearest(draft: Draft, op: Op) -> None:
+    if None in op.y.shape[1:3]:
+        raise refuse(op, f"on an image of open size {op.x.shape}", "give the model an Input of fixed sizes")
+    size = draft.numbers(f"{op.y.name}/size", [int(n or 0) for n in op.y.shape[1:3]])
+    # Half-pixel centres lie in the middle of what a source pixel covers: no rounding can move them to its neighbour.
+    _one(draft, op, "RESIZE_NEAREST_NEIGHBOR", size, version=3, options=draft.options("ResizeNearestNeighborOptions", halfPixelCenters=True))
+
+
+@writer("tile")
+def _tile(draft: Draft, op: Op) -> None:
+    _one(draft, op, "TILE", draft.numbers(f"{op.y.name}/multiples", op.attrs["multiples"]), version=2 if op.quantized else 1)
+
+
+@writer("broadcast")
+def _broadcast(draft: Draft, op: Op) -> None:
+    """As a tile, which needs no size of the batch."""
+    shape = op.attrs["shape"]
+    given = [1] * (len(shape) - len(op.x.shape)) + list(op.x.shape)
+    multiples = [1 if n == m or n is None else int(n) for n, m in zip(shape, given, strict=True)]
+    if len(given) != len(op.x.shape):
+        raise refuse(op, "to a higher rank", "add the axes by a reshape")
+    _one(draft, op, "TILE", draft.numbers(f"{op.y.name}/multiples", multiples), version=2 if op.quantized else 1)
+
+
+@writer("embedding")
+def _embedding(draft: Draft, op: Op) -> None:
+    ids, table = op.inputs
+    number = draft.tensor(table) if op.quantized else draft.constant(table.name, table.values())
+    options = draft.options("GatherOptions", axis=0)
+    draft.operator("GATHER", [number, draft.tensor(ids)], [draft.tensor(op.y)], 2 if op.quantized else 1, options)

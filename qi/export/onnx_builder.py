@@ -1,0 +1,328 @@
+"""What the writers of ONNX operations build with: names, constants, codes, real numbers, and two layouts of each tensor.
+
+Codes lie in the file as uint8, those of the graph with 128 added: with int8 activations ONNX Runtime leaves parts of a
+branching graph in float. A tensor exists in the layout of the graph (channels last), in that of ONNX's convolutions (channels
+first) or in both; a Transpose of codes is written where a layout is asked for that isn't there yet, so that between two
+convolutions there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from qi.core import IntGrid
+from qi.errors import UnsupportedError
+from qi.ir.arithmetic import code_range, scale_of_sums
+from qi.ir.graph import Op, QGraph, Tensor
+from qi.optional import require
+from qi.registry import Registry
+
+__all__ = ["LAST", "FIRST", "WRITERS", "Builder", "OpWriter", "axis_in", "order", "refused", "writer"]
+
+LAST, FIRST = "last", "first"  # where the channels are
+
+OpWriter: TypeAlias = Callable[["Builder", Op], None]
+WRITERS: Registry[OpWriter] = Registry("writer of an ONNX operation")
+
+
+def writer(*kinds: str) -> Callable[[OpWriter], OpWriter]:
+    """Registers what writes operations of these kinds."""
+
+    def add(function: OpWriter) -> OpWriter:
+        for kind in kinds:
+            WRITERS.register(kind)(function)
+        return function
+
+    return add
+
+
+def refused(op: Op, what: str, way_out: str = "leave that layer out of the model, or export to another format") -> UnsupportedError:
+    """The error for an operation that can't be written."""
+    return UnsupportedError(
+        f"expected operations that an ONNX file for ONNX Runtime can hold; received {op.kind!r} of layer {op.source!r}, {what}; "
+        f"do {way_out}"
+    )
+
+
+def order(rank: int) -> list[int]:
+    """The axes of a channels-last tensor in channels-first order."""
+    return [0, rank - 1, *range(1, rank - 1)] if rank > 2 else list(range(rank))
+
+
+def axis_in(layout: str, rank: int, axis: int) -> int:
+    """Where an axis of the graph's tensor lies in a layout."""
+    return order(rank).index(axis) if layout == FIRST else axis
+
+
+class Builder:
+    """A file that grows.
+
+    Args:
+        graph: routed for ONNX Runtime.
+        opset: of the file.
+        int4: "int8" or "packed": how weights of four bits lie in the file.
+    """
+
+    def __init__(self, graph: QGraph, opset: int, int4: str = "int8") -> None:
+        self.graph, self.opset, self.int4 = graph, opset, int4
+        self._helper: Any = require("onnx.helper", "onnx", "an ONNX file")
+        self._numpy: Any = require("onnx.numpy_helper", "onnx", "an ONNX file")
+        self.types: Any = require("onnx", "onnx", "an ONNX file").TensorProto
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self._names = {t.name for t in (*graph.inputs, *graph.outputs)}
+        self._shared: dict[Any, str] = {}
+        self._codes: dict[tuple[int, str], str] = {}
+        self._reals: dict[tuple[int, str], str] = {}
+
+    # Names, constants, nodes ------------------------------------------------------------------------------------------------
+
+    def name(self, hint: str) -> str:
+        """The hint, or the first of hint_1, hint_2... that nothing has."""
+        name, count = hint, 0
+        while name in self._names:
+            count += 1
+            name = f"{hint}_{count}"
+        self._names.add(name)
+        return name
+
+    def constant(self, array: Any, hint: str = "constant", *, packed: bool = False) -> str:
+        """A constant of the file; equal ones are written once.
+
+        Args:
+            array: its values. A scalar stays one: rank 1 would keep ONNX Runtime from its integer kernels.
+            hint: its name, if that is free.
+            packed: two codes of four bits to the byte.
+        """
+        array = np.array(array, order="C")
+        key = (str(array.dtype), array.shape, array.tobytes(), packed)
+        if key not in self._shared:
+            name = self.name(hint)
+            proto = self._packed(array, name) if packed else self._numpy.from_array(array, name)
+            self.initializers.append(proto)
+            self._shared[key] = name
+        return self._shared[key]
+
+    def _packed(self, codes: np.ndarray, name: str) -> Any:
+        """The lower half of a byte holds the first of two codes."""
+        flat = (codes.reshape(-1) & 15).astype(np.uint8)
+        flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
+        return self._helper.make_tensor(name, self.types.INT4, codes.shape, (flat[::2] | flat[1::2] << 4).tobytes(), raw=True)
+
+    def node(self, kind: str, inputs: Iterable[str], hint: str = "", /, **attrs: Any) -> str:
+        """Adds a node of one output and gives the output's name."""
+        output = self.name(hint or kind)
+        self.emit(kind, inputs, output, **attrs)
+        return output
+
+    def emit(self, kind: str, inputs: Iterable[str], output: str, /, **attrs: Any) -> None:
+        """Adds a node that gives an output of the file, whose name is taken already."""
+        self.nodes.append(self._helper.make_node(kind, list(inputs), [output], name=f"{output}:{kind}", **attrs))
+
+    def indices(self, values: Sequence[int]) -> str:
+        """A constant of int64."""
+        return self.constant(np.asarray(values, np.int64), "indices")
+
+    # Codes --------------------------------------------------------------------------------------------------------------------
+
+    def code_type(self, tensor: Tensor) -> tuple[np.dtype, int]:
+        """(the type of a tensor's codes in the file, what is added to those of the graph)"""
+        grid = tensor.grid
+        if not grid.signed:
+            return np.dtype(np.uint8 if grid.bits <= 8 else np.uint16), 0
+        return (np.dtype(np.uint8), 128) if grid.bits <= 8 else (np.dtype(np.uint16), 32768)
+
+    def scale_of(self, tensor: Tensor) -> list[str]:
+        """The constants that a QuantizeLinear or DequantizeLinear of an activation takes: scale and zero point, of rank 0."""
+        dtype, offset = self.code_type(tensor)
+        return [self.constant(tensor.scale, "scale"), self.constant(dtype.type(tensor.zero_point + offset), "zero_point")]
+
+    def codes(self, tensor: Tensor, layout: str) -> str:
+        """The name of a tensor's codes in a layout."""
+        return self._in_layout(self._codes, tensor, layout, self._constant_codes)
+
+    def _constant_codes(self, tensor: Tensor) -> np.ndarray:
+        dtype, offset = self.code_type(tensor)
+        assert tensor.data is not None
+        return (tensor.data.astype(np.int64) + offset).astype(dtype)
+
+    def put_codes(self, tensor: Tensor, name: str, layout: str) -> None:
+        """Says where a tensor's codes are."""
+        self._codes[id(tensor), self._layout(tensor, layout)] = name
+
+    def quantized(self, op: Op, real: str) -> str:
+        """Codes of the operation's output from real numbers, clipped as its fused activation wants it.
+
+        The clip is on codes, and only where the type doesn't clip already: a Relu before QuantizeLinear keeps ONNX Runtime from
+        its integer kernel.
+        """
+        y = op.y
+        codes = self.node("QuantizeLinear", [real, *self.scale_of(y)], f"{y.name}:codes")
+        dtype, offset = self.code_type(y)
+        low, high = (code + offset for code in code_range(op))
+        full = np.iinfo(dtype)
+        if (low, high) == (full.min, full.max):
+            return codes
+        bounds = [self.constant(dtype.type(code), "code") for code in (low, high)]
+        return self.node("Clip", [codes, *bounds], f"{y.name}:clipped")
+
+    # Real numbers --------------------------------------------------------------------------------------------------------------
+
+    def real(self, tensor: Tensor, layout: str) -> str:
+        """The name of a tensor's real numbers in a layout."""
+        if not tensor.quantized:
+            return self._in_layout(self._reals, tensor, layout, lambda t: t.values())
+        layout = self._layout(tensor, layout)
+        if (id(tensor), layout) not in self._reals:
+            codes = [self.codes(tensor, layout), *self.scale_of(tensor)]
+            self._reals[id(tensor), layout] = self.node("DequantizeLinear", codes, f"{tensor.name}:real")
+        return self._reals[id(tensor), layout]
+
+    def put_real(self, tensor: Tensor, name: str, layout: str) -> None:
+        """Says where a tensor's real numbers are."""
+        self._reals[id(tensor), self._layout(tensor, layout)] = name
+
+    def value(self, tensor: Tensor, layout: str) -> str:
+        """Codes where a tensor holds codes, else real numbers (or indices)."""
+        return self.codes(tensor, layout) if tensor.quantized else self.real(tensor, layout)
+
+    def put(self, tensor: Tensor, name: str, layout: str) -> None:
+        """Says where a tensor's codes are, or its real numbers if it has no codes."""
+        (self.put_codes if tensor.quantized else self.put_real)(tensor, name, layout)
+
+    def finish(self, op: Op, real: str, layout: str) -> None:
+        """The end of an operation computed on real numbers: its fused activation, its codes."""
+        if op.y.quantized:
+            self.put_codes(op.y, self.quantized(op, real), layout)
+            return
+        activation = op.attrs.get("activation", "none")
+        if activation == "relu":
+            real = self.node("Relu", [real])
+        elif activation == "relu6":
+            real = self.node("Clip", [real, *(self.constant(np.float32(v), "bound") for v in (0, 6))])
+        self.put_real(op.y, real, layout)
+
+    # Layouts -----------------------------------------------------------------------------------------------------------------
+
+    def layout_of(self, tensors: Iterable[Tensor], rank: int) -> str:
+        """The layout to compute in: channels first where an operand exists in that only, and all have the same rank."""
+        found = [t for t in tensors if not t.constant]
+        if any(len(t.shape) != rank for t in found):
+            return LAST
+        only = [self._has(t, FIRST) and not self._has(t, LAST) for t in found]
+        return FIRST if any(only) else LAST
+
+    def constant_in(self, tensor: Tensor, array: np.ndarray, rank: int, layout: str) -> np.ndarray:
+        """A constant that broadcasts against a tensor of a rank, for a layout."""
+        if layout == LAST:
+            return array
+        return array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(order(rank))
+
+    def operands(self, op: Op) -> tuple[str, list[str]]:
+        """(the layout, the real numbers of all inputs in it) of an operation on corresponding elements."""
+        rank = len(op.y.shape)
+        layout = self.layout_of(op.inputs, rank)
+        return layout, [self.operand(t, rank, layout) for t in op.inputs]
+
+    def operand(self, tensor: Tensor, rank: int, layout: str) -> str:
+        """The real numbers of one that broadcasts against a tensor of a rank, in that tensor's layout."""
+        if not tensor.constant:
+            return self.real(tensor, layout)
+        array = tensor.values() if not tensor.quantized else self._constant_codes(tensor)
+        name = self.constant(self.constant_in(tensor, array, rank, layout), tensor.name)
+        return self.node("DequantizeLinear", [name, *self.scale_of(tensor)]) if tensor.quantized else name
+
+    def negated(self, tensor: Tensor, rank: int, layout: str) -> str:
+        """The negative of a tensor of codes, as real numbers: codes 255 - q, zero point 255 - z, which is exact."""
+        dtype, offset = self.code_type(tensor)
+        top = np.iinfo(dtype).max
+        if tensor.constant:
+            array = self.constant_in(tensor, top - self._constant_codes(tensor), rank, layout)
+            codes = self.constant(array, f"{tensor.name}:negative")
+        else:
+            codes = self.node("BitwiseNot", [self.codes(tensor, layout)], f"{tensor.name}:negative")
+        zero_point = dtype.type(top - (tensor.zero_point + offset))
+        return self.node("DequantizeLinear", [codes, self.constant(tensor.scale), self.constant(zero_point)])
+
+    @staticmethod
+    def _layout(tensor: Tensor, layout: str) -> str:
+        return layout if len(tensor.shape) > 2 else LAST
+
+    def _has(self, tensor: Tensor, layout: str) -> bool:
+        key = id(tensor), self._layout(tensor, layout)
+        return key in (self._codes if tensor.quantized else self._reals)
+
+    def _in_layout(
+        self, table: dict[tuple[int, str], str], tensor: Tensor, layout: str, values: Callable[[Tensor], np.ndarray]
+    ) -> str:
+        layout = self._layout(tensor, layout)
+        if (id(tensor), layout) in table:
+            return table[id(tensor), layout]
+        perm = order(len(tensor.shape))
+        if tensor.constant:
+            array = values(tensor)
+            name = self.constant(array.transpose(perm) if layout == FIRST else array, tensor.name)
+        else:
+            other = table[id(tensor), LAST if layout == FIRST else FIRST]
+            perm = perm if layout == FIRST else list(np.argsort(perm))
+            name = self.node("Transpose", [other], f"{tensor.name}:channels_{layout}", perm=[int(a) for a in perm])
+        table[id(tensor), layout] = name
+        return name
+
+    # Weights --------------------------------------------------------------------------------------------------------------------
+
+    def weight(self, tensor: Tensor, change: Callable[[np.ndarray], np.ndarray], axis: int) -> str:
+        """Real numbers of a constant weight; where it is quantized, its codes lie in the file with a scale for each channel.
+
+        Args:
+            tensor: constant.
+            change: of the axes to ONNX's.
+            axis: that of the output channels after it.
+        """
+        if tensor.qparams is None or not isinstance(tensor.qparams.grid, IntGrid):
+            return self.constant(change(tensor.values()), tensor.name)
+        assert tensor.data is not None
+        grid = tensor.grid
+        scales, zeros = (change(np.broadcast_to(a, tensor.data.shape)) for a in tensor.qparams.expanded(tensor.data.shape))
+        pick = tuple(slice(None) if i == axis else 0 for i in range(scales.ndim))
+        scale, zero = np.array(scales[pick]), np.array(zeros[pick])
+        along = [-1 if i == axis else 1 for i in range(scales.ndim)]
+        if not (scales == scale.reshape(along)).all():
+            raise UnsupportedError(
+                f"expected one scale, or one for each output channel, in {tensor.name!r}; received {tensor.qparams.granularity}"
+            )
+        dtype = np.int8 if grid.signed else np.uint8
+        codes = change(tensor.data).astype(dtype)
+        packed = self.int4 == "packed" and grid.bits <= 4 and grid.signed
+        name = self.constant(codes, tensor.name, packed=packed)
+        given = [name, self.constant(scale, f"{tensor.name}:scale"), self.constant(zero.astype(dtype), "zero_points", packed=packed)]
+        return self.node("DequantizeLinear", given, f"{tensor.name}:real", axis=axis)
+
+    def bias(self, op: Op, repeat: int = 1) -> list[str]:
+        """The real numbers of a linear operation's bias, if it has one: int32 at the scale of its sums, or float.
+
+        Args:
+            op: with the bias as its third input.
+            repeat: how many times in that the channels of the weights come.
+        """
+        if len(op.inputs) < 3:
+            return []
+        bias = op.inputs[2]
+        if bias.dtype != "int32":
+            return [self.constant(bias.values(), bias.name)]
+        assert bias.data is not None
+        scale = np.broadcast_to(scale_of_sums(op.x, op.inputs[1]), len(bias.data) // repeat)
+        name, scales = self.constant(bias.data, bias.name), self.constant(np.tile(scale, repeat), f"{bias.name}:scale")
+        return [self.node("DequantizeLinear", [name, scales], f"{bias.name}:real", axis=0)]
+
+    def sizes(self, tensor: Tensor, *, inferred: bool = False) -> list[int]:
+        """A shape as Reshape takes it.
+
+        Args:
+            tensor: its sizes are known, save for the batch.
+            inferred: the batch is to be found from the number of elements; else it is that of what is reshaped.
+        """
+        return [(-1 if inferred else 0) if n is None else int(n) for n in tensor.shape]

@@ -1,0 +1,140 @@
+"""An integer graph as the bytes of an ONNX file, in the form that ONNX Runtime turns into integer kernels.
+
+QDQ form: each operation stands between DequantizeLinear and QuantizeLinear; what only moves values works on codes. Inputs and
+outputs are as in Keras: names, channels last, float32, an open batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import qi.export.onnx_elementwise
+import qi.export.onnx_linear
+import qi.export.onnx_moves  # noqa: F401 - the modules register what they write
+import qi.ir.twin  # noqa: F401 - registers the kinds of operations
+from qi._version import __version__
+from qi.errors import ConfigError, UnsupportedError
+from qi.export.onnx_builder import LAST, WRITERS, Builder, refused
+from qi.ir.graph import Op, QGraph, Tensor
+from qi.optional import require
+
+__all__ = ["write"]
+
+_LEAST, _MOST = 18, 23
+_INT4 = ("int8", "packed")
+
+
+def write(
+    graph: QGraph,
+    *,
+    opset: int | None = None,
+    integer_io: bool = False,
+    int4: str = "int8",
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """Writes a graph.
+
+    Args:
+        graph: valid; routed for "onnxruntime".
+        opset: of ONNX; by default 18, or the least that the graph needs: 20 for GELU, 21 for packed weights and activations of
+            more than 8 bits.
+        integer_io: inputs and outputs are the codes (uint8: those of the graph with 128 added), where they have any.
+        int4: how weights of four bits and fewer lie in the file: as "int8", or "packed", two to the byte. ONNX Runtime has no
+            kernels for the latter: it dequantizes them at every run, which is slow.
+        metadata: texts that the file carries along.
+
+    Returns:
+        the file; the same bytes for the same graph.
+
+    Raises:
+        ConfigError: a graph that isn't routed, or an illegal option.
+        UnsupportedError: an operation that the file can't hold; it is named.
+        MissingDependencyError: without the package onnx.
+    """
+    if graph.target != "onnxruntime":
+        raise ConfigError(f"expected a graph routed for 'onnxruntime'; received target={graph.target!r}; do call qi.ir.routing.route")
+    if int4 not in _INT4:
+        raise ConfigError(f"expected int4 to be one of {_INT4}; received int4={int4!r}")
+    graph = _with_integer_borders(graph) if integer_io else graph
+    builder = Builder(graph, _opset(graph, opset, int4), int4)
+    inputs = [_input(builder, tensor) for tensor in graph.inputs]
+    for op in graph.ops:
+        if op.kind not in WRITERS:
+            raise refused(op, "which has no writer")
+        WRITERS.get(op.kind)(builder, op)
+    outputs = [_output(builder, tensor, integer_io) for tensor in graph.outputs]
+    return _model(builder, inputs, outputs, metadata or {})
+
+
+def _opset(graph: QGraph, asked: int | None, int4: str) -> int:
+    """The one asked for, or the least that serves.
+
+    Raises:
+        ConfigError: the one asked for doesn't.
+    """
+    least, why = _LEAST, "all that is written here"
+    if any(op.kind == "unary" and str(op.attrs["function"]).startswith("gelu") for op in graph.ops):
+        least, why = 20, "GELU"
+    grids = [t.grid for t in graph.tensors() if t.quantized and not t.constant]
+    if any(grid.bits > 16 for grid in grids):
+        raise UnsupportedError(f"expected activations of at most 16 bits; received {max(grid.bits for grid in grids)}")
+    if int4 == "packed" or any(grid.bits > 8 for grid in grids):
+        least, why = 21, "packed weights and activations of more than 8 bits"
+    if asked is not None and not least <= asked <= _MOST:
+        raise ConfigError(f"expected opset from {least} (for {why}) to {_MOST}; received opset={asked}")
+    return asked or least
+
+
+def _with_integer_borders(graph: QGraph) -> QGraph:
+    """Inputs that are only quantized are taken as codes."""
+    graph = graph.copy()
+    for i, tensor in enumerate(graph.inputs):
+        users = graph.consumers().get(id(tensor), [])
+        only = len(users) == 1 and users[0].kind == "quantize" and not tensor.quantized
+        if only and all(t is not tensor for t in graph.outputs):
+            codes = users[0].y
+            graph.ops.remove(users[0])
+            graph.inputs[i] = Tensor(tensor.name, codes.shape, codes.dtype, codes.qparams)
+            graph.substitute(codes, graph.inputs[i])
+    return graph
+
+
+def _dims(tensor: Tensor) -> list[int | str]:
+    return [
+        int(n) if n is not None else "batch" if axis == 0 else f"{tensor.name}_{axis}" for axis, n in enumerate(tensor.shape)
+    ]
+
+
+def _type(b: Builder, tensor: Tensor, *, codes: bool) -> Any:
+    dtype = b.code_type(tensor)[0] if codes else np.dtype(tensor.dtype)
+    return require("onnx.helper", "onnx").np_dtype_to_tensor_dtype(dtype)
+
+
+def _input(b: Builder, tensor: Tensor) -> Any:
+    b.put(tensor, tensor.name, LAST)
+    return require("onnx.helper", "onnx").make_tensor_value_info(
+        tensor.name, _type(b, tensor, codes=tensor.quantized), _dims(tensor)
+    )
+
+
+def _output(b: Builder, tensor: Tensor, integer: bool) -> Any:
+    """The output under the tensor's own name."""
+    codes = tensor.quantized and integer
+    if tensor.quantized and not integer:
+        b.emit("DequantizeLinear", [b.codes(tensor, LAST), *b.scale_of(tensor)], tensor.name)
+    else:
+        b.emit("Identity", [b.value(tensor, LAST)], tensor.name)
+    return require("onnx.helper", "onnx").make_tensor_value_info(tensor.name, _type(b, tensor, codes=codes), _dims(tensor))
+
+
+def _model(b: Builder, inputs: list[Any], outputs: list[Any], metadata: Mapping[str, str]) -> bytes:
+    helper = require("onnx.helper", "onnx")
+    graph = helper.make_graph(b.nodes, b.graph.name, inputs, outputs, b.initializers)
+    opsets = [helper.make_opsetid("", b.opset)]
+    version = helper.find_min_ir_version_for(opsets)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="qi", producer_version=__version__)
+    helper.set_model_props(model, dict(metadata))
+    return bytes(model.SerializeToString(deterministic=True))

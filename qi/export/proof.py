@@ -1,0 +1,160 @@
+"""The proof: a file's runtime and the twin on the same samples, code by code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qi.errors import ConfigError, InputError
+from qi.export.formats import Format
+from qi.ir import QGraph, Tensor, run
+from qi.ir.twin import real_values
+
+__all__ = ["Agreement", "Proof", "made_samples", "prove"]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one tensor of the file compares with the twin's.
+
+    Attributes:
+        name: of the tensor.
+        elements: compared.
+        differing: how many differ.
+        max_lsb: the largest difference, in steps of the tensor's scale; in units of its largest magnitude / 255 for one that
+            isn't quantized.
+    """
+
+    name: str
+    elements: int
+    differing: int
+    max_lsb: float
+
+    @property
+    def share(self) -> float:
+        """The share of differing elements, 0 to 1."""
+        return self.differing / self.elements if self.elements else 0.0
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What running a file showed.
+
+    Attributes:
+        samples: how many were run.
+        source: where they came from.
+        outputs: each output's agreement.
+        first: the first tensor in the order of the graph that differs, where that could be seen.
+        threads: of the runtime.
+    """
+
+    samples: int
+    source: str
+    outputs: tuple[Agreement, ...]
+    first: Agreement | None = None
+    threads: int = 1
+
+    @property
+    def exact(self) -> bool:
+        """Whether every element of every output is equal, bit for bit."""
+        return all(output.differing == 0 for output in self.outputs)
+
+    @property
+    def max_lsb(self) -> float:
+        """The largest difference of any output, in steps."""
+        return max((output.max_lsb for output in self.outputs), default=0.0)
+
+    @property
+    def share(self) -> float:
+        """The share of outputs that differ, 0 to 1."""
+        elements = sum(output.elements for output in self.outputs)
+        return sum(output.differing for output in self.outputs) / elements if elements else 0.0
+
+
+def prove(
+    data: bytes, graph: QGraph, kind: Format, samples: Sequence[np.ndarray], *, source: str = "given", threads: int = 1
+) -> Proof:
+    """Runs a file and the twin of the graph it was written from.
+
+    Args:
+        data: the file.
+        graph: routed for the format's target.
+        kind: its format.
+        samples: an array for each input: real numbers.
+        source: where they came from, for the report.
+        threads: of the runtime.
+
+    Raises:
+        FileFormatError: a damaged file.
+        InputError: outputs of another number, name or shape than the graph's.
+    """
+    expected = run(graph, samples)
+    found = kind.run(data, samples, threads=threads)
+    missing = [t.name for t in graph.outputs if t.name not in found]
+    if missing:
+        raise InputError(f"expected a file with the outputs {missing}; received one with {sorted(found)}")
+    outputs = tuple(_agreement(t, expected[t.name], found[t.name]) for t in graph.outputs)
+    first = None
+    if any(output.differing for output in outputs):
+        first = _first_difference(data, graph, kind, samples, threads)
+    return Proof(len(samples[0]), source, outputs, first, threads)
+
+
+def _first_difference(
+    data: bytes, graph: QGraph, kind: Format, samples: Sequence[np.ndarray], threads: int
+) -> Agreement | None:
+    """The first tensor that differs. Asking for tensors in the middle can change what a runtime fuses: then there is none."""
+    inside = [t for t in graph.tensors() if not t.constant and t.quantized]
+    expected = run(graph, samples, every=True)
+    try:
+        found: Mapping[str, np.ndarray] = kind.run(data, samples, threads=threads, tensors=[t.name for t in inside])
+    except (ConfigError, InputError):
+        return None
+    for tensor in inside:
+        if tensor.name in found:
+            agreement = _agreement(tensor, expected[tensor.name], found[tensor.name])
+            if agreement.differing:
+                return agreement
+    return None
+
+
+def _agreement(tensor: Tensor, expected: np.ndarray, found: np.ndarray) -> Agreement:
+    """Compares real numbers, or codes where the runtime gives those."""
+    if expected.shape != found.shape:
+        raise InputError(f"expected {tensor.name!r} of shape {expected.shape}; received {found.shape}")
+    if found.dtype.kind in "iu" and tensor.quantized:
+        offset = 128 if found.dtype == np.uint8 else 0
+        steps = np.abs(found.astype(np.int64) - offset - expected)
+    else:
+        real = real_values(tensor, expected).astype(np.float64)
+        unit = float(tensor.scale) if tensor.quantized else float(np.abs(real).max(initial=0)) / 255 or 1.0
+        steps = np.abs(found.astype(np.float64) - real) / unit
+        steps[(found != found) & (real != real)] = 0  # NaN on both sides
+    largest = float(np.nan_to_num(steps, nan=np.inf).max(initial=0))
+    return Agreement(tensor.name, steps.size, int(np.count_nonzero(steps)), largest)
+
+
+def made_samples(graph: QGraph, count: int = 64, seed: int = 0) -> list[np.ndarray]:
+    """Seeded inputs over the calibrated range of each input: uniform over its codes, so that all of them are met.
+
+    Args:
+        graph: whose inputs are quantized first; others are normal with deviation 1, and integers are 0 or 1.
+        count: samples.
+        seed: of the generator.
+    """
+    rng = np.random.default_rng(seed)
+    borders = {id(op.x): op.y for op in graph.ops if op.kind == "quantize"}
+    arrays = []
+    for tensor in graph.inputs:
+        shape = (count, *(n or 1 for n in tensor.shape[1:]))
+        if tensor.quantized or id(tensor) in borders:
+            coded = tensor if tensor.quantized else borders[id(tensor)]
+            low, high = ((q - coded.zero_point) * float(coded.scale) for q in (coded.grid.qmin, coded.grid.qmax))
+            arrays.append(rng.uniform(low, high, shape).astype(np.float32))
+        elif tensor.dtype.startswith("float"):
+            arrays.append(rng.normal(size=shape).astype(tensor.dtype))
+        else:
+            arrays.append(rng.integers(0, 2, shape).astype(tensor.dtype))
+    return arrays

@@ -1,0 +1,84 @@
+"""The steps back to codes, as runtimes do them: pure functions on numpy arrays and on tensors of any framework.
+
+One body serves the twin, on codes, and Keras models that are exact, on codes with their zero point taken off (carried in float32).
+Every number that isn't an array is a float32 array of one element or an array that broadcasts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qi.core.namespace import ArrayNamespace, namespace_of
+from qi.typing import Array
+
+__all__ = ["fixed_sum", "fused_sum", "integer_mean", "rounded_product", "rounded_real"]
+
+_HALF = np.float32(0.5)
+
+
+def rounded_product(sums: Array, factor: Array) -> Array:
+    """``rint(float32(sums) * factor)``, half to even: convolutions, products, means of LiteRT (XNNPACK) and ONNX Runtime.
+
+    Args:
+        sums: integers, exact in their type.
+        factor: float32: scale of the sums over that of the result.
+    """
+    xp = namespace_of(sums, factor)
+    return xp.round(xp.multiply(xp.cast(sums, "float32"), factor))
+
+
+def rounded_real(x: Array, scale: Array, *, reciprocal: bool) -> Array:
+    """Real numbers on a grid: ``rint(x * (1 / s))`` as XNNPACK does it, or ``rint(x / s)`` as ONNX Runtime does."""
+    xp = namespace_of(x, scale)
+    if reciprocal:
+        return xp.round(xp.multiply(x, xp.divide(xp.asarray(np.ones((), np.float32)), scale)))
+    return xp.round(xp.divide(x, scale))
+
+
+def _power_above(x: Array, xp: ArrayNamespace) -> Array:
+    """``2**(20 - floor(log2(x)))`` in float64 of one float32 number between 2**-60 and 2**60, exactly: from a table."""
+    exponents = np.arange(-60, 61, dtype=np.float64)
+    powers = xp.asarray(np.exp2(exponents).astype(np.float32))
+    flat = xp.reshape(x, (1,))
+    index = xp.searchsorted(powers, flat)  # of the first power that isn't below x
+    index = index - xp.cast(xp.take(powers, index) > flat, xp.dtype(index))
+    return xp.reshape(xp.take(xp.asarray(np.exp2(20 - exponents)), index), ())
+
+
+def fixed_sum(a: Array, ratio_a: Array, b: Array, ratio_b: Array, *, sign: int = 1) -> Array:
+    """XNNPACK's addition: factors of 20 bits below a common point, one rounding, half up.
+
+    Args:
+        a: codes without their zero point; exact integers.
+        ratio_a: float32: its scale over that of the result.
+        b: the other operand.
+        ratio_b: its ratio.
+        sign: -1 subtracts.
+    """
+    xp = namespace_of(a, b, ratio_a)
+    point = _power_above(xp.maximum(ratio_a, ratio_b), xp)
+    fa, fb = (xp.round(xp.multiply(xp.cast(ratio, "float64"), point)) for ratio in (ratio_a, ratio_b))
+    sums = xp.cast(a, "float64") * fa + sign * xp.cast(b, "float64") * fb
+    return xp.cast(xp.floor(xp.divide(sums, point) + 0.5), "float32")
+
+
+def fused_sum(a: Array, ratio_a: Array, b: Array, ratio_b: Array, offset: Array) -> Array:
+    """ONNX Runtime's addition of uint8 codes as they are: ``fma(a, ra, fma(b, rb, offset))`` in float32, unrounded."""
+    xp = namespace_of(a, b, ratio_a)
+    return _fma(xp.cast(a, "float32"), ratio_a, _fma(xp.cast(b, "float32"), ratio_b, offset, xp), xp)
+
+
+def _fma(a: Any, b: Any, c: Any, xp: ArrayNamespace) -> Any:
+    """a * b + c with a single rounding to float32: products of float32 are exact in float64."""
+    wide = [xp.cast(value, "float64") for value in (a, b, c)]
+    return xp.cast(wide[0] * wide[1] + wide[2], "float32")
+
+
+def integer_mean(sums: Array, count: Array) -> Array:
+    """LiteRT's average pooling: the quotient of integers, rounded half away from zero."""
+    xp = namespace_of(sums, count)
+    quotient = xp.divide(xp.cast(sums, "float32"), xp.cast(count, "float32"))
+    away = xp.floor(xp.abs(quotient) + _HALF)
+    return xp.where(quotient < 0, -away, away)

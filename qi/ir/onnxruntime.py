@@ -1,0 +1,159 @@
+"""ONNX Runtime on a CPU: what its integer kernels compute.
+
+Its activations are uint8: the codes here with 128 added, which changes no arithmetic but that of sums, whose rounding sees the
+zero point. Each formula is checked against the runtime itself (tests/parity).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qi.ir.arithmetic import clipped, integer_sums, requantize_float, scale_of_sums
+from qi.ir.graph import Op, Tensor
+from qi.ir.kinds import KINDS, kernel
+from qi.ir.linear import LINEAR
+from qi.ir.routing import island
+from qi.ir.windows import window_counts, windows
+
+__all__: list[str] = []
+
+_OFFSET = 128  # from the codes here to those of the file
+_TABLES = ("sigmoid", "leaky_relu")  # the functions of one number that have an integer kernel
+_LARGEST = 0x7FFFFF  # of an entry in the table of exponentials
+
+
+
+@island("onnxruntime")
+def _prefers_float(op: Op) -> bool:
+    """What ONNX Runtime has no integer kernel for, though a look-up table would do; and whatever has more than eight bits."""
+    tensors = [t for t in (*op.inputs, *op.outputs) if t.quantized and not t.constant]
+    if any(t.grid.bits > 8 for t in tensors):
+        return True
+    if op.kind == "unary":
+        return op.attrs["function"] not in _TABLES
+    if op.kind == "softmax":
+        return op.attrs["axis"] != len(op.x.shape) - 1 or not _whole(op.y)
+    return False
+
+
+def _whole(y: Tensor) -> bool:
+    """Whether one is a whole number of steps of the scale: the kernel takes that number for the scale."""
+    steps = np.float32(1) / y.scale
+    return bool(steps == np.floor(steps))
+
+
+# Sums of products ------------------------------------------------------------------------------------------------------------
+
+
+def _linear(op: Op, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """``clip(rint(float32(sum) * float32(float32(sx * sw) / sy)) + zy)``; transposed convolutions are written as ordinary ones."""
+    return requantize_float(op, integer_sums(op, x, w, bias), scale_of_sums(op.x, op.inputs[1]))
+
+
+for _kind in sorted(LINEAR):
+    kernel(_kind, "onnxruntime")(_linear)
+
+
+@kernel("batch_matmul", "onnxruntime")
+def _batch_matmul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """QLinearMatMul: as `_linear`."""
+    sums = KINDS.get(op.kind).real(op, *(_centred(t, q, np.float64) for t, q in zip(op.inputs, (a, b), strict=True)))
+    return requantize_float(op, sums, np.float32(op.x.scale * op.inputs[1].scale))
+
+
+def _centred(tensor: Tensor, codes: np.ndarray, dtype: type) -> np.ndarray:
+    return (codes - np.int32(tensor.zero_point)).astype(dtype)
+
+
+# Two operands --------------------------------------------------------------------------------------------------------------
+
+
+def _fma(a: np.ndarray | np.float32, b: np.ndarray | np.float32, c: np.ndarray | np.float32) -> np.ndarray:
+    """a * b + c with a single rounding to float32; products of float32 are exact in float64."""
+    return np.asarray(np.asarray(a, np.float64) * np.asarray(b, np.float64) + np.asarray(c, np.float64), np.float32)
+
+
+@kernel("add", "onnxruntime")
+def _add(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """QLinearAdd; codes are those of the file."""
+    za, zb = (t.zero_point + _OFFSET for t in op.inputs)
+    return _sum(op, a + _OFFSET, za, b + _OFFSET, zb)
+
+
+@kernel("sub", "onnxruntime")
+def _sub(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """QLinearAdd with the negative of the second operand: codes 255 - q, zero point 255 - z."""
+    za, zb = (t.zero_point + _OFFSET for t in op.inputs)
+    return _sum(op, a + _OFFSET, za, 255 - (b + _OFFSET), 255 - zb)
+
+
+def _sum(op: Op, a: np.ndarray, za: int, b: np.ndarray, zb: int) -> np.ndarray:
+    """``rint(fma(a, ra, fma(b, rb, z - fma(ra, za, rb * zb))))`` with ratios ra = sa / sy, rb = sb / sy, in float32."""
+    ra, rb = (np.float32(t.scale / op.y.scale) for t in op.inputs)
+    fixed = np.float32(op.y.zero_point + _OFFSET) - _fma(ra, np.float32(za), np.float32(rb * np.float32(zb)))
+    return clipped(op, np.rint(_fma(a, ra, _fma(b, rb, fixed))) - _OFFSET)
+
+
+@kernel("mul", "onnxruntime")
+def _mul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """QLinearMul: ``rint(float32(product * float32(float32(sa * sb) / sy)) + z)``; z is added before rounding."""
+    products = (_centred(op.x, a, np.int32) * _centred(op.inputs[1], b, np.int32)).astype(np.float32)
+    factor = np.float32(op.x.scale * op.inputs[1].scale) / op.y.scale
+    return clipped(op, np.rint(products * factor + np.float32(op.y.zero_point + _OFFSET)) - _OFFSET)
+
+
+# One operand -----------------------------------------------------------------------------------------------------------------
+
+
+def _dequantized(tensor: Tensor, codes: np.ndarray) -> np.ndarray:
+    return _centred(tensor, codes, np.float32) * tensor.scale
+
+
+def _quantized(op: Op, real: np.ndarray) -> np.ndarray:
+    """``rint(x / s) + z``."""
+    return clipped(op, np.rint(real / op.y.scale) + op.y.zero_point)
+
+
+def _table(op: Op, x: np.ndarray) -> np.ndarray:
+    """A table of 256 entries, each the code of the function of what a code stands for."""
+    return _quantized(op, KINDS.get(op.kind).real(op, _dequantized(op.x, x)))
+
+
+for _kind in ("unary", "relu"):
+    kernel(_kind, "onnxruntime")(_table)
+
+
+@kernel("softmax", "onnxruntime")
+def _softmax(op: Op, x: np.ndarray) -> np.ndarray:
+    """QLinearSoftmax: integer exponentials from a table, and one division of integers that rounds half up."""
+    grain = min(float(2**32 - 1) / x.shape[-1], float(_LARGEST))
+    table = np.rint(grain * np.exp(-np.arange(256) * np.float64(op.x.scale))).astype(np.int64)
+    entries = table[x.max(axis=-1, keepdims=True) - x]
+    total = entries.sum(axis=-1, keepdims=True)
+    steps = int(np.floor(np.float32(1) / op.y.scale))
+    return clipped(op, (entries * steps + total // 2) // total + op.y.zero_point)
+
+
+# Windows ------------------------------------------------------------------------------------------------------------------------
+
+
+@kernel("mean", "onnxruntime")
+def _mean(op: Op, x: np.ndarray) -> np.ndarray:
+    """QLinearGlobalAveragePool: the integer sum, times float32(sx / float32(sy * count))."""
+    axes = tuple(op.attrs["axes"])
+    sums = _centred(op.x, x, np.int64).sum(axis=axes, keepdims=op.attrs["keepdims"])
+    count = np.prod([x.shape[axis] for axis in axes])
+    factor = np.float32(op.x.scale / np.float32(op.y.scale * np.float32(count)))
+    return clipped(op, np.rint(sums.astype(np.float32) * factor) + op.y.zero_point)
+
+
+@kernel("avg_pool2d", "onnxruntime")
+def _avg_pool2d(op: Op, x: np.ndarray) -> np.ndarray:
+    """QLinearAveragePool: the mean of real numbers; ``rint(x / s + z)``, where everybody else adds z after rounding."""
+    views = windows(op, _dequantized(op.x, x), 0)
+    total = np.zeros((*views.shape[:3], views.shape[5]), np.float32)
+    for i in range(views.shape[3]):
+        for j in range(views.shape[4]):
+            total = total + views[:, :, :, i, j]
+    mean = total / window_counts(op, x.shape)[..., None].astype(np.float32)
+    return clipped(op, np.rint(mean / op.y.scale + np.float32(op.y.zero_point + _OFFSET)) - _OFFSET)

@@ -1,0 +1,94 @@
+"""Routing: which operations a target does in integers, and which it does better (or only) in real numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from qi.errors import ConfigError
+from qi.ir.arithmetic import scale_of_sums
+from qi.ir.graph import Op, QGraph, Tensor
+from qi.ir.kinds import KINDS, TARGETS
+from qi.ir.linear import LINEAR
+
+__all__ = ["ISLANDS", "island", "route"]
+
+ISLANDS: dict[str, Callable[[Op], bool]] = {}
+
+
+def island(target: str) -> Callable[[Callable[[Op], bool]], Callable[[Op], bool]]:
+    """Registers what says of an operation on codes whether a target had better do it in real numbers.
+
+    Operations for which the target has no integer kernel are done so in any case.
+    """
+
+    def add(function: Callable[[Op], bool]) -> Callable[[Op], bool]:
+        ISLANDS[target] = function
+        return function
+
+    return add
+
+
+def route(graph: QGraph, target: str, *, integer_only: bool = False) -> QGraph:
+    """A copy of a graph for a target: what it does in real numbers stands between "dequantize" and "quantize".
+
+    The values that enter and leave such an island are codes still, so the graph stays well defined.
+
+    Args:
+        graph: valid; from `qi.lower`.
+        target: a name of `qi.ir.kinds.TARGETS`.
+        integer_only: no islands where an integer kernel exists, however slow it is.
+
+    Raises:
+        ConfigError: an unknown target.
+    """
+    if target not in TARGETS:
+        raise ConfigError(f"expected target to be one of {sorted(TARGETS)}; received target={target!r}")
+    routed = graph.copy()
+    routed.target = target
+    prefers: Callable[[Op], bool] = ISLANDS.get(target, _never)
+    for op in list(routed.ops):
+        if op.kind in ("quantize", "dequantize") or (KINDS.get(op.kind).moves and op.quantized):
+            continue
+        missing = op.quantized and target not in KINDS.get(op.kind).kernels
+        if missing or (op.quantized and not integer_only and prefers(op)) or not op.quantized:
+            _surround(routed, op)
+    return routed
+
+
+def _never(op: Op) -> bool:
+    del op
+    return False
+
+
+def _surround(graph: QGraph, op: Op) -> None:
+    """Makes an operation take and give real numbers, with the borders as operations of their own."""
+    at = graph.ops.index(op)
+    if op.kind in LINEAR and len(op.inputs) == 3 and op.inputs[2].dtype == "int32":
+        op.inputs[2] = _real_bias(graph, *op.inputs)
+    for tensor in {id(t): t for t in op.inputs if t.quantized and not t.constant}.values():
+        real = _dequantized(graph, tensor, at)
+        at = graph.ops.index(op)
+        op.inputs = [real if t is tensor else t for t in op.inputs]
+    for i, tensor in enumerate(op.outputs):
+        if tensor.quantized:
+            real = Tensor(graph.unique(f"{tensor.name}/real"), tensor.shape, tensor.dtype)
+            op.outputs[i] = real
+            graph.ops.insert(graph.ops.index(op) + 1, Op("quantize", [real], [tensor], {}, op.source))
+
+
+def _real_bias(graph: QGraph, x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+    """A bias of int32 at the scale of the sums, as real numbers."""
+    values = (bias.values() * scale_of_sums(x, w).astype(np.float64)).astype(np.float32)
+    return Tensor(graph.unique(f"{bias.name}/real"), bias.shape, data=values)
+
+
+def _dequantized(graph: QGraph, tensor: Tensor, at: int) -> Tensor:
+    """The real numbers of a tensor of codes; made once."""
+    for op in graph.ops[:at]:
+        if op.kind == "dequantize" and op.x is tensor:
+            return op.y
+    real = Tensor(graph.unique(f"{tensor.name}/dequantized"), tensor.shape, tensor.dtype)
+    graph.ops.insert(at, Op("dequantize", [tensor], [real], {}, graph.ops[at].source))
+    return real

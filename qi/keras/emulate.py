@@ -1,0 +1,102 @@
+"""emulate: what a runtime will answer, computed here, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from qi.errors import ConfigError
+from qi.ir import QGraph, Tensor, run
+from qi.ir.kinds import TARGETS
+from qi.ir.passes import fuse
+from qi.ir.routing import route
+from qi.ir.twin import real_values
+from qi.keras.data import batches, count_batches
+from qi.keras.graph import flatten_model
+from qi.keras.lower import lower
+
+__all__ = ["emulate", "float_graph"]
+
+
+def emulate(
+    qmodel: keras.Model,
+    x: Any,
+    target: str = "litert",
+    *,
+    raw: bool = False,
+    integer_only: bool = False,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Any:
+    """What a runtime answers once a quantized model is deployed there, by that runtime's own integer arithmetic.
+
+    The model's own ``predict`` emulates quantization with real numbers between the quantizers; kernels of runtimes sum integers
+    and round once more, which moves some results by a step. This computes what they compute.
+
+    Args:
+        qmodel: from `qi.quantize_model` or `qi.convert`.
+        x: samples, as ``predict`` takes them: an array, a list or dict of arrays, or an iterable of batches.
+        target: "litert" (LiteRT with XNNPACK), "onnxruntime", or "reference" (LiteRT's reference kernels, as on
+            microcontrollers).
+        raw: the codes themselves (int8; uint8 for ONNX Runtime) in place of what they stand for. Outputs that stay in float are
+            given as they are.
+        integer_only: no float islands where an integer kernel exists; as of `qi.export`.
+        batch_size: for arrays.
+        progress: whether to show a progress bar.
+
+    Returns:
+        float32 arrays (codes with `raw`) in the structure of the model's outputs.
+
+    Raises:
+        ConfigError: an unknown target.
+        UnsupportedError: a float model, one that still trains, or a layer that can't be lowered.
+        InputError: samples that don't fit the model.
+
+    Example:
+        >>> import keras, numpy as np, qi
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+        >>> qmodel, _ = qi.quantize_model(model, "w8a8", x, progress=False)
+        >>> y = qi.emulate(qmodel, x, "litert", progress=False)
+        >>> y.shape, bool(abs(y - qmodel.predict(x, verbose=0)).max() < 0.1)
+        ((64, 2), True)
+    """
+    if target not in TARGETS:
+        raise ConfigError(f"expected target to be one of {sorted(TARGETS)}; received target={target!r}")
+    routed = route(lower(qmodel), target, integer_only=integer_only)
+    graph = flatten_model(qmodel)
+    bar = keras.utils.Progbar(count_batches(x, batch_size), unit_name="batch", verbose=int(progress))
+    parts: list[list[np.ndarray]] = []
+    for flat, _ in batches(x, graph, batch_size):
+        found = run(routed, flat)
+        parts.append([_shown(tensor, found[tensor.name], target, raw) for tensor in routed.outputs])
+        bar.update(len(parts), finalize=False)
+    bar.update(len(parts), finalize=True)
+    arrays = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    return keras.tree.pack_sequence_as(graph.outputs, arrays)
+
+
+def _shown(tensor: Tensor, array: np.ndarray, target: str, raw: bool) -> np.ndarray:
+    if not tensor.quantized or not raw:
+        return real_values(tensor, array)
+    return (array + 128).astype(np.uint8) if target == "onnxruntime" else array.astype(np.int8)
+
+
+def float_graph(qmodel: keras.Model) -> QGraph:
+    """The same operations with the same weights, all in real numbers: what an export without quantization would hold."""
+    graph = lower(qmodel, fused=False)
+    for op in list(graph.ops):
+        if op.kind == "quantize":
+            graph.ops.remove(op)
+            graph.substitute(op.y, op.x)
+        op.inputs = [_real_constant(t) for t in op.inputs]
+    return fuse(graph)
+
+
+def _real_constant(tensor: Tensor) -> Tensor:
+    if not tensor.constant or not tensor.quantized:
+        return tensor
+    values = tensor.values()
+    return Tensor(tensor.name, tensor.shape, tensor.dtype, data=values)

@@ -1,0 +1,306 @@
+"""Layers that compute what a runtime's integer kernels compute, in float32, with the gradients of fake quantization.
+
+Between them flow codes with their zero point taken off, as float32 integers, beside their scale and zero point: three tensors for
+one. Sums of products of such numbers are exact below 2**24, so one convolution serves both, the exact result and the gradient:
+
+    codes = stop_gradient(exact) + (h - stop_gradient(h)),  h = fake_quantize(activation(sums * sx * sw)) / s
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from qi.errors import ConfigError
+from qi.ir.formulas import fixed_sum, fused_sum, integer_mean, rounded_product, rounded_real
+from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.wrapper import KerasQuantizationWrapper
+from qi.registry import Registry
+
+__all__ = ["EXACT_TARGETS", "ExactDecode", "ExactGrid", "ExactPool", "ExactSums", "STEPS"]
+
+EXACT_TARGETS = ("litert", "onnxruntime")
+_HALF = 16.0
+
+
+def _snapped(x: Any) -> Any:
+    """The nearest integer, with the gradient of x."""
+    return x + keras.ops.stop_gradient(keras.ops.round(x) - x)
+
+
+class _Exact(keras.layers.Layer):
+    """A layer in float32 whatever the policy, around others."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"dtype": "float32", "autocast": False} | kwargs)
+        self.supports_masking = True
+        self.built = True
+
+
+@keras.saving.register_keras_serializable(package="qi")
+class ExactSums(_Exact):
+    """The int32 sums of a convolution or product on codes, bias included.
+
+    Args:
+        wrapper: of a linear layer without an activation.
+        halves: whether to add up in two parts, of the upper and the lower bits of the weights: where one could reach 2**24.
+    """
+
+    def __init__(self, wrapper: KerasQuantizationWrapper, halves: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.wrapper, self.halves = wrapper, halves
+
+    def call(self, codes: Any, scale: Any, training: Any = None) -> tuple[Any, Any]:
+        """(sums, their scale for each channel).
+
+        Args:
+            codes: without their zero point.
+            scale: of the codes.
+        """
+        ops, wrapper = keras.ops, self.wrapper
+        step = ops.stop_gradient(wrapper.bounds["kernel"].parameters()[0])
+        weights = _snapped(wrapper.quantized_weight("kernel", training) / step)
+        factor = ops.stop_gradient(scale) * self._by_channel(step, weights)
+        values = {"kernel": weights}
+        if "bias" in wrapper.layer_weights:
+            values["bias"] = _snapped(wrapper.layer_weights["bias"].value / factor)
+        if not self.halves:
+            return wrapper.run_with(values, codes), factor
+        upper = ops.stop_gradient(ops.round(weights / _HALF))
+        lower = wrapper.run_with(values | {"kernel": weights - _HALF * upper}, codes)
+        zero = {"bias": ops.zeros_like(values["bias"])} if "bias" in values else {}
+        return _HALF * wrapper.run_with(zero | {"kernel": upper}, codes) + lower, factor
+
+    def _by_channel(self, step: Any, weights: Any) -> Any:
+        flat = keras.ops.reshape(step, (-1,))
+        if "Depthwise" in type(self.wrapper.layer).__name__ and flat.shape[0] > 1:
+            return keras.ops.repeat(flat, weights.shape[-1])
+        return flat
+
+    def compute_output_spec(self, codes: Any, scale: Any, training: Any = None) -> Any:
+        """Symbolic sums and scales."""
+        shape = self.wrapper.layer.compute_output_shape(codes.shape)
+        steps = self.wrapper.bounds["kernel"].parameters()[0]
+        channels = 1 if len(steps.shape) == 0 or max(steps.shape) == 1 else shape[-1]
+        return keras.KerasTensor(shape, "float32"), keras.KerasTensor((channels,), "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            **super().get_config(),
+            "wrapper": keras.saving.serialize_keras_object(self.wrapper),
+            "halves": self.halves,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ExactSums:
+        """A layer from `get_config`'s record."""
+        config = dict(config)
+        return cls(keras.saving.deserialize_keras_object(config.pop("wrapper")), **config)
+
+
+@keras.saving.register_keras_serializable(package="qi")
+class ExactPool(_Exact):
+    """The integer sums that an average pooling layer divides, and their counts.
+
+    Args:
+        layer: a keras.layers.AveragePooling1D or 2D.
+    """
+
+    def __init__(self, layer: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.layer = layer
+
+    def call(self, codes: Any) -> tuple[Any, Any]:
+        """(sums, counts)."""
+        ops = keras.ops
+        size = float(self._size())
+        # With "same", a mean of ones that counts what lies outside would tell: the layer counts what lies inside.
+        counts = self._counts(codes, size)
+        return ops.round(self.layer(codes) * counts), counts
+
+    def _size(self) -> int:
+        size = 1
+        for n in self.layer.pool_size if isinstance(self.layer.pool_size, (tuple, list)) else [self.layer.pool_size]:
+            size *= int(n)
+        return size
+
+    def _counts(self, codes: Any, size: float) -> Any:
+        ops = keras.ops
+        ones = ops.ones_like(codes[:1, ..., :1])
+        if self.layer.padding == "valid":
+            return size * ops.ones_like(self.layer(ones))
+        pool = self.layer.pool_size
+        kernel = ops.ones((*(pool if isinstance(pool, (tuple, list)) else (pool,)), 1, 1), "float32")
+        return ops.conv(ones, kernel, self.layer.strides, "same")
+
+    def compute_output_spec(self, codes: Any) -> Any:
+        """Symbolic sums and counts."""
+        shape = self.layer.compute_output_shape(codes.shape)
+        return keras.KerasTensor(shape, "float32"), keras.KerasTensor((1, *shape[1:-1], 1), "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ExactPool:
+        """A layer from `get_config`'s record."""
+        config = dict(config)
+        return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
+
+
+@keras.saving.register_keras_serializable(package="qi")
+class ExactDecode(_Exact):
+    """What codes stand for: ``codes * scale``."""
+
+    def call(self, codes: Any, scale: Any) -> Any:
+        """Real numbers."""
+        return codes * keras.ops.stop_gradient(scale)
+
+    def compute_output_spec(self, codes: Any, scale: Any) -> Any:
+        """A symbolic tensor of the codes' shape."""
+        return keras.KerasTensor(codes.shape, "float32")
+
+
+@keras.saving.register_keras_serializable(package="qi")
+class ExactGrid(_Exact):
+    """Brings results to the grid of an activation quantizer as a runtime does.
+
+    Args:
+        holder: of the quantizer, inferable or trainable.
+        target: one of `EXACT_TARGETS`.
+    """
+
+    def __init__(self, holder: KerasActivationQuantizationHolder, target: str, **kwargs: Any) -> None:
+        if target not in EXACT_TARGETS:
+            raise ConfigError(f"expected exact to be one of {EXACT_TARGETS}; received exact={target!r}")
+        super().__init__(**kwargs)
+        self.holder, self.target = holder, target
+        if not holder.built:
+            holder.build(None)
+
+    def call(self, *tensors: Any, step: str = "real", activation: str = "none", training: Any = None, **attrs: Any) -> Any:
+        """(codes without their zero point, scale, zero point).
+
+        Args:
+            tensors: what the step takes.
+            step: a name of `STEPS`.
+            activation: "none", "relu" or "relu6".
+            training: whether gradients are wanted.
+            attrs: of the step.
+        """
+        ops, bound = keras.ops, self.holder.bound
+        grid = bound.quantizer.grid
+        shift = 0 if grid.signed else 1 << (grid.bits - 1)  # codes are signed in integer graphs
+        scale, zero = (ops.stop_gradient(value) for value in bound.parameters())
+        zero = zero - shift
+        real, exact = STEPS.get(step)(self.target, scale, zero, *tensors, **attrs)
+        low, high = grid.qmin - shift - zero, grid.qmax - shift - zero
+        if activation != "none":
+            low = ops.maximum(low, 0.0)
+        if activation == "relu6":
+            high = ops.minimum(high, ops.round(6.0 / scale))
+        codes = ops.stop_gradient(ops.minimum(ops.maximum(exact(), low), high))
+        if training is True or (training is None and bound.trains):
+            usual = self.holder(_activated(real(), activation), training=training) / scale
+            codes = codes + (usual - ops.stop_gradient(usual)) if bound.enabled else usual
+        elif not bound.enabled:
+            codes = _activated(real(), activation) / scale
+        return codes, scale, zero
+
+    def compute_output_spec(self, *tensors: Any, step: str = "real", **attrs: Any) -> Any:
+        """Symbolic codes and scalars."""
+        shape = STEP_SHAPES.get(step, lambda tensors, **attrs: tensors[0].shape)(tensors, **attrs)
+        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), ()))
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            **super().get_config(),
+            "holder": keras.saving.serialize_keras_object(self.holder),
+            "target": self.target,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ExactGrid:
+        """A layer from `get_config`'s record."""
+        config = dict(config)
+        return cls(keras.saving.deserialize_keras_object(config.pop("holder")), **config)
+
+
+def _activated(x: Any, activation: str) -> Any:
+    if activation == "none":
+        return x
+    return keras.ops.relu6(x) if activation == "relu6" else keras.ops.relu(x)
+
+
+# The steps to a grid: each gives (function of the real numbers, function of the exact codes without zero point) -------------
+
+Step = Callable[..., tuple[Callable[[], Any], Callable[[], Any]]]
+STEPS: Registry[Step] = Registry("step to a grid")
+STEP_SHAPES: dict[str, Callable[..., Any]] = {
+    "add": lambda tensors, **attrs: keras.ops.broadcast_shapes(tensors[0].shape, tensors[3].shape)
+    if hasattr(keras.ops, "broadcast_shapes")
+    else tensors[0].shape,
+    "mean": lambda tensors, **attrs: _reduced(tensors[0].shape, attrs["axes"], attrs["keepdims"]),
+}
+
+
+def _reduced(shape: Any, axes: Any, keepdims: bool) -> tuple[Any, ...]:
+    axes = [axis % len(shape) for axis in axes]
+    kept = [1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes]
+    return tuple(kept)
+
+
+@STEPS.register("real")
+def _from_real(target: str, scale: Any, zero: Any, x: Any) -> Any:
+    return lambda: x, lambda: rounded_real(x, scale, reciprocal=target == "litert")
+
+
+@STEPS.register("sums")
+def _from_sums(target: str, scale: Any, zero: Any, sums: Any, factor: Any) -> Any:
+    return lambda: sums * factor, lambda: rounded_product(sums, factor / scale)
+
+
+@STEPS.register("add")
+def _from_add(
+    target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, b: Any, sb: Any, zb: Any, *, sign: int = 1
+) -> Any:
+    def exact() -> Any:
+        ra, rb = sa / scale, sb / scale
+        if target == "litert":
+            return fixed_sum(a, ra, b, rb, sign=sign)
+        shift = 128.0  # codes are uint8 there
+        ua, ub, uy = za + shift, zb + shift, zero + shift
+        offset = uy - fused_sum(ra, ua, rb, ub, keras.ops.zeros_like(ra))
+        return keras.ops.round(fused_sum(a + ua, ra, b + ub, rb, offset)) - uy
+
+    return lambda: a * sa + sign * b * sb, exact
+
+
+@STEPS.register("mul")
+def _from_mul(target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, b: Any, sb: Any, zb: Any) -> Any:
+    products = a * b
+    return lambda: products * (sa * sb), lambda: rounded_product(products, (sa * sb) / scale)
+
+
+@STEPS.register("mean")
+def _from_mean(
+    target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, *, axes: Any, keepdims: bool
+) -> Any:
+    sums = keras.ops.sum(a, axis=tuple(axes), keepdims=keepdims)
+    count = 1.0
+    for axis in axes:
+        count *= a.shape[axis]
+    return lambda: sums * (sa / count), lambda: rounded_product(sums, (sa / scale) / count)
+
+
+@STEPS.register("pool")
+def _from_pool(target: str, scale: Any, zero: Any, sums: Any, counts: Any, sa: Any, za: Any) -> Any:
+    def exact() -> Any:
+        return integer_mean(sums + counts * za, counts) - za
+
+    return lambda: sums / counts * sa, exact

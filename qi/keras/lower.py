@@ -1,0 +1,131 @@
+"""From a quantized Keras model to `qi.ir.QGraph`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+import qi.keras.lower_activations
+import qi.keras.lower_linear
+import qi.keras.lower_shapes  # noqa: F401 - the modules register what they lower
+from qi.core import IntGrid, QParams
+from qi.errors import UnsupportedError
+from qi.ir.graph import Op, QGraph, Tensor
+from qi.ir.passes import fuse
+from qi.keras.graph import Call, Graph, flatten_model
+from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.lowering import LOWERINGS, Site
+from qi.keras.wrapper import KerasQuantizationWrapper
+
+__all__ = ["lower"]
+
+
+def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
+    """The integer graph that a quantized model stands for.
+
+    Args:
+        qmodel: from `qi.quantize_model` or `qi.convert`, or a model of your own with inferable wrappers and holders. It is
+            only read.
+        fused: whether to fuse; else operations are on real numbers, with a "quantize" wherever a quantizer sits.
+
+    Returns:
+        a valid graph, for any target.
+
+    Raises:
+        UnsupportedError: a float model, one that still trains, or a layer that no integer graph can hold; it is named.
+        InputError: an unbuilt model, or weights off their grid.
+
+    Example:
+        >>> import keras, numpy as np, qi
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="relu", name="hidden")])
+        >>> x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+        >>> qmodel, _ = qi.quantize_model(model, "w8a8", x, progress=False)
+        >>> [op.kind for op in qi.lower(qmodel).ops]
+        ['quantize', 'dense']
+    """
+    graph = flatten_model(qmodel)
+    _check_quantized(qmodel, graph)
+    tensors = {id(value): Tensor(value.name, value.shape, value.dtype) for value in graph.flat_inputs()}
+    inputs = [tensors[id(value)] for value in graph.flat_inputs()]
+    result = QGraph(qmodel.name, inputs, [], [])
+    names = {tensor.name for tensor in inputs}
+    for call in graph.calls:
+        given = [tensors[id(value)] for value in call.inputs]
+        for value, tensor in zip(call.outputs, _lowered(call, result, given, names), strict=True):
+            tensors[id(value)] = tensor
+    result.outputs = [tensors[id(value)] for value in graph.flat_outputs()]
+    if fused:
+        fuse(result)
+    result.input_structure, result.output_structure = (_names(s) for s in _structures(graph, inputs, result.outputs))
+    return result
+
+
+def _check_quantized(model: keras.Model, graph: Graph) -> None:
+    ops = [call.op for call in graph.calls]
+    if not any(isinstance(op, (KerasQuantizationWrapper, KerasActivationQuantizationHolder)) for op in ops):
+        raise UnsupportedError(
+            f"expected a quantized model; received {model.name!r}, in which nothing is quantized; do give what quantize_model or "
+            "convert returns"
+        )
+    for call in graph.calls:
+        trains = isinstance(call.op, KerasQuantizationWrapper) and call.op.trains
+        trains = trains or (isinstance(call.op, KerasActivationQuantizationHolder) and call.op.bound.trains)
+        if trains:
+            raise UnsupportedError(
+                f"expected a model that is done with training; received {model.name!r}, in which {call.path!r} still trains; do "
+                "call qi.convert first"
+            )
+
+
+def _structures(graph: Graph, inputs: list[Tensor], outputs: list[Tensor]) -> Any:
+    pack = keras.tree.pack_sequence_as
+    return pack(graph.inputs, inputs), pack(graph.outputs, outputs)
+
+
+def _names(structure: Any) -> Any:
+    """A structure of tensors as one of names, of lists and dicts only."""
+    if isinstance(structure, Tensor):
+        return structure.name
+    if isinstance(structure, dict):
+        return {str(key): _names(value) for key, value in structure.items()}
+    return [_names(value) for value in structure]
+
+
+def _lowered(call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -> list[Tensor]:
+    site = Site(call, graph, inputs, names)
+    if isinstance(call.op, KerasActivationQuantizationHolder):
+        return [_held(site, call.op.bound.current())]
+    kind = site.kind
+    if kind not in LOWERINGS.names():
+        raise site.refuse("which has no lowering yet" if kind else "which is no layer of Keras' own")
+    found = LOWERINGS.get(kind)(site)
+    outputs = list(found) if isinstance(found, (list, tuple)) else [found]
+    wrapper = call.op if isinstance(call.op, KerasQuantizationWrapper) else None
+    held = wrapper.output_quantizers if wrapper is not None else []
+    return [_held(site, quantizer, tensor) for quantizer, tensor in zip(held, outputs, strict=True)] if held else outputs
+
+
+def _held(site: Site, quantizer: Any, tensor: Tensor | None = None) -> Tensor:
+    """A "quantize" for what an activation quantizer does."""
+    x = site.x if tensor is None else tensor
+    if not quantizer.enabled:
+        return x
+    qparams = quantizer.qparams((1,))
+    if qparams.scale.size != 1:
+        raise site.refuse("whose activation has several scales", "give it one")
+    value = Tensor(site.name(), x.shape, x.dtype, _int8(qparams))
+    site.graph.ops.append(Op("quantize", [x], [value], {}, site.call.path))
+    return value
+
+
+def _int8(qparams: QParams) -> QParams:
+    """One scale, a signed grid: unsigned codes move down by half of their range, which changes no number."""
+    grid = qparams.grid
+    if not isinstance(grid, IntGrid):
+        raise UnsupportedError(f"expected activations on an integer grid; received {grid}")
+    shift = 0 if grid.signed else 1 << (grid.bits - 1)
+    zero_point = qparams.zero_point.reshape(()) - shift
+    return QParams(qparams.scale.reshape(()), zero_point, IntGrid(grid.bits, narrow=grid.narrow))
+
+

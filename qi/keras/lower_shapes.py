@@ -1,0 +1,267 @@
+"""Lowering of what joins, pools, moves and picks values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qi.ir.graph import Tensor
+from qi.keras.lower_linear import back, image, pads_of
+from qi.keras.lowering import Site, lowering
+
+__all__: list[str] = []
+
+
+# Two or more tensors ----------------------------------------------------------------------------------------------------
+
+
+def _operands(site: Site) -> list[Tensor]:
+    """The operands of a layer that merges or of a binary ``keras.ops`` function; numbers become constants."""
+    args, kwargs = site.arguments
+    flat = args[0] if args and isinstance(args[0], (list, tuple)) else [*args, *kwargs.values()]
+    return [a if isinstance(a, Tensor) else site.constant("constant", _number(a)) for a in flat]
+
+
+def _number(value: Any) -> np.ndarray:
+    from qi.keras.variables import to_numpy
+
+    return to_numpy(value).astype(np.float32)
+
+
+def _chain(kind: str, **attrs: Any) -> Any:
+    def run(site: Site) -> Tensor:
+        operands = _operands(site)
+        if len(operands) > 2 and kind not in ("maximum", "minimum"):
+            raise site.refuse(f"of {len(operands)} tensors, whose sums in between have no scale", "chain layers of two tensors")
+        y = operands[0]
+        for other in operands[1:]:
+            y = site.emit(kind, [y, other], **attrs)
+        return y
+
+    return run
+
+
+for _kind, _names in {"add": ("Add",), "sub": ("Subtract",), "mul": ("Multiply",), "div": ("Divide", "TrueDivide")}.items():
+    for _name in _names:
+        lowering(_name)(_chain(_kind, activation="none"))
+for _kind in ("maximum", "minimum"):
+    lowering(_kind.capitalize())(_chain(_kind))
+
+
+@lowering("Average")
+def _average(site: Site) -> Tensor:
+    operands = _operands(site)
+    if len(operands) != 2:
+        raise site.refuse(f"of {len(operands)} tensors", "average two at a time")
+    y = site.emit("add", operands, suffix="sum", activation="none")
+    return site.emit("mul", [y, site.constant("half", np.float32(0.5))], activation="none")
+
+
+@lowering("Rescaling")
+def _rescaling(site: Site) -> Tensor:
+    layer, shape = site.layer, (1,)
+    scale, offset = (np.asarray(v, np.float32).reshape(np.shape(v) or shape) for v in (layer.scale, layer.offset))
+    y = site.emit("mul", [site.x, site.constant("scale", scale)], suffix="scaled", activation="none")
+    return site.emit("add", [y, site.constant("offset", offset)], activation="none") if offset.any() else y
+
+
+@lowering("Concatenate")
+def _concat(site: Site) -> Tensor:
+    return site.emit("concat", _operands_of_list(site), axis=int(site.layer.axis) % len(site.shape))
+
+
+def _operands_of_list(site: Site) -> list[Tensor]:
+    return list(site.inputs)
+
+
+# Pooling ----------------------------------------------------------------------------------------------------------------
+
+
+def _pool(kind: str) -> Any:
+    def run(site: Site) -> Tensor:
+        layer, x = site.layer, image(site, site.x)
+        pair = lambda v: [int(n) for n in (v if isinstance(v, (tuple, list)) else [v])]
+        pool, strides = pair(layer.pool_size), pair(layer.strides)
+        if len(site.x.shape) == 3:
+            pool, strides = [1, *pool], [1, *strides]
+        pads = pads_of(site, site.sizes(x), pool, strides, [1, 1], layer.padding)
+        shape = site.shape if len(site.shape) == 4 else (site.shape[0], 1, *site.shape[1:])
+        return back(site, site.emit(kind, [x], shape, suffix="pool", pool=pool, strides=strides, pads=pads))
+
+    return run
+
+
+for _dims in ("1D", "2D"):
+    lowering(f"MaxPooling{_dims}")(_pool("max_pool2d"))
+    lowering(f"AveragePooling{_dims}")(_pool("avg_pool2d"))
+
+
+def _global_pool(kind: str) -> Any:
+    def run(site: Site) -> Tensor:
+        if site.layer.data_format != "channels_last":
+            raise site.refuse("with data_format='channels_first'", "use data_format='channels_last'")
+        if len(site.inputs) > 1:
+            raise site.refuse("with a mask")
+        site.sizes(site.x)
+        axes = list(range(1, len(site.x.shape) - 1))
+        return site.emit(kind, [site.x], axes=axes, keepdims=bool(site.layer.keepdims))
+
+    return run
+
+
+for _dims in ("1D", "2D"):
+    lowering(f"GlobalAveragePooling{_dims}")(_global_pool("mean"))
+    lowering(f"GlobalMaxPooling{_dims}")(_global_pool("max"))
+
+
+def _reduction(kind: str) -> Any:
+    def run(site: Site) -> Tensor:
+        rank, axis = len(site.x.shape), site.layer.axis
+        axes = list(range(rank)) if axis is None else [axis] if isinstance(axis, int) else list(axis)
+        axes = sorted(a % rank for a in axes)
+        if 0 in axes:
+            raise site.refuse("over the batch")
+        return site.emit(kind, [site.x], axes=axes, keepdims=bool(site.layer.keepdims))
+
+    return run
+
+
+lowering("Mean")(_reduction("mean"))
+lowering("Max", "Amax")(_reduction("max"))
+
+
+# Moving values ----------------------------------------------------------------------------------------------------------
+
+
+@lowering(
+    "Dropout",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "AlphaDropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "ActivityRegularization",
+    "Identity",
+    "StopGradient",
+)
+def _identity(site: Site) -> Tensor:
+    return site.x
+
+
+@lowering("Reshape", "Flatten", "Squeeze", "ExpandDims", "Ravel")
+def _reshape(site: Site) -> Tensor:
+    if site.kind == "Flatten" and len(site.x.shape) > 2 and site.layer.data_format != "channels_last":
+        raise site.refuse("with data_format='channels_first'", "use data_format='channels_last'")
+    if site.x.shape[0] != site.shape[0]:
+        raise site.refuse("which changes the batch")
+    return site.reshape(site.x, site.shape, "")
+
+
+@lowering("Permute")
+def _permute(site: Site) -> Tensor:
+    return site.emit("transpose", [site.x], perm=[0, *(int(d) for d in site.layer.dims)])
+
+
+@lowering("Transpose")
+def _transpose(site: Site) -> Tensor:
+    perm = [int(a) for a in site.layer.axes or reversed(range(len(site.shape)))]
+    if perm[0] != 0:
+        raise site.refuse("which moves the batch")
+    return site.emit("transpose", [site.x], perm=perm)
+
+
+@lowering("RepeatVector")
+def _repeat_vector(site: Site) -> Tensor:
+    batch, features = site.x.shape
+    x = site.reshape(site.x, (batch, 1, features))
+    return site.emit("tile", [x], multiples=[1, int(site.layer.n), 1])
+
+
+@lowering("ZeroPadding1D", "ZeroPadding2D")
+def _zero_padding(site: Site) -> Tensor:
+    pads = _per_axis(site, site.layer.padding)
+    return site.emit("pad", [site.x], pads=pads)
+
+
+@lowering("Cropping1D", "Cropping2D")
+def _cropping(site: Site) -> Tensor:
+    crops = _per_axis(site, site.layer.cropping)
+    end = [None if n is None else n - after for n, (_, after) in zip(site.x.shape, crops, strict=True)]
+    return site.emit("slice", [site.x], begin=[b for b, _ in crops], end=end, strides=[1] * len(crops))
+
+
+def _per_axis(site: Site, amounts: Any) -> list[list[int]]:
+    if getattr(site.layer, "data_format", "channels_last") != "channels_last":
+        raise site.refuse("with data_format='channels_first'", "use data_format='channels_last'")
+    pairs = [amounts] if isinstance(amounts[0], int) else amounts
+    return [[0, 0], *([int(a), int(b)] for a, b in pairs), [0, 0]]
+
+
+@lowering("UpSampling1D")
+def _upsampling1d(site: Site) -> Tensor:
+    x = image(site, site.x)
+    shape = (site.shape[0], 1, *site.shape[1:])
+    return back(site, site.emit("resize_nearest", [x], shape, suffix="image", factors=[1, int(site.layer.size)]))
+
+
+@lowering("UpSampling2D")
+def _upsampling2d(site: Site) -> Tensor:
+    layer, x = site.layer, image(site, site.x)
+    if layer.interpolation == "nearest":
+        return site.emit("resize_nearest", [x], factors=[int(n) for n in layer.size])
+    if layer.interpolation == "bilinear":
+        return site.emit("resize_bilinear", [x], size=list(site.sizes(Tensor("", site.shape))[:2]))
+    raise site.refuse(f"with interpolation={layer.interpolation!r}", "use 'nearest' or 'bilinear'")
+
+
+@lowering("GetItem")
+def _get_item(site: Site) -> Tensor:
+    key = site.arguments[0][1] if len(site.arguments[0]) > 1 else site.arguments[1]["key"]
+    keys = list(key) if isinstance(key, tuple) else [key]
+    if Ellipsis in keys:
+        at = keys.index(Ellipsis)
+        keys[at : at + 1] = [slice(None)] * (len(site.x.shape) - len(keys) + 1)
+    keys += [slice(None)] * (len(site.x.shape) - len(keys))
+    if not all(isinstance(k, (slice, int)) for k in keys) or keys[0] != slice(None):
+        raise site.refuse(f"with key {key!r}", "slice all but the batch by numbers")
+    begin: list[int] = []
+    end: list[int | None] = []
+    strides: list[int] = []
+    for n, k in zip(site.x.shape, keys, strict=True):
+        if n is None and k == slice(None):
+            begin, end, strides = [*begin, 0], [*end, None], [*strides, 1]
+            continue
+        if n is None:
+            raise site.refuse("along an open size", "give the model an Input of fixed sizes")
+        start, stop, step = (k % n, k % n + 1, 1) if isinstance(k, int) else k.indices(n)
+        if step < 1:
+            raise site.refuse(f"with step {step}")
+        begin, end, strides = [*begin, start], [*end, stop], [*strides, step]
+    shape = [None if n is None else len(range(*slice(b, e, s).indices(n)))
+             for n, b, e, s in zip(site.x.shape, begin, end, strides, strict=True)]
+    y = site.emit("slice", [site.x], shape, suffix="slice", begin=begin, end=end, strides=strides)
+    return y if len(shape) == len(site.shape) else site.reshape(y, site.shape, "")
+
+
+@lowering("Embedding")
+def _embedding(site: Site) -> Tensor:
+    ids = site.x
+    if ids.dtype.startswith("float"):
+        raise site.refuse(f"with indices of dtype {ids.dtype}", "give the model an Input of dtype 'int32'")
+    return site.emit("embedding", [ids, site.weight("embeddings")])
+
+
+@lowering("LayerNormalization")
+def _layer_norm(site: Site) -> Tensor:
+    layer, rank = site.layer, len(site.shape)
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    axes = sorted(a % rank for a in axes)
+    if getattr(layer, "rms_scaling", False):
+        raise site.refuse("with rms_scaling")
+    weights = [site.weight(path) for path in ("gamma", "beta") if site.has(path)]
+    if weights and len(weights) < 2:
+        gamma = weights[0] if site.has("gamma") else site.constant("gamma", np.ones(weights[0].shape, np.float32))
+        beta = weights[0] if site.has("beta") else site.constant("beta", np.zeros(weights[0].shape, np.float32))
+        weights = [gamma, beta]
+    return site.emit("layer_norm", [site.x, *weights], axes=axes, epsilon=float(layer.epsilon))

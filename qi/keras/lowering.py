@@ -1,0 +1,184 @@
+"""The table of lowerings: how a call of a Keras layer or operation becomes operations of `qi.ir`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from qi.core import PerChannel, QParams, QTensor
+from qi.errors import UnsupportedError
+from qi.ir.graph import Op, QGraph, Tensor
+from qi.keras.fold import activation_name
+from qi.keras.graph import Call
+from qi.keras.variables import to_numpy, weights_of
+from qi.keras.wrapper import KerasQuantizationWrapper
+from qi.registry import Registry
+
+__all__ = ["LOWERINGS", "Site", "lowering"]
+
+LOWERINGS: Registry[Callable[[Site], Any]] = Registry("lowering")
+
+
+def lowering(*kinds: str) -> Callable[[Callable[[Site], Any]], Callable[[Site], Any]]:
+    """Registers how calls of Keras classes are lowered, by class name.
+
+    The function takes the `Site` and gives the output's tensor, or a list of them.
+    """
+
+    def add(function: Callable[[Site], Any]) -> Callable[[Site], Any]:
+        for kind in kinds:
+            LOWERINGS.register(kind)(function)
+        return function
+
+    return add
+
+
+class Site:
+    """One call that is being lowered: its layer, its inputs, and the graph that grows.
+
+    Attributes:
+        layer: the layer or operation, out of its wrapper.
+        call: in the Keras graph.
+        graph: gets the operations.
+        inputs: tensors, in argument order.
+    """
+
+    def __init__(self, call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -> None:
+        wrapper = call.op if isinstance(call.op, KerasQuantizationWrapper) else None
+        self.layer: Any = wrapper.layer if wrapper is not None else call.op
+        self.call, self.graph, self.inputs = call, graph, inputs
+        self._quantized: dict[str, QTensor] = wrapper.get_quantized_tensors() if wrapper is not None else {}
+        self._names = names
+        self._args: Any = None
+
+    @property
+    def x(self) -> Tensor:
+        """The first input."""
+        return self.inputs[0]
+
+    @property
+    def kind(self) -> str:
+        """Class name of the layer or operation, if it is one of Keras' own."""
+        own = type(self.layer).__module__.partition(".")[0] == "keras"
+        return type(self.layer).__name__ if own else ""
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """The shape of the (first) output."""
+        return self.call.outputs[0].shape
+
+    @property
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """(args, kwargs) of the call, with the inputs' tensors in their places."""
+        args, kwargs = self.call.arguments(self.inputs)
+        return list(args), dict(kwargs)
+
+    def refuse(self, what: str, way_out: str = "leave it out of the model that is deployed") -> UnsupportedError:
+        """The error for something that can't be lowered."""
+        return UnsupportedError(
+            f"expected layers that an integer graph can hold; received {self.call.path!r} of class "
+            f"{type(self.layer).__name__}, {what}; do {way_out}"
+        )
+
+    def has(self, path: str) -> bool:
+        """Whether the layer has a weight of that path."""
+        return path in weights_of(self.layer)
+
+    def array(self, path: str) -> np.ndarray:
+        """A weight that stays in float, as float32."""
+        return to_numpy(weights_of(self.layer)[path]).astype(np.float32)
+
+    def weight(self, path: str, change: Callable[[np.ndarray], np.ndarray] = lambda array: array) -> Tensor:
+        """A weight as a constant: codes where it is quantized.
+
+        Args:
+            path: within the layer.
+            change: of its axes; applied to codes and scales alike, so it may neither join nor part scales.
+        """
+        name = self.name(path)
+        if path not in self._quantized:
+            array = change(self.array(path))
+            return Tensor(name, array.shape, data=array)
+        tensor = self._quantized[path]
+        qparams = tensor.qparams
+        codes = change(tensor.codes)
+        if qparams.scale.size > 1:
+            qparams = _changed(qparams, change, codes.shape)
+        else:
+            qparams = QParams(qparams.scale.reshape(()), qparams.zero_point.reshape(()), qparams.grid)
+        return Tensor(name, codes.shape, "float32", qparams, codes)
+
+    def constant(self, name: str, array: Any) -> Tensor:
+        """A constant of real numbers (float32) or indices."""
+        array = np.asarray(array)
+        array = array.astype(np.float32) if array.dtype.kind == "f" else array
+        return Tensor(self.name(name), array.shape, str(array.dtype), data=array)
+
+    def name(self, suffix: str = "") -> str:
+        """A name for a tensor that nothing else has: that of the call's site, with a suffix."""
+        base = f"{self.call.site}/{suffix}" if suffix else self.call.site
+        name, count = base, 0
+        while name in self._names:
+            count += 1
+            name = f"{base}_{count}"
+        self._names.add(name)
+        return name
+
+    def emit(
+        self, kind: str, inputs: list[Tensor], gives: Any = None, /, *, suffix: str = "", dtype: str = "", **attrs: Any
+    ) -> Tensor:
+        """Adds an operation.
+
+        Args:
+            kind: of `qi.ir.kinds`.
+            inputs: its tensors.
+            gives: the shape of its output; by default that of the call.
+            suffix: of the output's name.
+            dtype: of the output; by default that of the call.
+            attrs: the operation's.
+
+        Returns:
+            its output.
+        """
+        shape = tuple(self.shape if gives is None else gives)
+        value = Tensor(self.name(suffix), shape, dtype or self.call.outputs[0].dtype)
+        self.graph.ops.append(Op(kind, inputs, [value], attrs, self.call.path))
+        return value
+
+    def activate(self, x: Tensor, function: Any = None) -> Tensor:
+        """Adds the layer's activation function, or that of a layer given."""
+        from qi.keras.lower_activations import activate
+
+        layer = self.layer if function is None else function
+        return activate(self, x, activation_name(layer))
+
+    def reshape(self, x: Tensor, shape: Any, suffix: str = "reshape") -> Tensor:
+        """Adds a reshape of everything but the batch."""
+        shape = tuple(shape)
+        if sum(n is None for n in shape[1:]):
+            raise self.refuse(f"whose sizes {shape} are open", "give the model an Input of fixed sizes")
+        return self.emit("reshape", [x], shape, suffix=suffix, dtype=x.dtype, shape=list(shape))
+
+    def sizes(self, tensor: Tensor) -> tuple[int, ...]:
+        """The sizes of a tensor without its batch.
+
+        Raises:
+            UnsupportedError: one of them is open.
+        """
+        if any(n is None for n in tensor.shape[1:]):
+            raise self.refuse(f"whose input has open sizes {tensor.shape}", "give the model an Input of fixed sizes")
+        return tuple(int(n) for n in tensor.shape[1:] if n is not None)
+
+
+def _changed(qparams: Any, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> Any:
+    """Parameters of a weight whose axes were changed."""
+    granularity = qparams.granularity
+    if not isinstance(granularity, PerChannel):
+        raise UnsupportedError(f"expected one scale or one for each channel; received {granularity}")
+    scale, zero_point = (change(array) for array in (qparams.scale, qparams.zero_point))
+    axes = [axis for axis, n in enumerate(scale.shape) if n > 1]
+    if len(axes) != 1 or scale.shape[axes[0]] != shape[axes[0]]:
+        raise UnsupportedError(f"expected scales along one axis of {shape}; received {scale.shape}")
+    return QParams(scale, zero_point, qparams.grid, PerChannel(axes[0]))
