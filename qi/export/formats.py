@@ -1,9 +1,10 @@
-"""The files that a model can be exported to, by suffix."""
+"""The files that a model can be exported to, by suffix, and the runtimes that run them."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+import base64
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import numpy as np
 from qi.errors import ConfigError
 from qi.ir import QGraph
 
-__all__ = ["FORMATS", "Format", "format_of"]
+__all__ = ["FORMATS", "MANIFEST", "Format", "format_of"]
+
+MANIFEST = "qi_manifest"
+"""Under which name files hold the manifest."""
 
 
 @dataclass(frozen=True)
@@ -24,44 +28,63 @@ class Format:
         name: as in ``qi.export(..., format=...)``.
         suffix: of its files.
         target: the runtime whose arithmetic the twin has.
-        module: gives ``write``, ``run`` and ``session``.
-        options: what `write` takes besides ``integer_io``.
+        write: makes the bytes of a routed graph, with a manifest.
+        run: gives outputs by name from bytes and inputs.
+        session: gives a function that runs inputs again and again, for timing.
     """
 
     name: str
     suffix: str
     target: str
-    module: str
-    options: tuple[str, ...] = ()
+    write: Callable[..., bytes]
+    run: Callable[..., Mapping[str, np.ndarray]]
+    session: Callable[..., Callable[[Sequence[np.ndarray]], Any]]
 
-    def write(self, graph: QGraph, **options: Any) -> bytes:
-        """The file's bytes.
 
-        Raises:
-            UnsupportedError: an operation that the format can't hold.
-            MissingDependencyError: the package that writes it isn't installed.
-        """
-        data: bytes = importlib.import_module(self.module).write(graph, **options)
-        return data
+def _write_litert(graph: QGraph, *, integer_io: bool, packed: bool, opset: int | None, manifest: bytes) -> bytes:
+    from qi.export import litert
 
-    def run(
-        self, data: bytes, inputs: Sequence[np.ndarray], *, threads: int = 1, tensors: Sequence[str] = ()
-    ) -> Mapping[str, np.ndarray]:
-        """What the runtime gives: outputs by name, and the tensors asked for.
+    del packed  # the graph itself says
+    if opset is not None:
+        raise ConfigError(f"expected opset for ONNX files only; received opset={opset}")
+    return litert.write(graph, integer_io=integer_io, metadata={MANIFEST: zlib.compress(manifest, 9)} if manifest else None)
 
-        Raises:
-            FileFormatError: damaged bytes.
-            MissingDependencyError: the runtime isn't installed.
-        """
-        found: Mapping[str, np.ndarray] = importlib.import_module(self.module).run(
-            data, inputs, threads=threads, tensors=tensors
-        )
-        return found
+
+def _run_litert(data: bytes, inputs: Sequence[np.ndarray], **options: Any) -> Mapping[str, np.ndarray]:
+    from qi.export import litert
+
+    return litert.run(data, inputs, **options)
+
+
+def _litert_session(data: bytes, threads: int = 1) -> Callable[[Sequence[np.ndarray]], Any]:
+    from qi.export import litert
+
+    return litert.session(data, threads=threads)
+
+
+def _write_onnx(graph: QGraph, *, integer_io: bool, packed: bool, opset: int | None, manifest: bytes) -> bytes:
+    from qi.export import onnx_file
+
+    texts = {MANIFEST: base64.b64encode(zlib.compress(manifest, 9)).decode()} if manifest else None
+    int4 = "packed" if packed else "int8"
+    return onnx_file.write(graph, opset=opset, integer_io=integer_io, int4=int4, metadata=texts)
+
+
+def _run_onnx(data: bytes, inputs: Sequence[np.ndarray], **options: Any) -> Mapping[str, np.ndarray]:
+    from qi.export import onnx_runtime
+
+    return onnx_runtime.run(data, inputs, **options)
+
+
+def _onnx_session(data: bytes, threads: int = 1) -> Callable[[Sequence[np.ndarray]], Any]:
+    from qi.export import onnx_runtime
+
+    return onnx_runtime.session(data, threads=threads)
 
 
 FORMATS = {
-    "litert": Format("litert", ".tflite", "litert", "qi.export.litert"),
-    "onnx": Format("onnx", ".onnx", "onnxruntime", "qi.export.onnx_file", ("opset", "int4")),
+    "litert": Format("litert", ".tflite", "litert", _write_litert, _run_litert, _litert_session),
+    "onnx": Format("onnx", ".onnx", "onnxruntime", _write_onnx, _run_onnx, _onnx_session),
 }
 
 

@@ -5,7 +5,7 @@ No converter comes between: every scale, zero point and integer of the graph is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from qi.export.litert_ops import WRITERS
 from qi.ir.graph import QGraph, Tensor
 from qi.optional import require
 
-__all__ = ["run", "write"]
+__all__ = ["run", "session", "write"]
 
 _TARGETS = ("litert", "reference")
 
@@ -128,8 +128,25 @@ def run(
     wanted = {**{name: number for name, number in layout.outputs}, **{name: layout.names[name] for name in tensors}}
     if tensors:
         data = with_outputs(data, sorted(set(wanted.values())))
+    arrays = [np.asarray(array) for array in inputs]
     interpreter = _interpreter(data, threads, reference)
-    return _ran(interpreter, inputs, wanted)
+    _check_inputs(interpreter.get_input_details(), arrays)
+    try:
+        return _ran(interpreter, arrays, wanted)
+    except (ValueError, RuntimeError) as error:
+        batch = {len(array) if array.ndim else 0 for array in arrays}
+        if len(batch) != 1 or batch.pop() < 2:
+            raise FileFormatError(f"expected a file that LiteRT runs; it says: {error}") from error
+    return _one_by_one(_interpreter(data, threads, reference), arrays, wanted)
+
+
+def _one_by_one(interpreter: Any, inputs: Sequence[np.ndarray], wanted: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """One sample at a time: LiteRT's own kernel for transposed convolutions takes no other size of batch than the file's."""
+    try:
+        runs = [_ran(interpreter, [array[i : i + 1] for array in inputs], wanted) for i in range(len(inputs[0]))]
+    except (ValueError, RuntimeError) as error:
+        raise FileFormatError(f"expected a file that LiteRT runs; it says: {error}") from error
+    return {name: np.concatenate([run[name] for run in runs]) for name in wanted}
 
 
 def _interpreter(data: bytes, threads: int, reference: bool) -> Any:
@@ -142,25 +159,46 @@ def _interpreter(data: bytes, threads: int, reference: bool) -> Any:
         raise FileFormatError(f"expected a file that LiteRT runs; it says: {error}") from error
 
 
-def _ran(interpreter: Any, inputs: Sequence[np.ndarray], wanted: Mapping[str, int]) -> dict[str, np.ndarray]:
-    details = interpreter.get_input_details()
-    if len(details) != len(inputs):
-        raise InputError(f"expected {len(details)} inputs; received {len(inputs)}")
-    arrays = [np.asarray(array) for array in inputs]
+def _check_inputs(details: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
+    if len(details) != len(arrays):
+        raise InputError(f"expected {len(details)} inputs; received {len(arrays)}")
     for entry, array in zip(details, arrays, strict=True):
         shape = entry["shape_signature"]
         if array.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, array.shape, strict=True)):
             raise InputError(f"expected {entry['name']!r} of shape {shape.tolist()}; received {array.shape}")
         if array.dtype != entry["dtype"]:
             raise InputError(f"expected {entry['name']!r} of dtype {entry['dtype'].__name__}; received {array.dtype}")
-    try:
-        for entry, array in zip(details, arrays, strict=True):
-            if tuple(entry["shape"]) != array.shape:
-                interpreter.resize_tensor_input(entry["index"], array.shape)
-        interpreter.allocate_tensors()
-        for entry, array in zip(details, arrays, strict=True):
-            interpreter.set_tensor(entry["index"], array)
+
+
+def _ran(interpreter: Any, inputs: Sequence[np.ndarray], wanted: Mapping[str, int]) -> dict[str, np.ndarray]:
+    details = interpreter.get_input_details()
+    for entry, array in zip(details, inputs, strict=True):
+        if tuple(entry["shape"]) != array.shape:
+            interpreter.resize_tensor_input(entry["index"], array.shape)
+    interpreter.allocate_tensors()
+    for entry, array in zip(details, inputs, strict=True):
+        interpreter.set_tensor(entry["index"], array)
+    interpreter.invoke()
+    return {name: interpreter.get_tensor(number) for name, number in wanted.items()}
+
+
+def session(data: bytes, *, threads: int = 1) -> Callable[[Sequence[np.ndarray]], None]:
+    """A function that runs inputs of always the same shapes, as fast as the runtime can; results are dropped.
+
+    Raises:
+        FileFormatError, MissingDependencyError: as `run`.
+    """
+    layout = check(data)
+    interpreter = _interpreter(data, threads, reference=False)
+    ready = False
+
+    def call(inputs: Sequence[np.ndarray]) -> None:
+        nonlocal ready
+        if not ready:
+            _ran(interpreter, inputs, dict(layout.outputs))
+            ready = True
+        for detail, array in zip(interpreter.get_input_details(), inputs, strict=True):
+            interpreter.set_tensor(detail["index"], array)
         interpreter.invoke()
-        return {name: interpreter.get_tensor(number) for name, number in wanted.items()}
-    except (ValueError, RuntimeError) as error:
-        raise FileFormatError(f"expected a file that LiteRT runs; it says: {error}") from error
+
+    return call

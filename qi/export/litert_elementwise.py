@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qi.export.litert_file import Draft
-from qi.export.litert_ops import activation, refuse, window, writer
+from qi.export.litert_ops import activation, padding, refuse, rescale, window, writer
 from qi.ir.graph import Op, Tensor
 
 __all__: list[str] = []
@@ -17,7 +17,10 @@ _LEAVE_IN_FLOAT = "leave its activations in float by a rule of the recipe"
 
 @writer("quantize")
 def _quantize(draft: Draft, op: Op) -> None:
-    draft.operator("QUANTIZE", [draft.tensor(op.x)], [draft.tensor(op.y)], 1)
+    if op.x.quantized:
+        rescale(draft, op, draft.tensor(op.x))
+    else:
+        draft.operator("QUANTIZE", [draft.tensor(op.x)], [draft.tensor(op.y)], 1)
 
 
 @writer("dequantize")
@@ -114,16 +117,17 @@ def _reduce(draft: Draft, op: Op, code: str) -> None:
 def _pool(draft: Draft, op: Op) -> None:
     (ph, pw), (sh, sw) = op.attrs["pool"], op.attrs["strides"]
     lowest = (op.x.grid.qmin if op.quantized else np.finfo(np.float32).min) if op.kind == "max_pool2d" else None
-    from qi.export.litert_ops import padding
-
     if op.kind == "avg_pool2d" and not padding(op, (ph, pw)):
         raise refuse(op, f"with pads {op.attrs['pads']}", "use padding='same' or 'valid'")
-    if op.kind == "avg_pool2d" and op.quantized and op.x.qparams != op.y.qparams:
-        raise refuse(op, "with other scales behind than before", "let its input and its output share one quantizer")
     x, how = window(draft, op, (ph, pw), lowest)
     options = draft.options("Pool2DOptions", padding=how, strideH=sh, strideW=sw, filterHeight=ph, filterWidth=pw)
     code = "AVERAGE_POOL_2D" if op.kind == "avg_pool2d" else "MAX_POOL_2D"
-    draft.operator(code, [x], [draft.tensor(op.y)], 2 if op.quantized else 1, options)
+    if op.x.qparams == op.y.qparams:
+        draft.operator(code, [x], [draft.tensor(op.y)], 2 if op.quantized else 1, options)
+        return
+    mean = draft.new(f"{op.y.name}/mean", op.y.shape, op.x)
+    draft.operator(code, [x], [mean], 2, options)
+    rescale(draft, op, mean)
 
 
 @writer("resize_bilinear")
@@ -170,7 +174,7 @@ def _unary(draft: Draft, op: Op) -> None:
     if not versions[op.quantized]:
         raise refuse(op, f"with function={function!r} on codes", _LEAVE_IN_FLOAT)
     if function == "elu" and op.attrs["alpha"] != 1:
-        raise refuse(op, f"elu with alpha={op.attrs['alpha']}", "use alpha=1")
+        raise refuse(op, f"elu with alpha={op.attrs['alpha']} on codes", _LEAVE_IN_FLOAT)
     options = None
     if code == "GELU":
         options = draft.options("GeluOptions", approximate=function == "gelu_tanh")
@@ -219,7 +223,15 @@ def _softplus(draft: Draft, op: Op) -> None:
     steps.binary("ADD", steps.do("RELU", x), log, last=True)
 
 
-_COMPOSED: dict[str, Callable[[Draft, Op], None]] = {"silu": _silu, "hard_sigmoid": _hard_sigmoid, "softplus": _softplus}
+def _elu(draft: Draft, op: Op) -> None:
+    """max(x, 0) + alpha * (exp(min(x, 0)) - 1), which runtimes without ELU know too."""
+    steps, x = _Steps(draft, op), draft.tensor(op.x)
+    low = steps.do("EXP", steps.do("MINIMUM", x, steps.number(0), name="MaximumMinimumOptions"))
+    below = steps.binary("MUL", steps.binary("SUB", low, steps.number(1)), steps.number(op.attrs["alpha"]))
+    steps.binary("ADD", steps.do("RELU", x), below, last=True)
+
+
+_COMPOSED: dict[str, Callable[[Draft, Op], None]] = {"silu": _silu, "elu": _elu, "hard_sigmoid": _hard_sigmoid, "softplus": _softplus}
 
 
 @writer("layer_norm")

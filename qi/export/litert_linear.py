@@ -8,7 +8,7 @@ import numpy as np
 
 from qi.core import PerChannel, QParams
 from qi.export.litert_file import Draft
-from qi.export.litert_ops import activation, refuse, window, writer
+from qi.export.litert_ops import activation, refuse, strided_slice, window, writer
 from qi.ir.arithmetic import scale_of_sums
 from qi.ir.graph import Op, Tensor
 from qi.ir.litert import packed_bits
@@ -33,6 +33,8 @@ def _weight(draft: Draft, op: Op) -> int:
     data = w.data.transpose(order)
     if op.kind == "depthwise_conv2d":
         data = data[None]
+    if op.kind == "conv2d_transpose":
+        data = _spread(op, data)
     if w.qparams is None:
         return draft.constant(w.name, np.ascontiguousarray(data, np.float32))
     count = data.shape[axis]
@@ -113,5 +115,43 @@ def _dense(draft: Draft, op: Op) -> None:
 
 @writer("conv2d_transpose")
 def _conv2d_transpose(draft: Draft, op: Op) -> None:
-    """Its output's shape is an input, and holds the batch."""
-    raise refuse(op, "", "")
+    """The shape of its output is an input, and holds the batch: XNNPACK takes its height and width only."""
+    (sh, sw), pads, (kh, kw) = op.attrs["strides"], op.attrs["pads"], _reach(op)
+    if any(n is None for n in (*op.x.shape[1:], *op.y.shape[1:])):
+        raise refuse(op, f"on an image of open size {op.x.shape}", "give the model an Input of fixed sizes")
+    same = [part for k, s in ((kh, sh), (kw, sw)) for part in ((k - s) // 2, (k - s) - (k - s) // 2)]
+    how = "SAME" if list(pads) == same and kh >= sh and kw >= sw else "VALID"
+    # Without "same" padding it gives all that its windows reach, and what more is asked for; the rest is cut off.
+    cut = how == "VALID" and any(pad > 0 for pad in pads)
+    shape: list[int | None] = list(op.y.shape)
+    if cut:
+        shape[1:3] = [int(n or 0) + max(a, 0) + max(b, 0) for n, a, b in zip(op.y.shape[1:3], pads[::2], pads[1::2], strict=True)]
+    if how == "VALID" and (-pads[1] >= sh or -pads[3] >= sw):
+        raise refuse(op, f"with pads {pads}", "use padding='same' or 'valid'")
+    y = draft.new(f"{op.y.name}/whole", shape, op.y) if cut else draft.tensor(op.y)
+    options = draft.options(
+        "TransposeConvOptions",
+        padding=getattr(draft.fb.Padding, how),
+        strideH=sh,
+        strideW=sw,
+        fusedActivationFunction=activation(draft, op),
+    )
+    out = draft.numbers(f"{op.y.name}/shape", [1 if n is None else int(n) for n in shape])
+    draft.operator("TRANSPOSE_CONV", [out, _weight(draft, op), draft.tensor(op.x), _bias(draft, op)], [y], 3, options)
+    if cut:
+        begin = [0, max(pads[0], 0), max(pads[2], 0), 0]
+        strided_slice(draft, op, y, begin, [None, *(b + int(n or 0) for b, n in zip(begin[1:], op.y.shape[1:], strict=True))], [1] * 4)
+
+
+def _reach(op: Op) -> tuple[int, int]:
+    """Height and width of the window, dilation considered."""
+    kh, kw = ((k or 0) - 1 for k in op.inputs[1].shape[:2])
+    return kh * op.attrs["dilation"][0] + 1, kw * op.attrs["dilation"][1] + 1
+
+
+def _spread(op: Op, data: np.ndarray) -> np.ndarray:
+    """The weights of a dilated transposed convolution, [.., height, width, ..], with the zeros between them."""
+    (dh, dw), (count, _, _, channels) = op.attrs["dilation"], data.shape
+    whole = np.zeros((count, *_reach(op), channels), data.dtype)
+    whole[:, ::dh, ::dw] = data
+    return whole

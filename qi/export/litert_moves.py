@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qi.export.litert_file import Draft
-from qi.export.litert_ops import pad, refuse, writer
+from qi.export.litert_ops import refuse, strided_slice, writer
 from qi.ir.graph import Op
 
 __all__: list[str] = []
@@ -37,14 +37,7 @@ def _pad(draft: Draft, op: Op) -> None:
 
 @writer("slice")
 def _slice(draft: Draft, op: Op) -> None:
-    begin, end, strides = (op.attrs[key] for key in ("begin", "end", "strides"))
-    open_ends = sum(1 << i for i, n in enumerate(end) if n is None)
-    names = ("begin", "end", "strides")
-    values = (begin, [0 if n is None else n for n in end], strides)
-    further = [draft.numbers(f"{op.y.name}/{name}", value) for name, value in zip(names, values, strict=True)]
-    open_starts = sum(1 << i for i, n in enumerate(end) if n is None and not begin[i])
-    options = draft.options("StridedSliceOptions", beginMask=open_starts, endMask=open_ends)
-    _one(draft, op, "STRIDED_SLICE", *further, options=options)
+    strided_slice(draft, op, draft.tensor(op.x), *(op.attrs[key] for key in ("begin", "end", "strides")))
 
 
 @writer("concat")

@@ -5,16 +5,19 @@ Versions are the lowest that a runtime needs for the types at hand, so that old 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from qi.core import IntGrid, QParams
 from qi.errors import UnsupportedError
 from qi.export.litert_file import Draft
 from qi.ir.arithmetic import code_range
 from qi.ir.graph import Op
 from qi.registry import Registry
 
-__all__ = ["WRITERS", "activation", "padding", "refuse", "window", "writer"]
+__all__ = ["WRITERS", "activation", "pad", "padding", "refuse", "rescale", "strided_slice", "window", "writer"]
 
 WRITERS: Registry[Callable[[Draft, Op], None]] = Registry("kind of operation that a LiteRT file holds")
 _TARGET = "LiteRT"
@@ -92,8 +95,6 @@ def window(draft: Draft, op: Op, size: tuple[int, int], fill: int | None = None)
 
 def pad(draft: Draft, op: Op, x: int, pads: Any, shape: list[int | None], fill: int | None = None) -> int:
     """Adds a padded copy of the operation's input; gives its number."""
-    import numpy as np
-
     amounts = draft.constant(f"{op.y.name}/pads", np.asarray(pads, np.int32))
     y = draft.new(f"{op.y.name}/padded", shape, op.x)
     if fill is None:
@@ -103,3 +104,22 @@ def pad(draft: Draft, op: Op, x: int, pads: Any, shape: list[int | None], fill: 
     filler = draft.constant(f"{op.y.name}/fill", value, op.x.qparams)
     draft.operator("PADV2", [x, amounts, filler], [y], 2 if op.x.quantized else 1, draft.options("PadV2Options"))
     return y
+
+
+def rescale(draft: Draft, op: Op, x: int) -> None:
+    """Codes of the input's scale as the output's: a product with one, as int8-to-int8 QUANTIZE knows ratios to eight bits only."""
+    one = draft.constant(f"{op.y.name}/one", np.int8([1]), QParams(np.float32(1), 0, IntGrid(8)))
+    draft.operator("MUL", [x, one], [draft.tensor(op.y)], 2, draft.options("MulOptions"))
+
+
+def strided_slice(draft: Draft, op: Op, x: int, begin: Sequence[int], end: Sequence[int | None], strides: Sequence[int]) -> None:
+    """Cuts the operation's output out of x; an end of None is as far as it goes."""
+    values = {"begin": begin, "end": [0 if n is None else n for n in end], "strides": strides}
+    further = [draft.numbers(f"{op.y.name}/{name}", value) for name, value in values.items()]
+    open_ends = [i for i, n in enumerate(end) if n is None]
+    options = draft.options(
+        "StridedSliceOptions",
+        beginMask=sum(1 << i for i in open_ends if not begin[i]),
+        endMask=sum(1 << i for i in open_ends),
+    )
+    draft.operator("STRIDED_SLICE", [x, *further], [draft.tensor(op.y)], 2 if op.quantized else 1, options)

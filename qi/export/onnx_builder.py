@@ -8,19 +8,19 @@ convolutions there is none.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from qi.core import IntGrid
-from qi.errors import UnsupportedError
-from qi.ir.arithmetic import code_range, scale_of_sums
+from qi.errors import ConfigError, UnsupportedError
+from qi.ir.arithmetic import code_range
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.optional import require
 from qi.registry import Registry
 
-__all__ = ["LAST", "FIRST", "WRITERS", "Builder", "OpWriter", "axis_in", "order", "refused", "writer"]
+__all__ = ["FIRST", "LAST", "WRITERS", "Builder", "OpWriter", "axis_in", "constant_data", "order", "refused", "writer"]
 
 LAST, FIRST = "last", "first"  # where the channels are
 
@@ -39,12 +39,23 @@ def writer(*kinds: str) -> Callable[[OpWriter], OpWriter]:
     return add
 
 
-def refused(op: Op, what: str, way_out: str = "leave that layer out of the model, or export to another format") -> UnsupportedError:
+def refused(op: Op, what: str, way_out: str = "leave it out, or export to another format") -> UnsupportedError:
     """The error for an operation that can't be written."""
     return UnsupportedError(
         f"expected operations that an ONNX file for ONNX Runtime can hold; received {op.kind!r} of layer {op.source!r}, {what}; "
         f"do {way_out}"
     )
+
+
+def constant_data(tensor: Tensor) -> np.ndarray:
+    """The codes of a constant, or its values where it has no codes.
+
+    Raises:
+        ConfigError: it is no constant.
+    """
+    if tensor.data is None:
+        raise ConfigError(f"expected {tensor.name!r} to be a constant")
+    return tensor.data
 
 
 def order(rank: int) -> list[int]:
@@ -75,8 +86,8 @@ class Builder:
         self.initializers: list[Any] = []
         self._names = {t.name for t in (*graph.inputs, *graph.outputs)}
         self._shared: dict[Any, str] = {}
-        self._codes: dict[tuple[int, str], str] = {}
-        self._reals: dict[tuple[int, str], str] = {}
+        self._codes: dict[tuple[Tensor, str], str] = {}
+        self._reals: dict[tuple[Tensor, str], str] = {}
 
     # Names, constants, nodes ------------------------------------------------------------------------------------------------
 
@@ -98,7 +109,7 @@ class Builder:
             packed: two codes of four bits to the byte.
         """
         array = np.array(array, order="C")
-        key = (str(array.dtype), array.shape, array.tobytes(), packed)
+        key = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest(), packed)
         if key not in self._shared:
             name = self.name(hint)
             proto = self._packed(array, name) if packed else self._numpy.from_array(array, name)
@@ -110,7 +121,9 @@ class Builder:
         """The lower half of a byte holds the first of two codes."""
         flat = (codes.reshape(-1) & 15).astype(np.uint8)
         flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
-        return self._helper.make_tensor(name, self.types.INT4, codes.shape, (flat[::2] | flat[1::2] << 4).tobytes(), raw=True)
+        return self._helper.make_tensor(
+            name, self.types.INT4, codes.shape, (flat[::2] | flat[1::2] << 4).tobytes(), raw=True
+        )
 
     def node(self, kind: str, inputs: Iterable[str], hint: str = "", /, **attrs: Any) -> str:
         """Adds a node of one output and gives the output's name."""
@@ -120,7 +133,32 @@ class Builder:
 
     def emit(self, kind: str, inputs: Iterable[str], output: str, /, **attrs: Any) -> None:
         """Adds a node that gives an output of the file, whose name is taken already."""
-        self.nodes.append(self._helper.make_node(kind, list(inputs), [output], name=f"{output}:{kind}", **attrs))
+        self.nodes.append(self._helper.make_node(kind, list(inputs), [output], **attrs))
+
+    def with_scales(
+        self,
+        codes: np.ndarray,
+        scale: np.ndarray,
+        zero: np.ndarray | None,
+        hint: str,
+        *,
+        axis: int = 0,
+        packed: bool = False,
+    ) -> str:
+        """The real numbers of constant codes, with a scale for each entry along an axis.
+
+        Args:
+            codes: as they lie in the file.
+            scale: float32, one for each entry, or a scalar.
+            zero: zero points like them, of the codes' type; None: 0.
+            hint: name of the codes, if that is free.
+            axis: that of the scales.
+            packed: as of `constant`.
+        """
+        given = [self.constant(codes, hint, packed=packed), self.constant(scale, f"{hint}:scale")]
+        if zero is not None:
+            given.append(self.constant(zero, "zero_points", packed=packed))
+        return self.node("DequantizeLinear", given, f"{hint}:real", axis=axis)
 
     def indices(self, values: Sequence[int]) -> str:
         """A constant of int64."""
@@ -129,7 +167,7 @@ class Builder:
     # Codes --------------------------------------------------------------------------------------------------------------------
 
     def code_type(self, tensor: Tensor) -> tuple[np.dtype, int]:
-        """(the type of a tensor's codes in the file, what is added to those of the graph)"""
+        """Gives (the type of a tensor's codes in the file, what is added to those of the graph)."""
         grid = tensor.grid
         if not grid.signed:
             return np.dtype(np.uint8 if grid.bits <= 8 else np.uint16), 0
@@ -138,7 +176,10 @@ class Builder:
     def scale_of(self, tensor: Tensor) -> list[str]:
         """The constants that a QuantizeLinear or DequantizeLinear of an activation takes: scale and zero point, of rank 0."""
         dtype, offset = self.code_type(tensor)
-        return [self.constant(tensor.scale, "scale"), self.constant(dtype.type(tensor.zero_point + offset), "zero_point")]
+        return [
+            self.constant(tensor.scale, "scale"),
+            self.constant(dtype.type(tensor.zero_point + offset), "zero_point"),
+        ]
 
     def codes(self, tensor: Tensor, layout: str) -> str:
         """The name of a tensor's codes in a layout."""
@@ -146,12 +187,11 @@ class Builder:
 
     def _constant_codes(self, tensor: Tensor) -> np.ndarray:
         dtype, offset = self.code_type(tensor)
-        assert tensor.data is not None
-        return (tensor.data.astype(np.int64) + offset).astype(dtype)
+        return (constant_data(tensor).astype(np.int64) + offset).astype(dtype)
 
     def put_codes(self, tensor: Tensor, name: str, layout: str) -> None:
         """Says where a tensor's codes are."""
-        self._codes[id(tensor), self._layout(tensor, layout)] = name
+        self._codes[tensor, self._layout(tensor, layout)] = name
 
     def quantized(self, op: Op, real: str) -> str:
         """Codes of the operation's output from real numbers, clipped as its fused activation wants it.
@@ -176,14 +216,14 @@ class Builder:
         if not tensor.quantized:
             return self._in_layout(self._reals, tensor, layout, lambda t: t.values())
         layout = self._layout(tensor, layout)
-        if (id(tensor), layout) not in self._reals:
+        if (tensor, layout) not in self._reals:
             codes = [self.codes(tensor, layout), *self.scale_of(tensor)]
-            self._reals[id(tensor), layout] = self.node("DequantizeLinear", codes, f"{tensor.name}:real")
-        return self._reals[id(tensor), layout]
+            self._reals[tensor, layout] = self.node("DequantizeLinear", codes, f"{tensor.name}:real")
+        return self._reals[tensor, layout]
 
     def put_real(self, tensor: Tensor, name: str, layout: str) -> None:
         """Says where a tensor's real numbers are."""
-        self._reals[id(tensor), self._layout(tensor, layout)] = name
+        self._reals[tensor, self._layout(tensor, layout)] = name
 
     def value(self, tensor: Tensor, layout: str) -> str:
         """Codes where a tensor holds codes, else real numbers (or indices)."""
@@ -204,6 +244,16 @@ class Builder:
         elif activation == "relu6":
             real = self.node("Clip", [real, *(self.constant(np.float32(v), "bound") for v in (0, 6))])
         self.put_real(op.y, real, layout)
+
+    def places(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """For each tensor that is in the file: (its name there, how its axes lie there)."""
+        found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for tensor in self.graph.tensors():
+            table, rank = self._codes if tensor.quantized else self._reals, len(tensor.shape)
+            for layout, axes in ((FIRST, order(rank)), (LAST, range(rank))):
+                if (tensor, layout) in table and not tensor.constant:
+                    found[tensor.name] = table[tensor, layout], tuple(axes)
+        return found
 
     # Layouts -----------------------------------------------------------------------------------------------------------------
 
@@ -252,71 +302,34 @@ class Builder:
         return layout if len(tensor.shape) > 2 else LAST
 
     def _has(self, tensor: Tensor, layout: str) -> bool:
-        key = id(tensor), self._layout(tensor, layout)
+        key = tensor, self._layout(tensor, layout)
         return key in (self._codes if tensor.quantized else self._reals)
 
     def _in_layout(
-        self, table: dict[tuple[int, str], str], tensor: Tensor, layout: str, values: Callable[[Tensor], np.ndarray]
+        self, table: dict[tuple[Tensor, str], str], tensor: Tensor, layout: str, values: Callable[[Tensor], np.ndarray]
     ) -> str:
         layout = self._layout(tensor, layout)
-        if (id(tensor), layout) in table:
-            return table[id(tensor), layout]
+        if (tensor, layout) in table:
+            return table[tensor, layout]
         perm = order(len(tensor.shape))
         if tensor.constant:
             array = values(tensor)
             name = self.constant(array.transpose(perm) if layout == FIRST else array, tensor.name)
         else:
-            other = table[id(tensor), LAST if layout == FIRST else FIRST]
+            other = table[tensor, LAST if layout == FIRST else FIRST]
             perm = perm if layout == FIRST else list(np.argsort(perm))
             name = self.node("Transpose", [other], f"{tensor.name}:channels_{layout}", perm=[int(a) for a in perm])
-        table[id(tensor), layout] = name
+        table[tensor, layout] = name
         return name
 
-    # Weights --------------------------------------------------------------------------------------------------------------------
+    # Shapes -----------------------------------------------------------------------------------------------------------------
 
-    def weight(self, tensor: Tensor, change: Callable[[np.ndarray], np.ndarray], axis: int) -> str:
-        """Real numbers of a constant weight; where it is quantized, its codes lie in the file with a scale for each channel.
-
-        Args:
-            tensor: constant.
-            change: of the axes to ONNX's.
-            axis: that of the output channels after it.
-        """
-        if tensor.qparams is None or not isinstance(tensor.qparams.grid, IntGrid):
-            return self.constant(change(tensor.values()), tensor.name)
-        assert tensor.data is not None
-        grid = tensor.grid
-        scales, zeros = (change(np.broadcast_to(a, tensor.data.shape)) for a in tensor.qparams.expanded(tensor.data.shape))
-        pick = tuple(slice(None) if i == axis else 0 for i in range(scales.ndim))
-        scale, zero = np.array(scales[pick]), np.array(zeros[pick])
-        along = [-1 if i == axis else 1 for i in range(scales.ndim)]
-        if not (scales == scale.reshape(along)).all():
-            raise UnsupportedError(
-                f"expected one scale, or one for each output channel, in {tensor.name!r}; received {tensor.qparams.granularity}"
-            )
-        dtype = np.int8 if grid.signed else np.uint8
-        codes = change(tensor.data).astype(dtype)
-        packed = self.int4 == "packed" and grid.bits <= 4 and grid.signed
-        name = self.constant(codes, tensor.name, packed=packed)
-        given = [name, self.constant(scale, f"{tensor.name}:scale"), self.constant(zero.astype(dtype), "zero_points", packed=packed)]
-        return self.node("DequantizeLinear", given, f"{tensor.name}:real", axis=axis)
-
-    def bias(self, op: Op, repeat: int = 1) -> list[str]:
-        """The real numbers of a linear operation's bias, if it has one: int32 at the scale of its sums, or float.
-
-        Args:
-            op: with the bias as its third input.
-            repeat: how many times in that the channels of the weights come.
-        """
-        if len(op.inputs) < 3:
-            return []
-        bias = op.inputs[2]
-        if bias.dtype != "int32":
-            return [self.constant(bias.values(), bias.name)]
-        assert bias.data is not None
-        scale = np.broadcast_to(scale_of_sums(op.x, op.inputs[1]), len(bias.data) // repeat)
-        name, scales = self.constant(bias.data, bias.name), self.constant(np.tile(scale, repeat), f"{bias.name}:scale")
-        return [self.node("DequantizeLinear", [name, scales], f"{bias.name}:real", axis=0)]
+    def reshaped(self, name: str, tensor: Tensor, layout: str = LAST) -> str:
+        """Brought to the shape that a tensor has in a layout; the batch stays."""
+        shape = self.sizes(tensor)
+        return self.node(
+            "Reshape", [name, self.indices([shape[a] for a in order(len(shape))] if layout == FIRST else shape)]
+        )
 
     def sizes(self, tensor: Tensor, *, inferred: bool = False) -> list[int]:
         """A shape as Reshape takes it.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qi.export.onnx_builder import FIRST, LAST, Builder, order, refused, writer
+from qi.export.onnx_builder import FIRST, LAST, Builder, refused, writer
 from qi.ir.graph import Op, Tensor
 from qi.registry import Registry
 
@@ -162,11 +162,11 @@ def _gathered(b: Builder, op: Op, axes: list[int]) -> Tensor:
     """[batch, the elements that stay, those of each mean, 1]: codes, channels first."""
     x = op.x
     kept = [a for a in range(1, len(x.shape)) if a not in axes]
-    size = lambda found: math.prod(int(x.shape[a] or 0) for a in found)
+    stays, goes = (math.prod(int(x.shape[a] or 0) for a in found) for found in (kept, axes))
     codes, perm = b.value(x, LAST), [0, *kept, *axes]
     if perm != sorted(perm):
         codes = b.node("Transpose", [codes], perm=perm)
-    shape = (None, size(kept), size(axes), 1)
+    shape = (None, stays, goes, 1)
     gathered = Tensor(f"{x.name}:gathered", shape, x.dtype, x.qparams)
     b.put(gathered, b.node("Reshape", [codes, b.indices(b.sizes(gathered))]), LAST)
     return gathered
@@ -182,9 +182,34 @@ def _avg_pool2d(b: Builder, op: Op) -> None:
 
 @writer("resize_bilinear")
 def _resize_bilinear(b: Builder, op: Op) -> None:
-    scales = [1.0, 1.0, *(n / int(m or 1) for n, m in zip(op.attrs["size"], op.x.shape[1:3], strict=True))]
-    how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-    b.finish(op, b.node("Resize", [b.real(op.x, FIRST), "", b.constant(np.float32(scales), "factors")], **how), FIRST)
+    """Where the height stays, rows go as channels: what ONNX Runtime computes otherwise depends on the operations around."""
+    x, y = op.x, op.y
+    if x.shape[1:] == y.shape[1:]:
+        b.finish(op, b.real(x, FIRST), FIRST)
+    elif x.shape[1] != y.shape[1]:
+        b.finish(op, _resized(b, op), FIRST)
+    else:
+        flat = [
+            Tensor(f"{t.name}:rows", (None, 1, t.shape[2], math.prod(_sizes(t)[::2])), t.dtype, t.qparams)
+            for t in (x, y)
+        ]
+        rows = Op(op.kind, flat[:1], flat[1:], op.attrs, op.source)
+        b.put(rows.x, b.reshaped(b.value(x, FIRST), rows.x, FIRST), FIRST)
+        b.finish(rows, _resized(b, rows), FIRST)
+        b.put(y, b.reshaped(b.value(rows.y, FIRST), y, FIRST), FIRST)
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    return [int(n or 0) for n in tensor.shape[1:]]
+
+
+def _resized(b: Builder, op: Op) -> str:
+    before, after = _sizes(op.x)[:2], _sizes(op.y)[:2]
+    how: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    if any(n % m for n, m in zip(after, before, strict=True)):
+        return b.node("Resize", [b.real(op.x, FIRST), "", "", b.indices(after)], axes=[2, 3], **how)
+    factors = np.array([1, 1, *(n // m for n, m in zip(after, before, strict=True))], np.float32)
+    return b.node("Resize", [b.real(op.x, FIRST), "", b.constant(factors, "factors")], **how)
 
 
 @writer("layer_norm")

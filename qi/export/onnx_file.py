@@ -13,15 +13,16 @@ import numpy as np
 
 import qi.export.onnx_elementwise
 import qi.export.onnx_linear
-import qi.export.onnx_moves  # noqa: F401 - the modules register what they write
+import qi.export.onnx_moves
+import qi.export.onnx_transposed
 import qi.ir.twin  # noqa: F401 - registers the kinds of operations
 from qi._version import __version__
 from qi.errors import ConfigError, UnsupportedError
 from qi.export.onnx_builder import LAST, WRITERS, Builder, refused
-from qi.ir.graph import Op, QGraph, Tensor
+from qi.ir.graph import QGraph, Tensor
 from qi.optional import require
 
-__all__ = ["write"]
+__all__ = ["places", "write"]
 
 _LEAST, _MOST = 18, 23
 _INT4 = ("int8", "packed")
@@ -54,8 +55,27 @@ def write(
         UnsupportedError: an operation that the file can't hold; it is named.
         MissingDependencyError: without the package onnx.
     """
+    builder, inputs, outputs = _built(graph, opset, integer_io, int4)
+    return _model(builder, inputs, outputs, metadata or {})
+
+
+def places(
+    graph: QGraph, *, opset: int | None = None, integer_io: bool = False, int4: str = "int8"
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Where the tensors of a graph are in the file that `write` makes of it with the same options.
+
+    Returns:
+        for each tensor that isn't constant and is in the file: (its name there, how its axes lie there). Codes have 128 added.
+    """
+    builder, *_ = _built(graph, opset, integer_io, int4)
+    return builder.places()
+
+
+def _built(graph: QGraph, opset: int | None, integer_io: bool, int4: str) -> tuple[Builder, list[Any], list[Any]]:
     if graph.target != "onnxruntime":
-        raise ConfigError(f"expected a graph routed for 'onnxruntime'; received target={graph.target!r}; do call qi.ir.routing.route")
+        raise ConfigError(
+            f"expected a graph routed for 'onnxruntime'; received target={graph.target!r}; do call qi.ir.routing.route"
+        )
     if int4 not in _INT4:
         raise ConfigError(f"expected int4 to be one of {_INT4}; received int4={int4!r}")
     graph = _with_integer_borders(graph) if integer_io else graph
@@ -66,7 +86,7 @@ def write(
             raise refused(op, "which has no writer")
         WRITERS.get(op.kind)(builder, op)
     outputs = [_output(builder, tensor, integer_io) for tensor in graph.outputs]
-    return _model(builder, inputs, outputs, metadata or {})
+    return builder, inputs, outputs
 
 
 def _opset(graph: QGraph, asked: int | None, int4: str) -> int:
@@ -104,7 +124,8 @@ def _with_integer_borders(graph: QGraph) -> QGraph:
 
 def _dims(tensor: Tensor) -> list[int | str]:
     return [
-        int(n) if n is not None else "batch" if axis == 0 else f"{tensor.name}_{axis}" for axis, n in enumerate(tensor.shape)
+        int(n) if n is not None else "batch" if axis == 0 else f"{tensor.name}_{axis}"
+        for axis, n in enumerate(tensor.shape)
     ]
 
 
@@ -127,7 +148,9 @@ def _output(b: Builder, tensor: Tensor, integer: bool) -> Any:
         b.emit("DequantizeLinear", [b.codes(tensor, LAST), *b.scale_of(tensor)], tensor.name)
     else:
         b.emit("Identity", [b.value(tensor, LAST)], tensor.name)
-    return require("onnx.helper", "onnx").make_tensor_value_info(tensor.name, _type(b, tensor, codes=codes), _dims(tensor))
+    return require("onnx.helper", "onnx").make_tensor_value_info(
+        tensor.name, _type(b, tensor, codes=codes), _dims(tensor)
+    )
 
 
 def _model(b: Builder, inputs: list[Any], outputs: list[Any], metadata: Mapping[str, str]) -> bytes:
@@ -135,6 +158,8 @@ def _model(b: Builder, inputs: list[Any], outputs: list[Any], metadata: Mapping[
     graph = helper.make_graph(b.nodes, b.graph.name, inputs, outputs, b.initializers)
     opsets = [helper.make_opsetid("", b.opset)]
     version = helper.find_min_ir_version_for(opsets)
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="qi", producer_version=__version__)
+    model = helper.make_model(
+        graph, opset_imports=opsets, ir_version=version, producer_name="qi", producer_version=__version__
+    )
     helper.set_model_props(model, dict(metadata))
     return bytes(model.SerializeToString(deterministic=True))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qi.export.onnx_builder import FIRST, LAST, Builder, axis_in, order, refused, writer
+from qi.export.onnx_builder import FIRST, LAST, Builder, axis_in, constant_data, order, refused, writer
 from qi.ir.graph import Op, Tensor
 
 __all__: list[str] = []
@@ -35,8 +35,8 @@ def _reshape(b: Builder, op: Op) -> None:
 
 
 def _same_but_ones(x: Tensor, y: Tensor) -> bool:
-    middle = lambda t: [n for n in t.shape[1:-1] if n != 1]
-    return len(y.shape) > 1 and x.shape[-1] == y.shape[-1] and middle(x) == middle(y)
+    large_x, large_y = ([n for n in t.shape[1:-1] if n != 1] for t in (x, y))
+    return len(y.shape) > 1 and x.shape[-1] == y.shape[-1] and large_x == large_y
 
 
 @writer("transpose")
@@ -105,7 +105,7 @@ def _max(b: Builder, op: Op) -> None:
 @writer("resize_nearest")
 def _resize_nearest(b: Builder, op: Op) -> None:
     """Each pixel several times: with "asymmetric" and "floor", that of the output's place divided by the factor."""
-    scales = b.constant(np.float32([1, 1, *op.attrs["factors"]]), "factors")
+    scales = b.constant(np.array([1, 1, *op.attrs["factors"]], np.float32), "factors")
     how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     _moved(b, op, "Resize", ["", scales], FIRST, **how)
 
@@ -131,11 +131,11 @@ def _embedding(b: Builder, op: Op) -> None:
     if op.y.quantized or not table.quantized:
         b.put(op.y, b.node("Gather", [b.value(table, LAST), at], op.y.name, axis=0), LAST)
         return
-    assert table.data is not None and table.qparams is not None
-    scale, zero = (np.asarray(a) for a in table.qparams.expanded(table.data.shape))
-    if zero.any():
+    codes = constant_data(table)
+    if table.qparams is None or table.qparams.zero_point.any() or not table.grid.signed:
         raise refused(op, "whose table has zero points", "quantize it symmetrically")
-    picked = b.node("Gather", [b.constant(table.data.astype(np.int8), table.name), at], axis=0)
+    scale = np.asarray(table.qparams.expanded(codes.shape)[0])
+    picked = b.node("Gather", [b.constant(codes.astype(np.int8), table.name), at], axis=0)
     scale = scale.reshape((1,) * (2 - scale.ndim) + scale.shape)
     real = b.node("Cast", [picked], to=int(b.types.FLOAT))
     if scale.shape[0] > 1:

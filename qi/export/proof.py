@@ -10,9 +10,10 @@ import numpy as np
 from qi.errors import ConfigError, InputError
 from qi.export.formats import Format
 from qi.ir import QGraph, Tensor, run
+from qi.ir.kinds import kernel_of
 from qi.ir.twin import real_values
 
-__all__ = ["Agreement", "Proof", "made_samples", "prove"]
+__all__ = ["Agreement", "Proof", "coded", "made_samples", "prove"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,14 @@ class Proof:
 
 
 def prove(
-    data: bytes, graph: QGraph, kind: Format, samples: Sequence[np.ndarray], *, source: str = "given", threads: int = 1
+    data: bytes,
+    graph: QGraph,
+    kind: Format,
+    samples: Sequence[np.ndarray],
+    *,
+    source: str = "given",
+    integer_io: bool = False,
+    threads: int = 1,
 ) -> Proof:
     """Runs a file and the twin of the graph it was written from.
 
@@ -84,6 +92,7 @@ def prove(
         kind: its format.
         samples: an array for each input: real numbers.
         source: where they came from, for the report.
+        integer_io: whether the file takes codes.
         threads: of the runtime.
 
     Raises:
@@ -91,25 +100,26 @@ def prove(
         InputError: outputs of another number, name or shape than the graph's.
     """
     expected = run(graph, samples)
-    found = kind.run(data, samples, threads=threads)
+    fed = coded(graph, kind, samples) if integer_io else samples
+    found = kind.run(data, fed, threads=threads)
     missing = [t.name for t in graph.outputs if t.name not in found]
     if missing:
         raise InputError(f"expected a file with the outputs {missing}; received one with {sorted(found)}")
     outputs = tuple(_agreement(t, expected[t.name], found[t.name]) for t in graph.outputs)
     first = None
     if any(output.differing for output in outputs):
-        first = _first_difference(data, graph, kind, samples, threads)
+        first = _first_difference(data, graph, kind, (samples, fed), threads)
     return Proof(len(samples[0]), source, outputs, first, threads)
 
 
 def _first_difference(
-    data: bytes, graph: QGraph, kind: Format, samples: Sequence[np.ndarray], threads: int
+    data: bytes, graph: QGraph, kind: Format, samples: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], threads: int
 ) -> Agreement | None:
     """The first tensor that differs. Asking for tensors in the middle can change what a runtime fuses: then there is none."""
     inside = [t for t in graph.tensors() if not t.constant and t.quantized]
-    expected = run(graph, samples, every=True)
+    expected = run(graph, samples[0], every=True)
     try:
-        found: Mapping[str, np.ndarray] = kind.run(data, samples, threads=threads, tensors=[t.name for t in inside])
+        found: Mapping[str, np.ndarray] = kind.run(data, samples[1], threads=threads, tensors=[t.name for t in inside])
     except (ConfigError, InputError):
         return None
     for tensor in inside:
@@ -118,6 +128,20 @@ def _first_difference(
             if agreement.differing:
                 return agreement
     return None
+
+
+def coded(graph: QGraph, kind: Format, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The inputs as a file takes them that takes codes: uint8 for ONNX Runtime, int8 elsewhere; others as they are."""
+    borders = {id(op.x): op for op in graph.ops if op.kind == "quantize"}
+    found = []
+    for tensor, array in zip(graph.inputs, samples, strict=True):
+        if id(tensor) not in borders:
+            found.append(array)
+            continue
+        op = borders[id(tensor)]
+        codes = kernel_of(op, graph.target)(op, array.astype(np.float32))
+        found.append((codes + 128).astype(np.uint8) if kind.target == "onnxruntime" else codes.astype(np.int8))
+    return found
 
 
 def _agreement(tensor: Tensor, expected: np.ndarray, found: np.ndarray) -> Agreement:

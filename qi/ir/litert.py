@@ -13,11 +13,31 @@ from qi.ir.arithmetic import clipped, integer_sums, requantize_float, scale_of_s
 from qi.ir.graph import Op
 from qi.ir.kinds import kernel
 from qi.ir.linear import LINEAR
-from qi.ir.reference import fixed_product, fixed_sum, linear_factor
+from qi.ir.reference import averaged, fixed_sum, linear_factor, matrix_products, without_kernel
+from qi.ir.routing import island, lacks
 
 __all__ = ["packed_bits"]
 
+_FAST = ("sigmoid", "tanh", "elu", "leaky_relu")  # functions of one number that XNNPACK does in integers
 _PACKS = {"conv2d": (4,), "depthwise_conv2d": (4,), "dense": (4, 2)}
+
+
+@lacks("litert")
+def _without_kernel(op: Op) -> bool:
+    """Also steps between scales that XNNPACK refuses, as those to the output of a layer that is always 0."""
+    if op.kind in LINEAR:
+        return bool(np.any(scale_of_sums(op.x, op.inputs[1]) / op.y.scale >= 2**8))
+    if op.kind == "mul":
+        return not 2**-16 <= np.float32(op.x.scale * op.inputs[1].scale) / op.y.scale < 2**8
+    return without_kernel(op, "litert")
+
+
+@island("litert")
+def _prefers_float(op: Op) -> bool:
+    """What LiteRT's own kernels do in integers many times slower than XNNPACK in real numbers."""
+    if op.kind == "batch_matmul":
+        return op.inputs[1].zero_point != 0
+    return op.kind == "softmax" or (op.kind == "unary" and op.attrs["function"] not in _FAST)
 
 
 def packed_bits(op: Op) -> int:
@@ -67,17 +87,56 @@ def _sum(op: Op, a: np.ndarray, b: np.ndarray, sign: int) -> np.ndarray:
 
 @kernel("mul", "litert")
 def _mul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    scale = np.float32(op.x.scale * op.inputs[1].scale)
-    if not 2**-16 <= scale / op.y.scale < 2**8:
-        return fixed_product(op, a, b)
-    return requantize_float(op, (a - op.x.zero_point) * (b - op.inputs[1].zero_point), scale)
+    products = (a - op.x.zero_point) * (b - op.inputs[1].zero_point)
+    return requantize_float(op, products, np.float32(op.x.scale * op.inputs[1].scale))
+
+
+@kernel("batch_matmul", "litert")
+def _batch_matmul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """XNNPACK wants a second operand without zero point; LiteRT's own kernel does the others."""
+    sums, factor = matrix_products(op, a, b)
+    if op.inputs[1].zero_point == 0:
+        return requantize_float(op, sums, np.float32(op.x.scale * op.inputs[1].scale))
+    return clipped(op, fixed.multiplied_twice(sums, factor) + op.y.zero_point)
 
 
 @kernel("mean", "litert")
 def _mean(op: Op, x: np.ndarray) -> np.ndarray:
-    """Sums in int32; their count goes into the factor: float32(float32(sx / sy) / count)."""
+    """``rint(sum * k + (zy - zx * n * k))`` of n codes as they are, in float32, with ``k = (sx / sy) * (1 / n)``."""
     axes = tuple(op.attrs["axes"])
-    sums = (x.astype(np.int64) - op.x.zero_point).sum(axis=axes, keepdims=op.attrs["keepdims"])
-    count = np.prod([x.shape[axis] for axis in axes])
-    factor = np.float32(np.float32(op.x.scale / op.y.scale) / np.float32(count))
-    return clipped(op, np.rint(sums.astype(np.float32) * factor) + op.y.zero_point)
+    count = int(np.prod([x.shape[axis] for axis in axes]))
+    sums = x.sum(axis=axes, keepdims=op.attrs["keepdims"]).astype(np.float32)
+    factor = np.float32(op.x.scale / op.y.scale) * (np.float32(1) / np.float32(count))
+    offset = np.float32(op.y.zero_point) - np.float32(op.x.zero_point * count) * factor
+    return clipped(op, np.rint(sums * factor + offset))
+
+
+@kernel("avg_pool2d", "litert")
+def _avg_pool2d(op: Op, x: np.ndarray) -> np.ndarray:
+    """LiteRT's own kernel, which keeps the scale; another one takes a product with one."""
+    codes = averaged(op, x)
+    if op.x.qparams == op.y.qparams:
+        return clipped(op, codes)
+    return requantize_float(op, codes - op.x.zero_point, op.x.scale)
+
+
+@kernel("resize_bilinear", "litert")
+def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
+    """Places with eleven bits behind the point, half up."""
+    (first, part), (second, across) = (_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True))
+    x = x.astype(np.int64)
+    above, below = (
+        (x[:, rows][:, :, second[0]] << 11) + (x[:, rows][:, :, second[1]] - x[:, rows][:, :, second[0]]) * across[:, None]
+        for rows in first
+    )
+    total = (above << 11) + (below - above) * part[:, None, None]
+    return clipped(op, (total + (1 << 21)) >> 22)
+
+
+def _places(n: int, size: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """((the index before, the index behind), how far from the former, of 2048) for each output."""
+    half = np.float32(0.5)
+    place = (np.arange(size, dtype=np.float32) + half) * (np.float32(n) / np.float32(size)) - half
+    place = np.clip(place, 0, n - 1)
+    low = place.astype(np.int64)
+    return (low, np.minimum(low + 1, n - 1)), np.rint((place - low) * np.float32(2048)).astype(np.int64)

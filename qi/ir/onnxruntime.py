@@ -18,9 +18,8 @@ from qi.ir.windows import window_counts, windows
 __all__: list[str] = []
 
 _OFFSET = 128  # from the codes here to those of the file
-_TABLES = ("sigmoid", "leaky_relu")  # the functions of one number that have an integer kernel
+_INTEGER = ("leaky_relu", "sigmoid", "square")  # the functions of one number that have an integer kernel
 _LARGEST = 0x7FFFFF  # of an entry in the table of exponentials
-
 
 
 @island("onnxruntime")
@@ -29,24 +28,14 @@ def _prefers_float(op: Op) -> bool:
     tensors = [t for t in (*op.inputs, *op.outputs) if t.quantized and not t.constant]
     if any(t.grid.bits > 8 for t in tensors):
         return True
-    if op.kind == "unary":
-        return op.attrs["function"] not in _TABLES
-    if op.kind == "softmax":
-        return op.attrs["axis"] != len(op.x.shape) - 1 or not _whole(op.y)
-    return False
-
-
-def _whole(y: Tensor) -> bool:
-    """Whether one is a whole number of steps of the scale: the kernel takes that number for the scale."""
-    steps = np.float32(1) / y.scale
-    return bool(steps == np.floor(steps))
+    return op.kind == "unary" and op.attrs["function"] not in _INTEGER
 
 
 # Sums of products ------------------------------------------------------------------------------------------------------------
 
 
 def _linear(op: Op, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """``clip(rint(float32(sum) * float32(float32(sx * sw) / sy)) + zy)``; transposed convolutions are written as ordinary ones."""
+    """``clip(rint(float32(sum) * float32(float32(sx * sw) / sy)) + zy)``; transposed ones are written as ordinary ones."""
     return requantize_float(op, integer_sums(op, x, w, bias), scale_of_sums(op.x, op.inputs[1]))
 
 
@@ -69,7 +58,7 @@ def _centred(tensor: Tensor, codes: np.ndarray, dtype: type) -> np.ndarray:
 
 
 def _fma(a: np.ndarray | np.float32, b: np.ndarray | np.float32, c: np.ndarray | np.float32) -> np.ndarray:
-    """a * b + c with a single rounding to float32; products of float32 are exact in float64."""
+    """Gives a * b + c with a single rounding to float32; products of float32 are exact in float64."""
     return np.asarray(np.asarray(a, np.float64) * np.asarray(b, np.float64) + np.asarray(c, np.float64), np.float32)
 
 
@@ -96,9 +85,14 @@ def _sum(op: Op, a: np.ndarray, za: int, b: np.ndarray, zb: int) -> np.ndarray:
 
 @kernel("mul", "onnxruntime")
 def _mul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """QLinearMul: ``rint(float32(product * float32(float32(sa * sb) / sy)) + z)``; z is added before rounding."""
-    products = (_centred(op.x, a, np.int32) * _centred(op.inputs[1], b, np.int32)).astype(np.float32)
-    factor = np.float32(op.x.scale * op.inputs[1].scale) / op.y.scale
+    """QLinearMul."""
+    return _product(op, op.x, a, op.inputs[1], b)
+
+
+def _product(op: Op, tensor: Tensor, codes: np.ndarray, other: Tensor, others: np.ndarray) -> np.ndarray:
+    """``rint(float32(product * float32(float32(sa * sb) / sy)) + z)``: z is added before rounding."""
+    products = (_centred(tensor, codes, np.int32) * _centred(other, others, np.int32)).astype(np.float32)
+    factor = np.float32(tensor.scale * other.scale) / op.y.scale
     return clipped(op, np.rint(products * factor + np.float32(op.y.zero_point + _OFFSET)) - _OFFSET)
 
 
@@ -114,22 +108,29 @@ def _quantized(op: Op, real: np.ndarray) -> np.ndarray:
     return clipped(op, np.rint(real / op.y.scale) + op.y.zero_point)
 
 
+@kernel("relu", "onnxruntime")
 def _table(op: Op, x: np.ndarray) -> np.ndarray:
     """A table of 256 entries, each the code of the function of what a code stands for."""
     return _quantized(op, KINDS.get(op.kind).real(op, _dequantized(op.x, x)))
 
 
-for _kind in ("unary", "relu"):
-    kernel(_kind, "onnxruntime")(_table)
+@kernel("unary", "onnxruntime")
+def _unary(op: Op, x: np.ndarray) -> np.ndarray:
+    """A table; squares are products."""
+    return _product(op, op.x, x, op.x, x) if op.attrs["function"] == "square" else _table(op, x)
 
 
 @kernel("softmax", "onnxruntime")
 def _softmax(op: Op, x: np.ndarray) -> np.ndarray:
-    """QLinearSoftmax: integer exponentials from a table, and one division of integers that rounds half up."""
-    grain = min(float(2**32 - 1) / x.shape[-1], float(_LARGEST))
+    """QLinearSoftmax: integer exponentials from a table, and one division of integers that rounds half up.
+
+    It takes 1 for a whole number of steps of the output's scale, and so it is at 1 / 256.
+    """
+    axis = op.attrs["axis"]
+    grain = min(float(2**32 - 1) / x.shape[axis], float(_LARGEST))
     table = np.rint(grain * np.exp(-np.arange(256) * np.float64(op.x.scale))).astype(np.int64)
-    entries = table[x.max(axis=-1, keepdims=True) - x]
-    total = entries.sum(axis=-1, keepdims=True)
+    entries = table[x.max(axis=axis, keepdims=True) - x]
+    total = entries.sum(axis=axis, keepdims=True)
     steps = int(np.floor(np.float32(1) / op.y.scale))
     return clipped(op, (entries * steps + total // 2) // total + op.y.zero_point)
 
@@ -139,17 +140,26 @@ def _softmax(op: Op, x: np.ndarray) -> np.ndarray:
 
 @kernel("mean", "onnxruntime")
 def _mean(op: Op, x: np.ndarray) -> np.ndarray:
-    """QLinearGlobalAveragePool: the integer sum, times float32(sx / float32(sy * count))."""
-    axes = tuple(op.attrs["axes"])
-    sums = _centred(op.x, x, np.int64).sum(axis=axes, keepdims=op.attrs["keepdims"])
-    count = np.prod([x.shape[axis] for axis in axes])
-    factor = np.float32(op.x.scale / np.float32(op.y.scale * np.float32(count)))
+    """QLinearGlobalAveragePool."""
+    return _integer_mean(op, x, tuple(op.attrs["axes"]), op.attrs["keepdims"])
+
+
+def _integer_mean(op: Op, x: np.ndarray, axes: tuple[int, ...], keepdims: bool) -> np.ndarray:
+    """``rint(float32(sum) * float32(sx / float32(sy * count))) + zy``."""
+    sums = _centred(op.x, x, np.int64).sum(axis=axes, keepdims=keepdims)
+    count = np.float32(np.prod([x.shape[axis] for axis in axes]))
+    factor = np.float32(op.x.scale / np.float32(op.y.scale * count))
     return clipped(op, np.rint(sums.astype(np.float32) * factor) + op.y.zero_point)
 
 
 @kernel("avg_pool2d", "onnxruntime")
 def _avg_pool2d(op: Op, x: np.ndarray) -> np.ndarray:
-    """QLinearAveragePool: the mean of real numbers; ``rint(x / s + z)``, where everybody else adds z after rounding."""
+    """QLinearAveragePool: the mean of real numbers, ``rint(x / s + z)``; z is added before rounding.
+
+    A window that is the whole image goes to the kernel of `_mean`.
+    """
+    if tuple(op.attrs["pool"]) == x.shape[1:3] and not any(op.attrs["pads"]):
+        return _integer_mean(op, x, (1, 2), True)
     views = windows(op, _dequantized(op.x, x), 0)
     total = np.zeros((*views.shape[:3], views.shape[5]), np.float32)
     for i in range(views.shape[3]):
@@ -157,3 +167,36 @@ def _avg_pool2d(op: Op, x: np.ndarray) -> np.ndarray:
             total = total + views[:, :, :, i, j]
     mean = total / window_counts(op, x.shape)[..., None].astype(np.float32)
     return clipped(op, np.rint(mean / op.y.scale + np.float32(op.y.zero_point + _OFFSET)) - _OFFSET)
+
+
+# Resizing ----------------------------------------------------------------------------------------------------------------------
+
+
+@kernel("resize_bilinear", "onnxruntime")
+def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
+    """Resize in real numbers: ``(d2 * e2) * x11 + (d1 * e2) * x21 + (d2 * e1) * x12 + (d1 * e1) * x22``, in that order."""
+    real = _dequantized(op.x, x)
+    if tuple(op.attrs["size"]) == x.shape[1:3]:
+        return _quantized(op, real)
+    (top, bottom, e1, e2), (left, right, d1, d2) = (_places(op, x, axis) for axis in (1, 2))
+    above, below = real.take(top, 1), real.take(bottom, 1)
+    total = (d2 * e2) * above.take(left, 2) + (d1 * e2) * above.take(right, 2)
+    total = total + (d2 * e1) * below.take(left, 2)
+    return _quantized(op, total + (d1 * e1) * below.take(right, 2))
+
+
+def _places(op: Op, x: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
+    """Along an axis (the neighbours before, those after, the distances to them), with half-pixel centres.
+
+    Where both neighbours are one element, as in all rows where the height stays, the distances are a half.
+    """
+    n, size = x.shape[axis], int(op.attrs["size"][axis - 1])
+    at = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size / n) - np.float32(0.5)
+    at = at.clip(0, n - 1)
+    low = np.floor(at).astype(int)
+    high = low if axis == 1 and size == n else np.minimum(low + 1, n - 1)
+    before, after = (
+        np.where(low == high, np.float32(0.5), np.abs(at - side.astype(np.float32))) for side in (low, high)
+    )
+    shape = [-1 if i == axis else 1 for i in range(4)]
+    return low, high, before.reshape(shape), after.reshape(shape)

@@ -123,6 +123,15 @@ def inherit_scales(graph: QGraph) -> None:
             graph.substitute(op.y, op.x)
 
 
+def part_requantizers(graph: QGraph) -> None:
+    """A quantizer of codes takes the real numbers that they stand for: runtimes' own steps between scales are coarse."""
+    for op in list(graph.ops):
+        if op.kind == "quantize" and op.x.quantized:
+            real = Tensor(graph.unique(f"{op.y.name}/real"), op.x.shape, op.x.dtype)
+            graph.ops.insert(graph.ops.index(op), Op("dequantize", [op.x], [real], {}, op.source))
+            op.inputs = [real]
+
+
 def quantize_constants(graph: QGraph) -> None:
     """The number that an integer operation adds or multiplies with: one symmetric scale, its largest value at 127."""
     for op in graph.ops:
@@ -186,6 +195,7 @@ def _moved_qparams(op: Op) -> QParams | None:
 
 
 PASSES: tuple[Callable[[QGraph], None], ...] = (
+    merge_reshapes,
     lift_over_reshapes,
     merge_reshapes,
     fold_padding,
@@ -193,6 +203,7 @@ PASSES: tuple[Callable[[QGraph], None], ...] = (
     inherit_scales,
     fuse_quantizers,
     inherit_scales,
+    part_requantizers,
     quantize_constants,
     quantize_biases,
 )

@@ -9,13 +9,30 @@ import numpy as np
 
 from qi.ir import fixed
 from qi.ir.arithmetic import clipped, integer_sums
-from qi.ir.elementwise import FUNCTIONS
+from qi.ir.fixed_functions import INTEGER_FUNCTIONS
 from qi.ir.graph import Op
 from qi.ir.kinds import kernel
 from qi.ir.linear import LINEAR
+from qi.ir.routing import lacks
 from qi.ir.windows import window_counts, windows
 
-__all__ = ["averaged", "fixed_sum", "linear_factor", "looked_up", "softmax"]
+__all__ = ["averaged", "fixed_sum", "linear_factor", "matrix_products", "without_kernel"]
+
+
+def without_kernel(op: Op, target: str) -> bool:
+    """Functions without a table, bounds other than those of ReLU and ReLU6, and choices between numbers of several scales."""
+    if op.kind == "unary":
+        return op.attrs["function"] not in INTEGER_FUNCTIONS[target]
+    if op.kind == "relu":
+        return op.attrs["max_value"] not in (None, 6)
+    if op.kind in ("maximum", "minimum"):
+        return any(t.qparams != op.y.qparams for t in op.inputs)
+    return op.kind == "resize_bilinear" and op.x.qparams != op.y.qparams
+
+
+@lacks("reference")
+def _without_kernel(op: Op) -> bool:
+    return without_kernel(op, "reference")
 
 
 # Convolutions and products ----------------------------------------------------------------------------------------------
@@ -66,36 +83,60 @@ def _sub(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @kernel("mul", "reference")
-def fixed_product(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _mul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The factor sa * sb / sy is computed in float32."""
     products = (a.astype(np.int64) - op.x.zero_point) * (b - op.inputs[1].zero_point)
     factor = fixed.multiplier_of(np.float64(np.float32(np.float32(op.x.scale * op.inputs[1].scale) / op.y.scale)))
     return clipped(op, fixed.multiplied_twice(products, factor) + op.y.zero_point)
 
 
-@kernel("batch_matmul", "litert", "reference")
-def _batch_matmul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """XNNPACK has none: two roundings in either case."""
-    real = np.float64
-    a, b = a.astype(real) - op.x.zero_point, b.astype(real) - op.inputs[1].zero_point
+def matrix_products(op: Op, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """(sums of products of the codes' distances from zero, the factor to the output's scale)."""
+    a, b = a.astype(np.float64) - op.x.zero_point, b.astype(np.float64) - op.inputs[1].zero_point
     a = np.swapaxes(a, -1, -2) if op.attrs["transpose_a"] else a
     b = np.swapaxes(b, -1, -2) if op.attrs["transpose_b"] else b
-    factor = np.float64(np.float32(np.float32(op.x.scale * op.inputs[1].scale) / op.y.scale))
-    return clipped(op, fixed.multiplied_twice((a @ b).astype(np.int64), fixed.multiplier_of(factor)) + op.y.zero_point)
+    factor = np.float64(np.float32(op.x.scale * op.inputs[1].scale)) / np.float64(op.y.scale)
+    return (a @ b).astype(np.int64), fixed.multiplier_of(factor)
+
+
+@kernel("batch_matmul", "reference")
+def _batch_matmul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return clipped(op, fixed.multiplied_twice(*matrix_products(op, a, b)) + op.y.zero_point)
+
+
+@kernel("maximum", "litert", "reference")
+def _maximum(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of codes with one scale."""
+    del op
+    return np.maximum(a, b)
+
+
+@kernel("minimum", "litert", "reference")
+def _minimum(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of codes with one scale."""
+    del op
+    return np.minimum(a, b)
 
 
 # Means ------------------------------------------------------------------------------------------------------------------
 
 
 def averaged(op: Op, x: np.ndarray) -> np.ndarray:
-    """The mean of the codes in each window, half away from zero."""
+    """The mean of the codes in each window, half away from zero; int64."""
     sums = windows(op, x.astype(np.int64), 0).sum(axis=(3, 4))
     counts = window_counts(op, x.shape)[..., None].astype(np.int64)
     half = counts // 2
-    return clipped(op, np.where(sums > 0, (sums + half) // counts, -((half - sums) // counts)))
+    return np.where(sums > 0, (sums + half) // counts, -((half - sums) // counts))
 
 
-kernel("avg_pool2d", "litert", "reference")(averaged)
+@kernel("avg_pool2d", "reference")
+def _avg_pool2d(op: Op, x: np.ndarray) -> np.ndarray:
+    """The kernel keeps the scale; another one takes a product with one."""
+    codes = averaged(op, x)
+    if op.x.qparams == op.y.qparams:
+        return clipped(op, codes)
+    factor = fixed.multiplier_of(np.float64(op.x.scale / op.y.scale))
+    return clipped(op, fixed.multiplied_twice(codes - op.x.zero_point, factor) + op.y.zero_point)
 
 
 @kernel("mean", "reference")
@@ -110,24 +151,28 @@ def _mean(op: Op, x: np.ndarray) -> np.ndarray:
     return clipped(op, fixed.multiplied_twice(sums, factor) + op.y.zero_point)
 
 
-# Functions of one number ------------------------------------------------------------------------------------------------
+@kernel("resize_bilinear", "reference")
+def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
+    """Places with ten bits behind the point, half away from zero."""
+    (first, part), (second, across) = (_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True))
+    down, right = part[:, None, None], across[:, None]
+    above, below = (
+        x[:, rows][:, :, second[0]] * (1024 - right) + x[:, rows][:, :, second[1]] * right for rows in first
+    )
+    total = above * (1024 - down) + below * down
+    rounded = total + np.where(total > 0, 1 << 19, -(1 << 19))
+    return clipped(op, np.where(rounded >= 0, rounded >> 20, -((-rounded) >> 20)))
 
 
-def looked_up(op: Op, x: np.ndarray, *, even: bool = False) -> np.ndarray:
-    """A table of 256 codes: the function in float32, divided by the scale through its reciprocal, rounded.
+def _places(n: int, size: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """((the index before, the index behind), how far from the former, of 1024) for each output."""
+    step = (1024 * n + size // 2) // size
+    place = np.arange(size) * step + (step >> 1) - 512
+    low = np.maximum(place >> 10, 0)
+    return (low, np.minimum((place + 1023) // 1024, n - 1)), place - (low << 10)
 
-    Args:
-        op: of kind "unary".
-        x: codes.
-        even: whether halves go to the even code; else away from zero.
-    """
-    codes = np.arange(-128, 128, dtype=np.int32)
-    real = (codes - op.x.zero_point).astype(np.float32) * op.x.scale
-    with np.errstate(all="ignore"):
-        y = np.asarray(FUNCTIONS.get(op.attrs["function"])(real, op), np.float32) * (np.float32(1) / op.y.scale)
-    rounded = np.rint(y) if even else np.sign(y) * np.floor(np.abs(y) + np.float32(0.5))
-    table = clipped(op, np.clip(rounded, -(2**20), 2**20).astype(np.int64) + op.y.zero_point)
-    return table[x + 128]
+
+# Softmax --------------------------------------------------------------------------------------------------------------
 
 
 @kernel("softmax", "litert", "reference")

@@ -6,15 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qi.core import IntGrid, QParams
 from qi.errors import ConfigError
 from qi.ir.arithmetic import scale_of_sums
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.kinds import KINDS, TARGETS
 from qi.ir.linear import LINEAR
 
-__all__ = ["ISLANDS", "island", "route"]
+__all__ = ["ISLANDS", "LACKS", "island", "lacks", "route"]
 
 ISLANDS: dict[str, Callable[[Op], bool]] = {}
+LACKS: dict[str, Callable[[Op], bool]] = {}
 
 
 def island(target: str) -> Callable[[Callable[[Op], bool]], Callable[[Op], bool]]:
@@ -30,7 +32,17 @@ def island(target: str) -> Callable[[Callable[[Op], bool]], Callable[[Op], bool]
     return add
 
 
-def route(graph: QGraph, target: str, *, integer_only: bool = False) -> QGraph:
+def lacks(target: str) -> Callable[[Callable[[Op], bool]], Callable[[Op], bool]]:
+    """Registers what says of an operation on codes whether a target that has a kernel for its kind has none for it."""
+
+    def add(function: Callable[[Op], bool]) -> Callable[[Op], bool]:
+        LACKS[target] = function
+        return function
+
+    return add
+
+
+def route(graph: QGraph, target: str, *, integer_only: bool = False, packed: bool = False) -> QGraph:
     """A copy of a graph for a target: what it does in real numbers stands between "dequantize" and "quantize".
 
     The values that enter and leave such an island are codes still, so the graph stays well defined.
@@ -39,6 +51,8 @@ def route(graph: QGraph, target: str, *, integer_only: bool = False) -> QGraph:
         graph: valid; from `qi.lower`.
         target: a name of `qi.ir.kinds.TARGETS`.
         integer_only: no islands where an integer kernel exists, however slow it is.
+        packed: whether weights below 8 bits stay so everywhere, for size; by default only where that costs no time, and lie in
+            bytes elsewhere, with the same values.
 
     Raises:
         ConfigError: an unknown target.
@@ -47,14 +61,27 @@ def route(graph: QGraph, target: str, *, integer_only: bool = False) -> QGraph:
         raise ConfigError(f"expected target to be one of {sorted(TARGETS)}; received target={target!r}")
     routed = graph.copy()
     routed.target = target
-    prefers: Callable[[Op], bool] = ISLANDS.get(target, _never)
+    if not packed:
+        _widen(routed)
+    prefers, unable = ISLANDS.get(target, _never), LACKS.get(target, _never)
     for op in list(routed.ops):
         if op.kind in ("quantize", "dequantize") or (KINDS.get(op.kind).moves and op.quantized):
             continue
-        missing = op.quantized and target not in KINDS.get(op.kind).kernels
+        missing = op.quantized and (target not in KINDS.get(op.kind).kernels or unable(op))
         if missing or (op.quantized and not integer_only and prefers(op)) or not op.quantized:
             _surround(routed, op)
     return routed
+
+
+def _widen(graph: QGraph) -> None:
+    """Puts weights of few bits into bytes, but those of products for LiteRT, whose kernels take them as they are."""
+    for op in graph.ops:
+        if op.kind not in LINEAR or not op.quantized or (op.kind == "dense" and graph.target != "onnxruntime"):
+            continue
+        w = op.inputs[1]
+        if w.qparams is not None and w.grid.bits < 8:
+            grid = IntGrid(8, narrow=w.grid.narrow)
+            w.qparams = QParams(w.qparams.scale, w.qparams.zero_point, grid, w.qparams.granularity)
 
 
 def _never(op: Op) -> bool:

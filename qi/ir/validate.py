@@ -56,6 +56,10 @@ def _check_tensor(graph: QGraph, tensor: Tensor) -> None:
         low, high = qparams.grid.qmin, qparams.grid.qmax
         if data.dtype.kind not in "iu" or data.min(initial=0) < low or data.max(initial=0) > high:
             _refuse(graph, f"codes from {low} to {high} in {tensor.name!r}")
+        try:
+            qparams.check_shape(data.shape)
+        except ValueError as error:
+            _refuse(graph, f"scales that fit {tensor.name!r} of shape {data.shape} ({error})")
 
 
 def _check_op(graph: QGraph, op: Op) -> None:
@@ -71,6 +75,10 @@ def _check_op(graph: QGraph, op: Op) -> None:
         values = [t for t in op.inputs if t.dtype.startswith("float")]
         if any(t.qparams != op.y.qparams for t in values):
             _refuse(graph, f"one scale for all that {op.kind!r} moves; received {op}")
+    if op.kind in ("quantize", "dequantize"):
+        plain, codes = (op.x, op.y) if op.kind == "quantize" else (op.y, op.x)
+        if plain.quantized or not codes.quantized:
+            _refuse(graph, f"{op.kind!r} between real numbers and codes; received {op}")
     if op.kind in LINEAR and op.quantized:
         _check_sums(graph, op)
 

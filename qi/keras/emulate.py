@@ -17,7 +17,7 @@ from qi.keras.data import batches, count_batches
 from qi.keras.graph import flatten_model
 from qi.keras.lower import lower
 
-__all__ = ["emulate", "float_graph"]
+__all__ = ["emulate", "float_graph", "model_inputs"]
 
 
 def emulate(
@@ -75,13 +75,25 @@ def emulate(
         bar.update(len(parts), finalize=False)
     bar.update(len(parts), finalize=True)
     arrays = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-    return keras.tree.pack_sequence_as(graph.outputs, arrays)
+    nested = keras.tree.pack_sequence_as(graph.outputs, arrays)
+    single = isinstance(nested, (list, tuple)) and len(nested) == 1
+    return nested[0] if single else nested  # as Keras' own models do
 
 
 def _shown(tensor: Tensor, array: np.ndarray, target: str, raw: bool) -> np.ndarray:
     if not tensor.quantized or not raw:
         return real_values(tensor, array)
     return (array + 128).astype(np.uint8) if target == "onnxruntime" else array.astype(np.int8)
+
+
+def model_inputs(qmodel: keras.Model, x: Any, batch_size: int = 64) -> list[np.ndarray]:
+    """Samples as one array for each of a model's inputs.
+
+    Raises:
+        InputError: samples that don't fit the model.
+    """
+    parts = [flat for flat, _ in batches(x, flatten_model(qmodel), batch_size)]
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def float_graph(qmodel: keras.Model) -> QGraph:

@@ -119,7 +119,7 @@ class ExactPool(_Exact):
         size = float(self._size())
         # With "same", a mean of ones that counts what lies outside would tell: the layer counts what lies inside.
         counts = self._counts(codes, size)
-        return ops.round(self.layer(codes) * counts), counts
+        return _snapped(self.layer(codes) * counts), counts
 
     def _size(self) -> int:
         size = 1

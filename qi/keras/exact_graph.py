@@ -310,7 +310,6 @@ def plain(graph: Graph) -> Graph:
         return graph
     stands: dict[int, Value] = {}
     calls: list[Call] = []
-    sources: dict[int, tuple[Any, list[Value]]] = {}
     for call in graph.calls:
         inputs = [stands.get(id(value), value) for value in call.inputs]
         if isinstance(call.op, ExactDecode):
@@ -319,7 +318,7 @@ def plain(graph: Graph) -> Graph:
             op = call.op.wrapper if isinstance(call.op, ExactSums) else call.op.layer
             stands[id(call.outputs[0])] = _append(calls, op, call, inputs[:1])
         elif isinstance(call.op, ExactGrid):
-            stands[id(call.outputs[0])] = _held(calls, call, inputs, sources)
+            stands[id(call.outputs[0])] = _held(calls, call, inputs)
         else:
             call.inputs = inputs
             calls.append(call)
@@ -330,7 +329,9 @@ def plain(graph: Graph) -> Graph:
 
 def _append(calls: list[Call], op: Any, call: Call, inputs: list[Value], arguments: Any = None) -> Value:
     result = Value(call.outputs[0].shape, "float32")
-    made = Call(op, call.path, call.site, list(inputs), [result])
+    above, slash, _ = call.path.rpartition("/")
+    path, count = f"{above}{slash}{op.name}", call.site.partition("@")[2]
+    made = Call(op, path, f"{path}@{count}" if count else path, list(inputs), [result])
     if arguments is not None:
         made.arguments = arguments
     result.producer = made
@@ -338,10 +339,9 @@ def _append(calls: list[Call], op: Any, call: Call, inputs: list[Value], argumen
     return result
 
 
-def _held(calls: list[Call], call: Call, inputs: list[Value], sources: Any) -> Value:
+def _held(calls: list[Call], call: Call, inputs: list[Value]) -> Value:
     """The operation, the activation and the holder behind one step."""
     _, attrs = call.arguments([None] * len(call.inputs))
-    del sources
     step, value = attrs["step"], inputs[0]
     if step in ("add", "mul"):
         kind = keras.layers.Multiply if step == "mul" else keras.layers.Subtract if attrs.get("sign") == -1 else keras.layers.Add

@@ -13,6 +13,7 @@ import numpy as np
 from qi.core import QTensor
 from qi.errors import InputError, UnsupportedError
 from qi.keras.choose import describe_granularity
+from qi.keras.exact_graph import plain
 from qi.keras.graph import flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.variables import weights_of
@@ -213,7 +214,7 @@ def inspect_model(model: keras.Model) -> Inspection:
     if not model.built:
         raise InputError(f"expected a built model; received {model.name!r}; do give it an Input, or call it once")
     try:
-        graph = flatten_model(model)
+        graph = plain(flatten_model(model))
     except (InputError, UnsupportedError):  # it defines its own call: no graph to follow, but its layers are known
         own, *parts = _composite(model, {"path": model.name, "type": type(model).__name__}, "")
         return Inspection(model=model.name, layers=(own, *parts) if own.tensors else tuple(parts))

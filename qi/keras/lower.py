@@ -13,6 +13,7 @@ from qi.core import IntGrid, QParams
 from qi.errors import UnsupportedError
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.passes import fuse
+from qi.keras.exact_graph import plain
 from qi.keras.graph import Call, Graph, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.lowering import LOWERINGS, Site
@@ -44,7 +45,7 @@ def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
         >>> [op.kind for op in qi.lower(qmodel).ops]
         ['quantize', 'dense']
     """
-    graph = flatten_model(qmodel)
+    graph = plain(flatten_model(qmodel))
     _check_quantized(qmodel, graph)
     tensors = {id(value): Tensor(value.name, value.shape, value.dtype) for value in graph.flat_inputs()}
     inputs = [tensors[id(value)] for value in graph.flat_inputs()]
@@ -99,11 +100,21 @@ def _lowered(call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -
     kind = site.kind
     if kind not in LOWERINGS.names():
         raise site.refuse("which has no lowering yet" if kind else "which is no layer of Keras' own")
+    _check_arguments(site)
     found = LOWERINGS.get(kind)(site)
     outputs = list(found) if isinstance(found, (list, tuple)) else [found]
     wrapper = call.op if isinstance(call.op, KerasQuantizationWrapper) else None
     held = wrapper.output_quantizers if wrapper is not None else []
     return [_held(site, quantizer, tensor) for quantizer, tensor in zip(held, outputs, strict=True)] if held else outputs
+
+
+def _check_arguments(site: Site) -> None:
+    """What makes a layer compute something else in one call than its configuration says."""
+    _, options = site.arguments
+    if options.get("training") not in (None, False):
+        raise site.refuse("which is called with training=True", "call it without, as in inference")
+    if isinstance(site.layer, keras.Layer) and options.get("mask") is not None:
+        raise site.refuse("with a mask", "give Embedding mask_zero=False, and no masks")
 
 
 def _held(site: Site, quantizer: Any, tensor: Tensor | None = None) -> Tensor:

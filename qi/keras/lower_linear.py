@@ -162,9 +162,8 @@ def _transposed(site: Site) -> Tensor:
         strides[0] = dilation[0] = size[0] = 1
     pads: list[int] = []
     for n, k, s, d in zip(site.sizes(x), size, strides, dilation, strict=False):
-        full, wanted = (n - 1) * s + (k - 1) * d + 1, n * s if layer.padding == "same" else (n - 1) * s + max(k * d, s)
-        if layer.padding == "valid":
-            wanted = n * s + max((k - 1) * d + 1 - s, 0)
+        reach = (k - 1) * d + 1
+        full, wanted = (n - 1) * s + reach, n * s + (max(reach - s, 0) if layer.padding == "valid" else 0)
         before = max(full - wanted, 0) // 2
         pads += [before, full - wanted - before]
     y = site.emit(

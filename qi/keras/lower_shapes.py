@@ -181,7 +181,11 @@ def _repeat_vector(site: Site) -> Tensor:
 @lowering("ZeroPadding1D", "ZeroPadding2D")
 def _zero_padding(site: Site) -> Tensor:
     pads = _per_axis(site, site.layer.padding)
-    return site.emit("pad", [site.x], pads=pads)
+    if len(pads) == 4:
+        return site.emit("pad", [site.x], pads=pads)
+    shape = (site.shape[0], 1, *site.shape[1:])  # as an image it may become a convolution's own padding
+    y = site.emit("pad", [image(site, site.x)], shape, suffix="padded", pads=[pads[0], [0, 0], *pads[1:]])
+    return back(site, y)
 
 
 @lowering("Cropping1D", "Cropping2D")
@@ -250,6 +254,11 @@ def _embedding(site: Site) -> Tensor:
     if ids.dtype.startswith("float"):
         raise site.refuse(f"with indices of dtype {ids.dtype}", "give the model an Input of dtype 'int32'")
     return site.emit("embedding", [ids, site.weight("embeddings")])
+
+
+@lowering("NotEqual")
+def _not_equal(site: Site) -> Tensor:
+    raise site.refuse("which makes a mask", "give Embedding mask_zero=False, and no masks")
 
 
 @lowering("LayerNormalization")

@@ -14,6 +14,7 @@ from qi.keras.assemble import Weights, insert_holders, wrap_layers
 from qi.keras.calibrate import Calibration, group_statistics, run
 from qi.keras.choose import activation_quantizer
 from qi.keras.data import elements
+from qi.keras.exact_graph import check_exact, make_exact
 from qi.keras.findings import findings
 from qi.keras.graph import Graph, Value, build_model, build_tensors
 from qi.keras.prepare import Prepared, gather_statistics, prepare
@@ -34,6 +35,7 @@ def quantize_model(
     *,
     strict: bool = False,
     statistics: Mapping[str, TensorStatistics] | str | os.PathLike[str] | None = None,
+    exact: str | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> tuple[keras.Model, QuantizationReport]:
@@ -52,6 +54,9 @@ def quantize_model(
             generator or any iterable of batches in the same convention, of which one at a time is in memory.
         strict: raise where a weight matrix stays in float although no rule says so.
         statistics: of this very model, from `calibrate`, or the path of a file from ``qi calibrate``, in place of data.
+        exact: "litert" or "onnxruntime": the model computes just as that runtime's integer kernels will, so that ``predict``
+            gives what the exported file gives, bit for bit. By default sums are rounded as real numbers, which moves some results
+            by a step.
         batch_size: for arrays.
         progress: whether to show a progress bar.
 
@@ -78,6 +83,7 @@ def quantize_model(
         >>> [row.name for row in report.unquantized]
         ['bias', 'bias']
     """
+    check_exact(exact)
     ready = prepare(model, recipe)
     calibration = gather_statistics(model, ready, data, statistics, batch_size, progress)
     seen = calibration.statistics
@@ -100,6 +106,7 @@ def quantize_model(
     seen_by_group = {key: found for key, found in merged.items() if found is not None}
     activations = activation_rows(float_graph, ready.plan, quantizers, seen_by_group, errors, types)
     rows = in_graph_order(float_graph, weights.rows, activations)
+    result = result if exact is None else make_exact(result, exact)
     return result, _report(
         model, result, ready, rows, findings(ready, rows, calibration, seen_by_group), calibration.settings
     )

@@ -17,6 +17,7 @@ from qi.keras.assemble import Weights, frozen_wrapper, insert_holders, wrap_laye
 from qi.keras.calibrate import group_statistics
 from qi.keras.choose import activation_quantizer
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
+from qi.keras.exact_graph import check_exact, exact_target, make_exact, plain
 from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales
 from qi.keras.graph import Graph, build_model, build_tensors, flatten_model, is_graph_model
 from qi.keras.holder import KerasActivationQuantizationHolder
@@ -24,6 +25,7 @@ from qi.keras.layers import copy_operation, rebuild_layer
 from qi.keras.prepare import Prepared, gather_statistics, prepare
 from qi.keras.ptq import check_strict
 from qi.keras.rows import describe
+from qi.keras.sites import quantizer_sites
 from qi.keras.trace import same_in_training
 from qi.keras.trainables import TrainingMethods, trainable_quantizer
 from qi.keras.variables import weights_of
@@ -74,7 +76,9 @@ def prepare_qat(
         batch_norm: "folded" folds batch normalizations first, with their statistics as they are; "trained" leaves those that
             follow a layer with one scale a channel in place: they learn on, and conversion folds them into the scales, which
             changes no code.
-        exact: reserved for training on the arithmetic of a runtime.
+        exact: "litert" or "onnxruntime": the forward pass computes just as that runtime's integer kernels will, with the gradients
+            of the usual fake quantization, and so does what `qi.convert` gives. Methods that add noise can't, nor can
+            normalizations that train.
         strict: raise where a weight matrix stays in float although no rule says so; a warning tells otherwise.
         statistics: from `qi.calibrate`, in place of data.
         batch_size: for arrays.
@@ -85,7 +89,7 @@ def prepare_qat(
 
     Raises:
         UnsupportedError: a model that is quantized or prepared already; a call that isn't made of layers and ``keras.ops``, or
-            runs other ones in training; a class that isn't built from inputs and outputs but has a ``train_step``; `exact`.
+            runs other ones in training; a class that isn't built from inputs and outputs but has a ``train_step``.
         ConfigError: an unknown recipe, method or estimator, or a method that isn't defined for what the recipe asks.
         InputError, StrictError, FileFormatError, OSError: as `qi.quantize_model`.
 
@@ -100,8 +104,7 @@ def prepare_qat(
         >>> bool(np.array_equal(qmodel.predict(x, verbose=0), qat.predict(x, verbose=0)))
         True
     """
-    if exact is not None:
-        raise UnsupportedError(f"expected exact=None, which is all there is in this version; received exact={exact!r}")
+    check_exact(exact)
     if batch_norm not in _NORMS:
         raise ConfigError(f"expected batch_norm to be one of {_NORMS}; received batch_norm={batch_norm!r}")
     methods = TrainingMethods(method, activation_method, estimator, dict(estimator_options or {}))
@@ -116,7 +119,22 @@ def prepare_qat(
     )
     _tell_refused(weights, strict)
     insert_holders(ready.graph, ready.plan, _activation_quantizers(ready, seen, methods), one_each=True)
-    return build_model(ready.graph, build_tensors(ready.graph), kind=kind)
+    result = build_model(ready.graph, build_tensors(ready.graph), kind=kind)
+    if exact is None:
+        return result
+    _check_trains_exactly(result, batch_norm)
+    return make_exact(result, exact)
+
+
+def _check_trains_exactly(model: keras.Model, batch_norm: str) -> None:
+    """Refuses what no integer kernel does in training."""
+    if batch_norm != "folded":
+        raise ConfigError(f"expected batch_norm='folded' with exact; received batch_norm={batch_norm!r}")
+    noisy = [site.layer for site in quantizer_sites(model) if site.bound.quantizer.needs_noise]
+    if noisy:
+        raise ConfigError(
+            f"expected a method without noise with exact; received one that needs it, in {noisy[0]!r}; do choose 'lsq' or 'ste'"
+        )
 
 
 def _tell_refused(weights: Weights, strict: bool) -> None:
@@ -175,6 +193,8 @@ def convert(model: keras.Model) -> keras.Model:
     """
     kind = _model_class(model)
     graph = flatten_model(model)
+    exact = exact_target(graph)
+    plain(graph)
     ops = [calls[0].op for calls in graph.calls_of().values()]
     if not any(_trains(op) for op in ops):
         raise ConfigError(
@@ -205,7 +225,8 @@ def convert(model: keras.Model) -> keras.Model:
             wrapper = frozen_wrapper(calls[0].op, found.weights, found.outputs)
             for call in calls:
                 call.op = wrapper
-    return build_model(graph, build_tensors(graph), kind=kind)
+    result = build_model(graph, build_tensors(graph), kind=kind)
+    return result if exact is None else make_exact(result, exact)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ def drawn(data: st.DataObject, *shape: int) -> np.ndarray:
     return rng.integers(-128, 128, shape)
 
 
-def window(data: st.DataObject, image: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> list[int]:
+def window(
+    data: st.DataObject, image: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int]
+) -> list[int]:
     """Pads with which the window fits into the image once at least."""
     pads: list[int] = []
     for n, k, d in zip(image, kernel, dilation, strict=True):
@@ -132,9 +134,7 @@ def test_nothing_to_sum_fits_anything() -> None:
     assert carrier(np.zeros((0, 3), np.int32), np.zeros((3, 2)), (0,)) == np.float32
 
 
-@pytest.mark.parametrize(
-    ("activation", "expected"), [("none", [-1, 3, 7]), ("relu", [0, 3, 7]), ("relu6", [0, 3, 6])]
-)
+@pytest.mark.parametrize(("activation", "expected"), [("none", [-1, 3, 7]), ("relu", [0, 3, 7]), ("relu6", [0, 3, 6])])
 @pytest.mark.parametrize("kind", sorted(LINEAR))
 def test_in_real_numbers_bias_and_activation_are_part_of_it(kind: str, activation: str, expected: list[float]) -> None:
     attrs = {"strides": [1, 1], "pads": [0] * 4, "dilation": [1, 1], "groups": 1, "activation": activation}

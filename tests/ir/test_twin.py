@@ -73,9 +73,7 @@ def test_inputs_fit_the_graph(arrays: list[np.ndarray], text: str) -> None:
 def test_an_empty_batch_and_other_number_types_are_fine() -> None:
     graph = perceptron()
     assert run(graph, [X[:0]], "litert")["y"].shape == (0, 2)
-    np.testing.assert_array_equal(
-        run(graph, [X.astype(np.float64)], "litert")["y"], run(graph, [X], "litert")["y"]
-    )
+    np.testing.assert_array_equal(run(graph, [X.astype(np.float64)], "litert")["y"], run(graph, [X], "litert")["y"])
 
 
 def test_an_input_may_hold_codes() -> None:

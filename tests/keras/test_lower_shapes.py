@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from qi.keras.lower_shapes import _operands
+from tests.keras.lowered import agrees, branches, in_integers, kinds, refusal, weights_only
+
+PADDINGS = ("valid", "same")
+
+
+def with_dense(x: Any, made: dict[str, Any]) -> dict[str, Any]:
+    """The branches and one with weights, without which no model is quantized."""
+    return made | {"zz_dense": layers.Dense(2)(x)}
+
+
+def test_joins_of_layers() -> None:
+    x, y, row = (keras.Input(shape, name=name) for name, shape in (("x", (2, 3, 4)), ("y", (2, 3, 4)), ("row", (1, 1, 4))))
+    flat = keras.Input((4,), name="flat")
+    made = {
+        "add": layers.Add()([x, y]),
+        "add_itself": layers.Add()([x, x]),
+        "add_row": layers.Add()([x, row]),
+        "add_lower_rank": layers.Add()([x, flat]),
+        "multiply_lower_rank": layers.Multiply()([flat, x]),
+        "subtract": layers.Subtract()([x, y]),
+        "subtract_row": layers.Subtract()([row, x]),
+        "multiply": layers.Multiply()([x, y]),
+        "average": layers.Average()([x, y]),
+        "maximum": layers.Maximum()([x, y]),
+        "maximum_of_three": layers.Maximum()([x, y, row]),
+        "minimum": layers.Minimum()([x, row]),
+        "concat": layers.Concatenate()([x, y, x]),
+        "concat_rows": layers.Concatenate(axis=1)([x, y]),
+        "concat_columns": layers.Concatenate(axis=-2)([x, y]),
+    }
+    branches([x, y, row, flat], with_dense(flat, made))
+
+
+def test_joins_of_functions_and_operators() -> None:
+    x, y = keras.Input((2, 3), name="x"), keras.Input((2, 3), name="y")
+    array = np.float32([[1, -2, 3]])
+    made = {
+        "add": ops.add(x, y),
+        "add_number": x + 1.5,
+        "number_add": 1.5 + x,
+        "add_array": x + array,
+        "subtract": x - y,
+        "subtract_number": x - 2,
+        "number_subtract": 2 - x,
+        "by_name": ops.subtract(x2=x, x1=y),
+        "multiply": ops.multiply(x, y),
+        "number_multiply": 3.0 * x,
+        "array_multiply": ops.multiply(array, x),
+        "divide": ops.divide(x, ops.exp(y)),
+        "true_divide": x / 4.0,
+        "number_divide": 1.0 / ops.exp(x),
+        "maximum": ops.maximum(x, y),
+        "maximum_number": ops.maximum(x, 0.25),
+        "minimum": ops.minimum(x, y),
+        "concatenate": ops.concatenate([x, y], axis=-1),
+        "rescaled": layers.Rescaling(1 / 127.5, offset=-1)(x),
+        "scaled": layers.Rescaling(0.5)(x),
+        "rescaled_channels": layers.Rescaling([0.5, 1, 2], offset=[0, 1, -1])(x),
+    }
+    branches([x, y], with_dense(x, made))
+
+
+def test_pools_of_images() -> None:
+    x = keras.Input((7, 6, 3), name="image")
+    made: dict[str, Any] = {}
+    for kind in (layers.MaxPooling2D, layers.AveragePooling2D):
+        for padding in PADDINGS:
+            for pool, strides in ((2, None), (3, 2), (2, 3), ((3, 2), (1, 2))):
+                name = f"{kind.__name__}_{padding}_{pool}_{strides}".translate(str.maketrans(", ", "__", "()"))
+                made[name] = kind(pool, strides, padding)(x)
+    for keepdims in (False, True):
+        made[f"average_{keepdims}"] = layers.GlobalAveragePooling2D(keepdims=keepdims)(x)
+        made[f"max_{keepdims}"] = layers.GlobalMaxPooling2D(keepdims=keepdims)(x)
+    branches(x, with_dense(x, made))
+
+
+def test_pools_of_sequences_and_reductions() -> None:
+    x = keras.Input((7, 4), name="steps")
+    made: dict[str, Any] = {}
+    for kind in (layers.MaxPooling1D, layers.AveragePooling1D):
+        for padding in PADDINGS:
+            made[f"{kind.__name__}_{padding}_2"] = kind(2, None, padding)(x)
+            made[f"{kind.__name__}_{padding}_3"] = kind(3, 2, padding)(x)
+    made["average"] = layers.GlobalAveragePooling1D()(x)
+    made["max"] = layers.GlobalMaxPooling1D(keepdims=True)(x)
+    made["mean_last"] = ops.mean(x, axis=-1)
+    made["mean_both"] = ops.mean(x, axis=(1, 2), keepdims=True)
+    made["max_first"] = ops.max(x, axis=1)
+    branches(x, with_dense(x, made))
+
+
+def test_what_moves_values() -> None:
+    x, steps, row = keras.Input((5, 6, 3), name="x"), keras.Input((6, 4), name="steps"), keras.Input((4,), name="row")
+    made = {
+        "pad": layers.ZeroPadding2D()(x),
+        "pad_each": layers.ZeroPadding2D(((1, 0), (2, 3)))(x),
+        "pad_steps": layers.ZeroPadding1D((2, 1))(steps),
+        "crop": layers.Cropping2D(((1, 0), (2, 3)))(x),
+        "crop_steps": layers.Cropping1D((2, 1))(steps),
+        "nearest": layers.UpSampling2D((2, 3))(x),
+        "bilinear": layers.UpSampling2D((2, 3), interpolation="bilinear")(x),
+        "longer": layers.UpSampling1D(3)(steps),
+        "permuted": layers.Permute((3, 1, 2))(x),
+        "transposed": ops.transpose(x, (0, 2, 1, 3)),
+        "repeated": layers.RepeatVector(3)(row),
+        "reshaped": layers.Reshape((3, -1))(x),
+        "ops_reshaped": ops.reshape(x, (-1, 15, 6)),
+        "flat": layers.Flatten()(x),
+        "squeezed": ops.squeeze(ops.expand_dims(steps, 2), 2),
+        "expanded": ops.expand_dims(steps, -1),
+        "dropped": layers.Dropout(0.5)(x),
+        "spatially_dropped": layers.SpatialDropout2D(0.5)(x),
+        "noisy": layers.GaussianNoise(0.5)(steps),
+        "regularized": layers.ActivityRegularization(0.1)(steps),
+        "same": layers.Identity()(steps),
+        "stopped": ops.stop_gradient(row),
+    }
+    branches([x, steps, row], with_dense(row, made))
+
+
+def test_what_picks_values() -> None:
+    x = keras.Input((5, 6, 3), name="x")
+    made = {
+        "head": x[:, :2],
+        "tail": x[:, -2:],
+        "row": x[:, 3],
+        "last_row": x[:, -1],
+        "pixel": x[:, 1, 2],
+        "column": x[:, :, 2:3],
+        "every_other": x[:, 1::2, ::3],
+        "channel": x[..., 0],
+        "channels": x[..., -2:],
+        "both": x[:, ..., 1],
+        "all": x[:],
+    }
+    branches(x, with_dense(x[:, 0, 0], made))
+
+
+def test_normalizations_and_embeddings() -> None:
+    x, ids = keras.Input((3, 4, 5), name="x"), keras.Input((6,), dtype="int32", name="ids")
+    made = {
+        "norm": layers.LayerNormalization()(x),
+        "bare": layers.LayerNormalization(center=False, scale=False)(x),
+        "scaled": layers.LayerNormalization(center=False)(x),
+        "centred": layers.LayerNormalization(scale=False, epsilon=0.1)(x),
+        "two_axes": layers.LayerNormalization(axis=(2, 3))(x),
+        "first_axis": layers.LayerNormalization(axis=1)(x),
+        "outer_axes": layers.LayerNormalization(axis=(1, 3))(x),
+        "rows": layers.Embedding(10, 3)(ids),
+        "rows_of_rows": layers.Embedding(10, 3)(ops.reshape(ids, (-1, 2, 3))),
+    }
+    branches([x, ids], made)
+
+
+def test_in_integers_moved_codes_stay_codes() -> None:
+    x = keras.Input((8, 8, 3), name="image")
+    y = layers.Conv2D(4, 3, activation="relu", name="conv")(x)
+    y = layers.Dropout(0.2)(layers.MaxPooling2D(2)(layers.Cropping2D(((1, 1), (0, 2)))(y)))
+    y = layers.Permute((2, 1, 3))(layers.UpSampling2D(2)(y))
+    y = layers.Flatten()(layers.Concatenate()([y, y[:, ::-1] if False else y]))
+    _, graph, _ = in_integers(keras.Model(x, layers.Dense(2, name="dense")(y)))
+    moving = ["slice", "max_pool2d", "resize_nearest", "transpose", "concat", "reshape"]
+    assert kinds(graph) == ["quantize", "conv2d", *moving, "dense"]
+    assert all(op.quantized for op in graph.ops[1:])
+    assert len({op.y.qparams for op in graph.ops[1:-1]}) == 1
+
+
+def test_in_integers_joins_pools_and_numbers_are_operations_on_codes() -> None:
+    x = keras.Input((6, 6, 2), name="image")
+    y = layers.Conv2D(2, 1, name="conv")(x * 0.5)
+    y = layers.ReLU()(layers.Add()([y, x]))
+    y = layers.AveragePooling2D(2)(layers.Multiply()([y, layers.Subtract()([x, y])]))
+    y = layers.GlobalAveragePooling2D()(y)
+    _, graph, _ = in_integers(keras.Model(x, layers.Dense(2, activation="softmax", name="dense")(y)))
+    expected = ["quantize", "mul", "conv2d", "add", "sub", "mul", "avg_pool2d", "mean", "dense", "softmax"]
+    assert kinds(graph) == expected
+    assert all(op.quantized for op in graph.ops[1:])
+    assert graph.ops[3].attrs["activation"] == "relu"
+    assert graph.ops[3].y.zero_point == -128
+
+
+def test_an_embedding_of_one_scale_gives_codes() -> None:
+    ids = keras.Input((4,), dtype="int32", name="ids")
+    y = layers.Dense(3, name="dense")(layers.Flatten()(layers.Embedding(10, 3, name="rows")(ids)))
+    qmodel, graph = weights_only(keras.Model(ids, y))
+    agrees(qmodel, graph)
+    assert kinds(graph) == ["embedding", "reshape", "dense"]
+
+
+def test_refusals() -> None:
+    x, steps, row = keras.Input((4, 4, 3)), keras.Input((None, 3)), keras.Input((3,))
+    dense = layers.Dense(3)
+    last = "with data_format='channels_first'; do use data_format='channels_last'"
+    assert "of 3 tensors, whose sums in between have no scale" in refusal(row, layers.Add()([dense(row)] * 3))
+    assert "of 3 tensors; do average two at a time" in refusal(row, layers.Average()([dense(row)] * 3))
+    for layer in (
+        layers.MaxPooling2D(data_format="channels_first"),
+        layers.GlobalAveragePooling2D(data_format="channels_first"),
+        layers.ZeroPadding2D(data_format="channels_first"),
+        layers.Cropping2D(data_format="channels_first"),
+        layers.UpSampling2D(data_format="channels_first"),
+        layers.Flatten(data_format="channels_first"),
+    ):
+        assert last in refusal(x, layer(dense(x)))
+    assert "with interpolation='bicubic'" in refusal(x, layers.UpSampling2D(2, interpolation="bicubic")(dense(x)))
+    assert "over the batch" in refusal(row, ops.mean(dense(row), axis=0, keepdims=True))
+    assert "which changes the batch" in refusal(row, ops.reshape(dense(row), (1, -1)))
+    assert "along an open size" in refusal(steps, dense(steps)[:, :2])
+    assert "open sizes" in refusal(steps, layers.GlobalAveragePooling1D()(dense(steps)))
+    assert "slice all but the batch by numbers" in refusal(row, dense(row)[:1])
+    assert "with step -1" in refusal(row, dense(row)[:, ::-1])
+    assert "which moves the batch" in refusal(row, ops.transpose(dense(row), (1, 0)))
+    indices = keras.Input((3,), name="indices")
+    assert "with indices of dtype float32; do give the model an Input of dtype 'int32'" in refusal(
+        indices, layers.Embedding(4, 2)(indices)
+    )
+
+
+def test_refusals_of_masks() -> None:
+    ids = keras.Input((5,), dtype="int32")
+    rows = layers.Embedding(10, 4, mask_zero=True)(ids)
+    assert "which makes a mask; do give Embedding mask_zero=False" in refusal(ids, layers.GlobalAveragePooling1D()(rows))
+
+
+@pytest.mark.parametrize("given", [[[3]], [[], {"x": 2}]], ids=str)
+def test_numbers_are_constants(given: Any) -> None:
+    class Fake:
+        arguments = (given[0], given[1] if len(given) > 1 else {})
+
+        def constant(self, name: str, array: np.ndarray) -> tuple[str, str, float]:
+            return name, str(array.dtype), float(array)
+
+    assert _operands(Fake()) == [("constant", "float32", float(given[0][0] if given[0] else 2))]  # type: ignore[arg-type]
