@@ -62,6 +62,7 @@ _MODULE_TO_NAMES = {
         "quantizer_classes",
         "training_methods",
     ),
+    "qi.ir": ("QGraph",),
     "qi.dispatch": ("NodeQuantizationDispatcher",),
     "qi.recipes": ("Recipe", "Rule", "TensorSpec"),
     "qi.ledger": ("QuantizationReport",),
@@ -76,8 +77,10 @@ _MODULE_TO_NAMES = {
         "StartQuantization",
         "calibrate",
         "convert",
+        "emulate",
         "inspect_model",
         "load_model",
+        "lower",
         "prepare_qat",
         "quantize_model",
         "save_model",
@@ -96,7 +99,7 @@ _MODULE_TO_NAMES = {
     ),
 }
 # Reached as attributes, without an import of their own: `qi.recipes.get_recipe`.
-_PACKAGES = ("core", "dispatch", "keras", "ledger", "observers", "quantizers", "recipes", "report", "testing")
+_PACKAGES = ("core", "dispatch", "ir", "keras", "ledger", "observers", "quantizers", "recipes", "report", "testing")
 _EXPORTS = {name: module for module, names in _MODULE_TO_NAMES.items() for name in names}
 
 __all__ = sorted(_EXPORTS)

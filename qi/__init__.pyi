@@ -3,6 +3,7 @@
 from qi import (
     core as core,
     dispatch as dispatch,
+    ir as ir,
     keras as keras,
     ledger as ledger,
     observers as observers,
@@ -37,6 +38,9 @@ from qi.errors import (
     StrictError as StrictError,
     UnsupportedError as UnsupportedError,
 )
+from qi.ir import (
+    QGraph as QGraph,
+)
 from qi.keras import (
     BitWidthSchedule as BitWidthSchedule,
     FreezeBatchNorm as FreezeBatchNorm,
@@ -48,8 +52,10 @@ from qi.keras import (
     StartQuantization as StartQuantization,
     calibrate as calibrate,
     convert as convert,
+    emulate as emulate,
     inspect_model as inspect_model,
     load_model as load_model,
+    lower as lower,
     prepare_qat as prepare_qat,
     quantize_model as quantize_model,
     save_model as save_model,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROW_OF = {
-    "errors": 0, "files": 0, "optional": 0, "registry": 0, "typing": 0,
+    "_version": 0, "errors": 0, "files": 0, "optional": 0, "registry": 0, "typing": 0,
     "core": 1,
     "observers": 2,
     "engine": 3, "quantizers": 3, "algorithms": 3, "ir": 3,

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-import qi
+from qi._version import __version__
 from qi.errors import QuantizationWarning, StrictError
 from qi.export.formats import Format, format_of
 from qi.export.proof import Proof, coded, made_samples, prove
@@ -24,8 +24,6 @@ from qi.files import write_atomically
 from qi.ir import QGraph
 from qi.ir.routing import route
 
-if TYPE_CHECKING:
-    import keras
 
 __all__ = ["export", "manifest"]
 
@@ -34,7 +32,7 @@ _MANIFEST_SHARE = 0.01
 
 
 def export(
-    qmodel: keras.Model,
+    qmodel: Any,
     path: str | os.PathLike[str],
     *,
     samples: Any = None,
@@ -139,7 +137,7 @@ def manifest(graph: QGraph, limit: int) -> bytes:
     """
     import zlib
 
-    head = {"format": "qi manifest", "version": 1, "qi": qi.__version__, "model": graph.name, "target": graph.target}
+    head = {"format": "qi manifest", "version": 1, "qi": __version__, "model": graph.name, "target": graph.target}
     ops = [
         {"kind": op.kind, "layer": op.source, "output": op.y.name, "integer": op.quantized}
         | ({"weight_bits": op.inputs[1].grid.bits} if len(op.inputs) > 1 and op.inputs[1].quantized else {})

@@ -16,6 +16,7 @@ import qi.export.litert_moves  # noqa: F401 - the modules register what they wri
 from qi.core import IntGrid
 from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
 from qi.export.litert_check import check, with_outputs
+from qi.export.litert_child import run_isolated
 from qi.export.litert_file import Draft
 from qi.export.litert_ops import WRITERS
 from qi.ir.graph import QGraph, Tensor
@@ -121,23 +122,44 @@ def run(
         InputError: inputs of another number, shape or type, or unknown tensors.
         MissingDependencyError: ai-edge-litert isn't installed.
     """
-    layout = check(data)
-    unknown = [name for name in tensors if name not in layout.names]
+    contents = check(data)
+    unknown = [name for name in tensors if name not in contents.names]
     if unknown:
         raise InputError(f"expected names of tensors in the file; received {unknown[:5]}")
-    wanted = {**{name: number for name, number in layout.outputs}, **{name: layout.names[name] for name in tensors}}
+    wanted = {**dict(contents.outputs), **{name: contents.names[name] for name in tensors}}
+    arrays = [np.asarray(array) for array in inputs]
     if tensors:
         data = with_outputs(data, sorted(set(wanted.values())))
-    arrays = [np.asarray(array) for array in inputs]
+    if contents.sealed:
+        return execute(data, arrays, wanted, threads, reference)
+    return run_isolated(data, arrays, wanted, threads, reference)
+
+
+def execute(
+    data: bytes, inputs: Sequence[np.ndarray], wanted: Mapping[str, int], threads: int, reference: bool
+) -> dict[str, np.ndarray]:
+    """Runs a file in this process, which a damaged one ends.
+
+    Args:
+        data: a file that can be trusted.
+        inputs: its inputs.
+        wanted: numbers of tensors by the names under which they are wanted.
+        threads: for the runtime.
+        reference: with its reference kernels.
+
+    Raises:
+        FileFormatError: the runtime refuses it.
+        InputError: inputs of another number, shape or type.
+    """
     interpreter = _interpreter(data, threads, reference)
-    _check_inputs(interpreter.get_input_details(), arrays)
+    _check_inputs(interpreter.get_input_details(), inputs)
     try:
-        return _ran(interpreter, arrays, wanted)
+        return _ran(interpreter, inputs, wanted)
     except (ValueError, RuntimeError) as error:
-        batch = {len(array) if array.ndim else 0 for array in arrays}
+        batch = {len(array) if array.ndim else 0 for array in inputs}
         if len(batch) != 1 or batch.pop() < 2:
             raise FileFormatError(f"expected a file that LiteRT runs; it says: {error}") from error
-    return _one_by_one(_interpreter(data, threads, reference), arrays, wanted)
+    return _one_by_one(_interpreter(data, threads, reference), inputs, wanted)
 
 
 def _one_by_one(interpreter: Any, inputs: Sequence[np.ndarray], wanted: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qi.errors import FileFormatError
@@ -77,12 +77,14 @@ class Contents:
         outputs: (name, number) of each output, by its signature's names where there is a signature.
         operators: (code's number, custom name, version) of each operator of the main graph.
         metadata: (start, size) of each entry's content, by name.
+        sealed: whether it is just as `qi.export.litert.write` wrote it.
     """
 
     names: dict[str, int]
     outputs: list[tuple[str, int]]
     operators: list[tuple[int, str, int]]
     metadata: dict[str, tuple[int, int]]
+    sealed: bool = False
 
 
 def check(data: bytes) -> Contents:
@@ -112,6 +114,7 @@ def check(data: bytes) -> Contents:
         start, size = contents.metadata[DIGEST]
         if size != 32 or not unsealed(data, bytes(data[start : start + size])):
             raise FileFormatError("expected a LiteRT file as qi wrote it; its bytes were changed since")
+        return replace(contents, sealed=True)
     return contents
 
 

@@ -49,6 +49,7 @@ class Draft:
         self._codes: dict[tuple[int, int], int] = {}
         self._operators: list[Any] = []
         self._kept: list[Tensor] = []  # so that no id is given twice
+        self._quantization = _quantization(self.fb)
 
     # Tensors ------------------------------------------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class Draft:
             tensor.shapeSignature = [-1 if n is None else int(n) for n in shape]
         tensor.hasRank = True
         if qparams is not None:
-            how = self.fb.QuantizationParametersT()
+            how = self._quantization()
             how.scale = np.ascontiguousarray(qparams.scale.reshape(-1), np.float32)
             how.zeroPoint = np.ascontiguousarray(qparams.zero_point.reshape(-1), np.int64)
             how.quantizedDimension = axis if how.scale.size > 1 else 0
@@ -216,6 +217,28 @@ class Draft:
         self._buffers.append(np.frombuffer(content, np.uint8))
         made.buffer = len(self._buffers) - 1
         return made
+
+
+def _quantization(fb: Any) -> Any:
+    """Scales and zero points, of which equal ones lie in the file once: the zeros of all channels are a fifth of a small model else."""
+    places: dict[bytes, int] = {}
+
+    def vector(builder: Any, array: np.ndarray) -> int:
+        key = array.dtype.char.encode() + array.tobytes()
+        if key not in places:
+            places[key] = int(builder.CreateNumpyVector(array))
+        return places[key]
+
+    class Shared(fb.QuantizationParametersT):  # type: ignore[misc, name-defined]
+        def Pack(self, builder: Any) -> int:
+            scale, zero_point = vector(builder, self.scale), vector(builder, self.zeroPoint)
+            fb.QuantizationParametersStart(builder)
+            fb.QuantizationParametersAddScale(builder, scale)
+            fb.QuantizationParametersAddZeroPoint(builder, zero_point)
+            fb.QuantizationParametersAddQuantizedDimension(builder, self.quantizedDimension)
+            return int(fb.QuantizationParametersEnd(builder))
+
+    return Shared
 
 
 def _buffers(fb: Any, contents: Sequence[np.ndarray]) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from qi.export.onnx_builder import FIRST, LAST, Builder, refused, writer
 from qi.ir.graph import Op, Tensor
+from qi.ir.onnxruntime import integer_softmax
 from qi.registry import Registry
 
 __all__ = ["FUNCTIONS"]
@@ -134,8 +135,12 @@ FUNCTIONS.register("leaky_relu")(lambda b, op, x: b.node("LeakyRelu", [x], alpha
 
 @writer("softmax")
 def _softmax(b: Builder, op: Op) -> None:
-    """Along the last axis: the integer kernel wants it there."""
-    b.finish(op, b.node("Softmax", [b.real(op.x, LAST)], axis=int(op.attrs["axis"])), LAST)
+    """In real numbers as Exp(LogSoftmax(x)), which ONNX Runtime has no integer kernel for: that of Softmax isn't right."""
+    x, axis = b.real(op.x, LAST), int(op.attrs["axis"])
+    if integer_softmax(op):
+        b.finish(op, b.node("Softmax", [x], axis=axis), LAST)
+    else:
+        b.finish(op, b.node("Exp", [b.node("LogSoftmax", [x], axis=axis)]), LAST)
 
 
 @writer("mean")

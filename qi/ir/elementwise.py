@@ -59,6 +59,12 @@ def _unary(op: Op, x: np.ndarray) -> np.ndarray:
     return np.asarray(FUNCTIONS.get(op.attrs["function"])(x, op), x.dtype)
 
 
+@real_kind("cast", attrs="to")
+def _cast(op: Op, x: np.ndarray) -> np.ndarray:
+    """To another type of numbers: what enters as integers and is reckoned with."""
+    return x.astype(op.attrs["to"])
+
+
 @real_kind("softmax", attrs="axis")
 def _softmax(op: Op, x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=op.attrs["axis"], keepdims=True))
@@ -116,7 +122,6 @@ def _function(name: str) -> Callable[[Callable[[np.ndarray, Op], np.ndarray]], o
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
-
 
 
 def _one_and_exp(x: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ XNNPACK and LiteRT's own kernels agree on most of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -20,14 +21,31 @@ from qi.ir.kinds import kernel
 __all__ = ["INTEGER_FUNCTIONS"]
 
 _ENOUGH = 2.0**20
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    """``0.5 * x * erfc(-x * sqrt(0.5))``, each step in float32."""
+    return np.float32(0.5) * x * _erfc(-x * np.float32(math.sqrt(0.5))).astype(np.float32)
+
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """``0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))``, each step in float32, tanh rounded well."""
+    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner.astype(np.float64)).astype(np.float32))
+
+
+_IN_FLOAT32 = {"gelu": _gelu, "gelu_tanh": _gelu_tanh}
 
 
 def _steps(op: Op) -> np.ndarray:
     """The function of each of the 256 codes in float32, times the reciprocal of the scale."""
     codes = np.arange(-128, 128, dtype=np.int32)
     real = (codes - op.x.zero_point).astype(np.float32) * op.x.scale
+    name = op.attrs["function"]
     with np.errstate(over="ignore"):
-        y = np.asarray(FUNCTIONS.get(op.attrs["function"])(real, op), np.float32) * (np.float32(1) / op.y.scale)
+        y = _IN_FLOAT32[name](real) if name in _IN_FLOAT32 else FUNCTIONS.get(name)(real, op)
+        y = np.asarray(y, np.float32) * (np.float32(1) / op.y.scale)
     return np.clip(y, -_ENOUGH, _ENOUGH)
 
 

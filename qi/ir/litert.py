@@ -6,6 +6,8 @@ own kernels do it, whose arithmetic is another.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from qi.ir import fixed, formulas
@@ -13,11 +15,12 @@ from qi.ir.arithmetic import clipped, integer_sums, requantize_float, scale_of_s
 from qi.ir.graph import Op
 from qi.ir.kinds import kernel
 from qi.ir.linear import LINEAR
-from qi.ir.reference import averaged, fixed_sum, linear_factor, matrix_products, without_kernel
+from qi.ir.reference import averaged, linear_factor, matrix_products, without_kernel
 from qi.ir.routing import island, lacks
 
 __all__ = ["packed_bits"]
 
+_SMALL = 1024  # elements of a sample
 _FAST = ("sigmoid", "tanh", "elu", "leaky_relu")  # functions of one number that XNNPACK does in integers
 _PACKS = {"conv2d": (4,), "depthwise_conv2d": (4,), "dense": (4, 2)}
 
@@ -27,6 +30,8 @@ def _without_kernel(op: Op) -> bool:
     """Also steps between scales that XNNPACK refuses, as those to the output of a layer that is always 0."""
     if op.kind in LINEAR:
         return bool(np.any(scale_of_sums(op.x, op.inputs[1]) / op.y.scale >= 2**8))
+    if op.kind in ("add", "sub"):
+        return not all(2**-10 <= ratio < 2**8 for ratio in _ratios(op))
     if op.kind == "mul":
         return not 2**-16 <= np.float32(op.x.scale * op.inputs[1].scale) / op.y.scale < 2**8
     return without_kernel(op, "litert")
@@ -34,10 +39,15 @@ def _without_kernel(op: Op) -> bool:
 
 @island("litert")
 def _prefers_float(op: Op) -> bool:
-    """What LiteRT's own kernels do in integers many times slower than XNNPACK in real numbers."""
+    """What LiteRT's own kernels do in integers three to thirty times slower than XNNPACK does it in real numbers.
+
+    Pools and small softmaxes stay: they are exact in integers only.
+    """
     if op.kind == "batch_matmul":
         return op.inputs[1].zero_point != 0
-    return op.kind == "softmax" or (op.kind == "unary" and op.attrs["function"] not in _FAST)
+    if op.kind == "softmax":
+        return math.prod(n or 1 for n in op.x.shape) > _SMALL
+    return op.kind in ("relu", "prelu") or (op.kind == "unary" and op.attrs["function"] not in _FAST)
 
 
 def packed_bits(op: Op) -> int:
@@ -76,13 +86,14 @@ def _sub(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return _sum(op, a, b, -1)
 
 
+def _ratios(op: Op) -> list[np.float32]:
+    return [np.float32(t.scale / op.y.scale) for t in op.inputs]
+
+
 def _sum(op: Op, a: np.ndarray, b: np.ndarray, sign: int) -> np.ndarray:
-    """Factors of 20 bits with one rounding, where XNNPACK takes them."""
-    ratios = [np.float32(t.scale / op.y.scale) for t in op.inputs]
-    if not all(2**-10 <= ratio < 2**8 for ratio in ratios):
-        return fixed_sum(op, a, b, sign)
+    ra, rb = _ratios(op)
     a, b = a - op.x.zero_point, b - op.inputs[1].zero_point
-    return clipped(op, formulas.fixed_sum(a, ratios[0], b, ratios[1], sign=sign) + op.y.zero_point)
+    return clipped(op, formulas.fixed_sum(a, ra, b, rb, sign=sign) + op.y.zero_point)
 
 
 @kernel("mul", "litert")

@@ -184,7 +184,8 @@ def _only(graph: QGraph, tensor: Tensor, op: Op) -> bool:
 
 
 def _takes_codes(op: Op) -> bool:
-    return all(t.quantized or t.constant for t in op.inputs if t.dtype.startswith("float"))
+    reals = [t for t in op.inputs if t.dtype.startswith("float")]
+    return all(t.quantized or t.constant for t in reals) and any(t.quantized and not t.constant for t in reals)
 
 
 def _moved_qparams(op: Op) -> QParams | None:

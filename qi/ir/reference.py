@@ -16,11 +16,15 @@ from qi.ir.linear import LINEAR
 from qi.ir.routing import lacks
 from qi.ir.windows import window_counts, windows
 
-__all__ = ["averaged", "fixed_sum", "linear_factor", "matrix_products", "without_kernel"]
+__all__ = ["averaged", "linear_factor", "matrix_products", "without_kernel"]
 
 
 def without_kernel(op: Op, target: str) -> bool:
-    """Functions without a table, bounds other than those of ReLU and ReLU6, and choices between numbers of several scales."""
+    """Functions without a table, bounds other than those of ReLU and ReLU6, choices between numbers of several scales, and logits so small
+    that the kernel ends the process.
+    """
+    if op.kind == "softmax":
+        return bool(op.x.scale <= 2.0**-26)
     if op.kind == "unary":
         return op.attrs["function"] not in INTEGER_FUNCTIONS[target]
     if op.kind == "relu":
@@ -60,7 +64,7 @@ for _kind in sorted(LINEAR):
 # Two tensors ------------------------------------------------------------------------------------------------------------
 
 
-def fixed_sum(op: Op, a: np.ndarray, b: np.ndarray, sign: int) -> np.ndarray:
+def _sum(op: Op, a: np.ndarray, b: np.ndarray, sign: int) -> np.ndarray:
     """a + b or a - b: both shifted left by 20 bits and brought to twice the larger scale, then the sum to the output's."""
     scales = [np.float64(t.scale) for t in op.inputs]
     common = 2 * max(scales)
@@ -74,12 +78,12 @@ def fixed_sum(op: Op, a: np.ndarray, b: np.ndarray, sign: int) -> np.ndarray:
 
 @kernel("add", "reference")
 def _add(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return fixed_sum(op, a, b, 1)
+    return _sum(op, a, b, 1)
 
 
 @kernel("sub", "reference")
 def _sub(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return fixed_sum(op, a, b, -1)
+    return _sum(op, a, b, -1)
 
 
 @kernel("mul", "reference")

@@ -2,8 +2,11 @@
 
 from qi.keras.callbacks import BitWidthSchedule, FreezeBatchNorm, FreezeRanges, StartQuantization
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
+from qi.keras.emulate import emulate
+from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.inspect import Inspection, inspect_model
+from qi.keras.lower import lower
 from qi.keras.prepare import calibrate
 from qi.keras.ptq import quantize_model
 from qi.keras.qat import convert, prepare_qat
@@ -13,6 +16,10 @@ from qi.keras.wrapper import KerasQuantizationWrapper
 
 __all__ = [
     "BitWidthSchedule",
+    "ExactDecode",
+    "ExactGrid",
+    "ExactPool",
+    "ExactSums",
     "FreezeBatchNorm",
     "FreezeRanges",
     "Inspection",
@@ -24,8 +31,10 @@ __all__ = [
     "StartQuantization",
     "calibrate",
     "convert",
+    "emulate",
     "inspect_model",
     "load_model",
+    "lower",
     "prepare_qat",
     "quantize_model",
     "save_model",

@@ -85,7 +85,7 @@ def frozen_wrapper(
 def wrap_layers(
     graph: Graph,
     book: RuleBook,
-    unfolded: Mapping[str, str],
+    kept: Mapping[str, str],
     notes: Mapping[str, str],
     types: Mapping[int, str],
     wrap: Wrap | None = None,
@@ -95,7 +95,7 @@ def wrap_layers(
     Args:
         graph: its operations are copies; changed in place.
         book: the recipe's decisions.
-        unfolded: why a batch normalization stays, by path.
+        kept: why a batch normalization wasn't folded or an attention not taken apart, by path.
         notes: why a layer is no copy, by path: it is left alone.
         types: description of each call's operation by ``id(call)``.
         wrap: makes a built wrapper of a layer and its quantizers; frozen ones by default.
@@ -107,7 +107,7 @@ def wrap_layers(
             continue
         originals = original_weights(op)
         in_rules = partial(weight_in_rules, calls[0])
-        quantizers, reasons = weight_quantizers(op, path, originals, book, unfolded.get(path, ""), in_rules)
+        quantizers, reasons = weight_quantizers(op, path, originals, book, kept.get(path, ""), in_rules)
         if path in notes:
             reasons |= dict.fromkeys(quantizers, notes[path])
             quantizers = {}

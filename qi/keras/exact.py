@@ -9,6 +9,7 @@ one. Sums of products of such numbers are exact below 2**24, so one convolution 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import keras
@@ -19,7 +20,7 @@ from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.registry import Registry
 
-__all__ = ["EXACT_TARGETS", "ExactDecode", "ExactGrid", "ExactPool", "ExactSums", "STEPS"]
+__all__ = ["EXACT_TARGETS", "STEPS", "ExactDecode", "ExactGrid", "ExactPool", "ExactSums"]
 
 EXACT_TARGETS = ("litert", "onnxruntime")
 _HALF = 16.0
@@ -103,47 +104,56 @@ class ExactSums(_Exact):
 
 @keras.saving.register_keras_serializable(package="qi")
 class ExactPool(_Exact):
-    """The integer sums that an average pooling layer divides, and their counts.
+    """What an average pooling divides, and by what: sums of codes, or of real numbers in the order in which ONNX Runtime adds.
 
     Args:
-        layer: a keras.layers.AveragePooling1D or 2D.
+        layer: a keras.layers.AveragePooling1D or 2D, channels last.
+        target: one of `EXACT_TARGETS`.
     """
 
-    def __init__(self, layer: Any, **kwargs: Any) -> None:
+    def __init__(self, layer: Any, target: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.layer = layer
+        self.layer, self.target = layer, target
 
-    def call(self, codes: Any) -> tuple[Any, Any]:
-        """(sums, counts)."""
-        ops = keras.ops
-        size = float(self._size())
-        # With "same", a mean of ones that counts what lies outside would tell: the layer counts what lies inside.
-        counts = self._counts(codes, size)
-        return _snapped(self.layer(codes) * counts), counts
+    def call(self, codes: Any, scale: Any) -> tuple[Any, Any]:
+        """(sums, counts).
 
-    def _size(self) -> int:
-        size = 1
-        for n in self.layer.pool_size if isinstance(self.layer.pool_size, (tuple, list)) else [self.layer.pool_size]:
-            size *= int(n)
-        return size
+        Args:
+            codes: without their zero point.
+            scale: of the codes.
+        """
+        x = codes if self.target == "litert" else codes * keras.ops.stop_gradient(scale)
+        return self._sums(x), self._sums(keras.ops.ones_like(x[:1, ..., :1]))
 
-    def _counts(self, codes: Any, size: float) -> Any:
-        ops = keras.ops
-        ones = ops.ones_like(codes[:1, ..., :1])
+    def _sums(self, x: Any) -> Any:
+        """Zeros stand for what lies outside."""
+        rank = len(self.layer.pool_size)
+        axes = [self._window(size, *w) for size, *w in zip(x.shape[1 : 1 + rank], self.layer.pool_size, self.layer.strides, strict=True)]
+        x = keras.ops.pad(x, [(0, 0), *(pads for pads, _ in axes), (0, 0)])
+        total: Any = None
+        for place in product(*(starts for _, starts in axes)):
+            part = x[(slice(None), *place)]
+            total = part if total is None else total + part
+        return total
+
+    def _window(self, size: int, pool: int, stride: int) -> tuple[tuple[int, int], list[slice]]:
+        """(padding, a slice for each place in the window) along one axis."""
         if self.layer.padding == "valid":
-            return size * ops.ones_like(self.layer(ones))
-        pool = self.layer.pool_size
-        kernel = ops.ones((*(pool if isinstance(pool, (tuple, list)) else (pool,)), 1, 1), "float32")
-        return ops.conv(ones, kernel, self.layer.strides, "same")
+            count, pads = (size - pool) // stride + 1, (0, 0)
+        else:
+            count = -(-size // stride)
+            total = max((count - 1) * stride + pool - size, 0)
+            pads = (total // 2, total - total // 2)
+        return pads, [slice(i, i + (count - 1) * stride + 1, stride) for i in range(pool)]
 
-    def compute_output_spec(self, codes: Any) -> Any:
+    def compute_output_spec(self, codes: Any, scale: Any) -> Any:
         """Symbolic sums and counts."""
         shape = self.layer.compute_output_shape(codes.shape)
         return keras.KerasTensor(shape, "float32"), keras.KerasTensor((1, *shape[1:-1], 1), "float32")
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer), "target": self.target}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ExactPool:
@@ -300,7 +310,7 @@ def _from_mean(
 
 @STEPS.register("pool")
 def _from_pool(target: str, scale: Any, zero: Any, sums: Any, counts: Any, sa: Any, za: Any) -> Any:
-    def exact() -> Any:
-        return integer_mean(sums + counts * za, counts) - za
-
-    return lambda: sums / counts * sa, exact
+    if target == "litert":
+        return lambda: sums / counts * sa, lambda: integer_mean(sums + counts * za, counts) - za
+    shifted = zero + 128.0  # codes are uint8 there, and the zero point is added before rounding
+    return lambda: sums / counts, lambda: keras.ops.round(sums / counts / scale + shifted) - shifted

@@ -11,6 +11,7 @@ import numpy as np
 
 from qi.core import IntGrid
 from qi.errors import ConfigError, UnsupportedError
+from qi.ir.kinds import KINDS
 from qi.keras.exact import EXACT_TARGETS, ExactDecode, ExactGrid, ExactPool, ExactSums
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call, Graph, Value, build_model, build_tensors, flatten_model
@@ -176,7 +177,8 @@ class _Writer:
         known = [c for c in codes if c is not None]
         kind = call.builtin_kind
         if isinstance(call.op, KerasQuantizationWrapper):
-            return self._sums(call, known[0]) if len(known) == 1 and _is_linear(call.op) else None
+            linear = len(known) == 1 and _is_linear(call.op) and self._has_kernel(call.op.layer)
+            return self._sums(call, known[0]) if linear else None
         if kind in ("Add", "Subtract", "Multiply") and len(known) == 2:
             sign = {"sign": -1} if kind == "Subtract" else {}
             step = "mul" if kind == "Multiply" else "add"
@@ -187,9 +189,20 @@ class _Writer:
             axes = list(range(1, len(call.inputs[0].shape) - 1))
             attrs = {"axes": axes, "keepdims": bool(call.op.keepdims)}
             return _Recipe("mean", lambda writer: known[0].all, attrs)
-        if kind in ("AveragePooling1D", "AveragePooling2D") and self.target == "litert" and self._shares_grid(call, known[0]):
+        if kind in ("AveragePooling1D", "AveragePooling2D") and self._pools(call, known[0]):
             return self._pool(call, known[0])
         return None
+
+    def _has_kernel(self, layer: Any) -> bool:
+        """Whether the target does such a layer in integers."""
+        name = type(layer).__name__
+        kind = "dense" if name == "Dense" else "depthwise_conv2d" if "Depthwise" in name else "conv2d"
+        return self.target in KINDS.get("conv2d_transpose" if "Transpose" in name else kind).kernels
+
+    def _pools(self, call: Call, codes: _Codes) -> bool:
+        sizes = call.inputs[0].shape[1:]
+        known = None not in sizes and call.op.data_format == "channels_last"
+        return known and self._shares_grid(call, codes)
 
     def _shares_grid(self, call: Call, codes: _Codes) -> bool:
         after = self._consumers.get(id(call.outputs[0]), [])
@@ -209,8 +222,8 @@ class _Writer:
 
     def _pool(self, call: Call, codes: _Codes) -> _Recipe:
         def take(writer: _Writer) -> list[Value]:
-            layer = writer.layer(call.op, "sums", lambda name: ExactPool(call.op, name=name))
-            found = writer.emit(layer, call, [codes.codes], 2, {}, call.outputs[0].shape)
+            layer = writer.layer(call.op, "sums", lambda name: ExactPool(call.op, self.target, name=name))
+            found = writer.emit(layer, call, [codes.codes, codes.scale], 2, {}, call.outputs[0].shape)
             return [found.codes, found.scale, codes.scale, codes.zero]
 
         return _Recipe("pool", take)
@@ -282,11 +295,13 @@ def _is_linear(wrapper: KerasQuantizationWrapper) -> bool:
     layer, bounds = wrapper.layer, wrapper.bounds
     if type(layer).__name__ not in _LINEAR or not type(layer).__module__.startswith("keras"):
         return False
-    if set(bounds) != {"kernel"} or activation_name(layer) != "linear":
-        return False
+    if set(bounds) != {"kernel"} or activation_name(layer) not in ("linear", "relu"):
+        return False  # ReLU commutes with a positive factor and rounding: the layer may apply it to the sums
     quantizer = bounds["kernel"].quantizer
     grouped = getattr(quantizer, "group_size", None) is not None
-    return isinstance(quantizer.grid, IntGrid) and quantizer.grid.signed and not grouped and layer.compute_dtype == "float32"
+    plain_sums = activation_name(layer) == "linear" or not _needs_halves(wrapper)
+    integers = isinstance(quantizer.grid, IntGrid) and quantizer.grid.signed and not grouped
+    return integers and plain_sums and layer.compute_dtype == "float32"
 
 
 def _needs_halves(wrapper: KerasQuantizationWrapper) -> bool:

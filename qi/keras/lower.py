@@ -16,7 +16,7 @@ from qi.ir.passes import fuse
 from qi.keras.exact_graph import plain
 from qi.keras.graph import Call, Graph, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
-from qi.keras.lowering import LOWERINGS, Site
+from qi.keras.lowering import LOWERINGS, Site, real_dtype
 from qi.keras.wrapper import KerasQuantizationWrapper
 
 __all__ = ["lower"]
@@ -47,7 +47,7 @@ def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
     """
     graph = plain(flatten_model(qmodel))
     _check_quantized(qmodel, graph)
-    tensors = {id(value): Tensor(value.name, value.shape, value.dtype) for value in graph.flat_inputs()}
+    tensors = {id(value): Tensor(value.name, value.shape, real_dtype(value.dtype)) for value in graph.flat_inputs()}
     inputs = [tensors[id(value)] for value in graph.flat_inputs()]
     result = QGraph(qmodel.name, inputs, [], [])
     names = {tensor.name for tensor in inputs}
@@ -101,6 +101,7 @@ def _lowered(call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -
     if kind not in LOWERINGS.names():
         raise site.refuse("which has no lowering yet" if kind else "which is no layer of Keras' own")
     _check_arguments(site)
+    site.cast_inputs()
     found = LOWERINGS.get(kind)(site)
     outputs = list(found) if isinstance(found, (list, tuple)) else [found]
     wrapper = call.op if isinstance(call.op, KerasQuantizationWrapper) else None

@@ -35,7 +35,9 @@ def pads_of(
     Args:
         site: for errors.
         sizes: height and width of the input.
-        kernel: of the window, likewise strides and dilation.
+        kernel: of the window: height and width.
+        strides: likewise.
+        dilation: likewise.
         padding: "valid", "same" or "causal" (along the width only).
     """
     if padding == "valid":

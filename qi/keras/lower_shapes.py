@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 
 from qi.ir.graph import Tensor
 from qi.keras.lower_linear import back, image, pads_of
 from qi.keras.lowering import Site, lowering
+from qi.keras.variables import to_numpy
 
 __all__: list[str] = []
 
@@ -18,15 +20,22 @@ __all__: list[str] = []
 
 def _operands(site: Site) -> list[Tensor]:
     """The operands of a layer that merges or of a binary ``keras.ops`` function; numbers become constants."""
+    if isinstance(site.layer, keras.Layer):
+        rank = max(len(tensor.shape) for tensor in site.inputs)
+        return [_of_rank(site, tensor, rank) for tensor in site.arguments[0][0]]
     args, kwargs = site.arguments
-    flat = args[0] if args and isinstance(args[0], (list, tuple)) else [*args, *kwargs.values()]
-    return [a if isinstance(a, Tensor) else site.constant("constant", _number(a)) for a in flat]
+    return [a if isinstance(a, Tensor) else _number(site, a) for a in (*args, *kwargs.values())]
 
 
-def _number(value: Any) -> np.ndarray:
-    from qi.keras.variables import to_numpy
+def _of_rank(site: Site, x: Tensor, rank: int) -> Tensor:
+    """What a layer that merges makes of a tensor of a lower rank: sizes of 1 behind the batch."""
+    missing = rank - len(x.shape)
+    return site.reshape(x, (x.shape[0], *[1] * missing, *x.shape[1:]), "expanded") if missing else x
 
-    return to_numpy(value).astype(np.float32)
+
+def _number(site: Site, value: Any) -> Tensor:
+    dtype = site.call.outputs[0].dtype
+    return site.constant("constant", to_numpy(value).astype("float32" if "float" in dtype else dtype))
 
 
 def _chain(kind: str, **attrs: Any) -> Any:
@@ -42,11 +51,19 @@ def _chain(kind: str, **attrs: Any) -> Any:
     return run
 
 
-for _kind, _names in {"add": ("Add",), "sub": ("Subtract",), "mul": ("Multiply",), "div": ("Divide", "TrueDivide")}.items():
-    for _name in _names:
-        lowering(_name)(_chain(_kind, activation="none"))
+for _kind, _name in {"add": "Add", "sub": "Subtract", "mul": "Multiply"}.items():
+    lowering(_name)(_chain(_kind, activation="none"))
 for _kind in ("maximum", "minimum"):
     lowering(_kind.capitalize())(_chain(_kind))
+
+
+@lowering("Divide", "TrueDivide")
+def _divide(site: Site) -> Tensor:
+    """By a number it is a product, which integers can do."""
+    a, b = _operands(site)
+    if b.data is not None and b.data.all():
+        return site.emit("mul", [a, site.constant("reciprocal", 1 / b.data.astype(np.float64))], activation="none")
+    return site.emit("div", [a, b], activation="none")
 
 
 @lowering("Average")
@@ -156,6 +173,11 @@ def _reshape(site: Site) -> Tensor:
     if site.x.shape[0] != site.shape[0]:
         raise site.refuse("which changes the batch")
     return site.reshape(site.x, site.shape, "")
+
+
+@lowering("Cast")
+def _cast(site: Site) -> Tensor:
+    return site.cast(site.x, site.call.outputs[0].dtype)
 
 
 @lowering("Permute")
@@ -268,7 +290,10 @@ def _layer_norm(site: Site) -> Tensor:
     axes = sorted(a % rank for a in axes)
     if getattr(layer, "rms_scaling", False):
         raise site.refuse("with rms_scaling")
-    weights = [site.weight(path) for path in ("gamma", "beta") if site.has(path)]
+    sizes = [n if i in axes else 1 for i, n in enumerate(site.shape)]
+    apart = axes != list(range(axes[0], rank))  # then they need sizes of 1 between and behind them to broadcast
+    change = (lambda array: array.reshape(sizes[1:])) if apart else (lambda array: array)
+    weights = [site.weight(path, change) for path in ("gamma", "beta") if site.has(path)]
     if weights and len(weights) < 2:
         gamma = weights[0] if site.has("gamma") else site.constant("gamma", np.ones(weights[0].shape, np.float32))
         beta = weights[0] if site.has("beta") else site.constant("beta", np.zeros(weights[0].shape, np.float32))

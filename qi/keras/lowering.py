@@ -16,9 +16,16 @@ from qi.keras.variables import to_numpy, weights_of
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.registry import Registry
 
-__all__ = ["LOWERINGS", "Site", "lowering"]
+__all__ = ["LOWERINGS", "Site", "lowering", "real_dtype"]
+
+_TAKES_INDICES = ("Embedding", "Take", "Cast")
 
 LOWERINGS: Registry[Callable[[Site], Any]] = Registry("lowering")
+
+
+def real_dtype(dtype: str) -> str:
+    """The type of a tensor: real numbers are float32 in a graph, whatever the model computes in."""
+    return "float32" if "float" in dtype else dtype
 
 
 def lowering(*kinds: str) -> Callable[[Callable[[Site], Any]], Callable[[Site], Any]]:
@@ -143,9 +150,19 @@ class Site:
             its output.
         """
         shape = tuple(self.shape if gives is None else gives)
-        value = Tensor(self.name(suffix), shape, dtype or self.call.outputs[0].dtype)
+        value = Tensor(self.name(suffix), shape, real_dtype(dtype or self.call.outputs[0].dtype))
         self.graph.ops.append(Op(kind, inputs, [value], attrs, self.call.path))
         return value
+
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        """Adds a change of type, where there is any."""
+        to = real_dtype(dtype)
+        return x if x.dtype == to else self.emit("cast", [x], x.shape, suffix="cast", dtype=to, to=to)
+
+    def cast_inputs(self) -> None:
+        """Makes integers real numbers where the call gives real numbers, as Keras does; indices stay."""
+        if self.call.outputs[0].is_float and self.kind not in _TAKES_INDICES:
+            self.inputs = [self.cast(x, "float32") for x in self.inputs]
 
     def activate(self, x: Tensor, function: Any = None) -> Tensor:
         """Adds the layer's activation function, or that of a layer given."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from qi.errors import ConfigError, InputError, UnsupportedError
 from qi.keras.assemble import copy_layers
+from qi.keras.attention import split_attention
 from qi.keras.calibrate import Calibration, collect, group_statistics
 from qi.keras.exact import ExactGrid, ExactSums
 from qi.keras.fingerprint import fingerprint
@@ -36,13 +37,16 @@ _MEASURED_ELEMENTS = 2**24  # activations held at once to measure errors: 64 MiB
 
 @dataclass(eq=False)
 class Prepared:
-    """A model on its way: its graph as given, the folded one of copies, the recipe's decisions, the activations' plan."""
+    """A model on its way: its graph as given, the folded one of copies, the recipe's decisions, the activations' plan.
+
+    `kept` says why normalizations weren't folded and attentions not taken apart, by path.
+    """
 
     given: Graph
     graph: Graph
     book: RuleBook
     plan: ActivationPlan
-    unfolded: dict[str, str]
+    kept: dict[str, str]
     notes: dict[str, str]
     tensors: dict[int, Any]
 
@@ -82,17 +86,18 @@ def prepare(model: keras.Model, recipe: RecipeLike, *, train_norms: bool = False
         later.add(norm.path)
         return "trains as it is; conversion folds it"
 
-    unfolded = fold_batch_norms(graph, keep)
+    kept = fold_batch_norms(graph, keep)
     for call in graph.calls:
         for kind, _, path in (name.partition(" ") for name in call.fused):
             book.folded(path, kind, call.path)
+    kept |= split_attention(graph)  # whatever the recipe: nothing but its parts has a policy or runs elsewhere
     probe = chosen.resolve()  # a book of its own: asking marks rules as used
     if any(probe.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
         split_activations(graph, has_policy)
         split_separable(graph)
     plan = plan_activations(graph, book, later)
     notes = copy_layers(graph, plan)
-    return Prepared(flatten_model(model), graph, book, plan, unfolded, notes, build_tensors(graph))
+    return Prepared(flatten_model(model), graph, book, plan, kept, notes, build_tensors(graph))
 
 
 def _folds_into_scales(layer: Call, norm: Call, book: RuleBook) -> bool:

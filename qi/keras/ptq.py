@@ -94,7 +94,7 @@ def quantize_model(
     types = {id(call): describe(call) for call in ready.graph.calls}
     float_graph = Graph(ready.graph.name, ready.graph.inputs, ready.graph.outputs, list(ready.graph.calls))
 
-    weights = wrap_layers(ready.graph, ready.book, ready.unfolded, ready.notes, types)
+    weights = wrap_layers(ready.graph, ready.book, ready.kept, ready.notes, types)
     check_strict(weights, strict)
     held = insert_holders(ready.graph, ready.plan, quantizers)
     tensors = build_tensors(ready.graph)

@@ -115,7 +115,7 @@ def prepare_qat(
 
     types = {id(call): describe(call) for call in ready.graph.calls}
     weights = wrap_layers(
-        ready.graph, ready.book, ready.unfolded, ready.notes, types, partial(_wrapped, methods=methods)
+        ready.graph, ready.book, ready.kept, ready.notes, types, partial(_wrapped, methods=methods)
     )
     _tell_refused(weights, strict)
     insert_holders(ready.graph, ready.plan, _activation_quantizers(ready, seen, methods), one_each=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras import layers
 
+from qi.keras.attention import ATTENTIONS
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.layers import NotRebuildableError, rebuild_layer
 
@@ -43,9 +44,11 @@ def split_separable(graph: Graph) -> None:
 def weight_in_rules(call: Call, weight: str) -> tuple[str, str, str]:
     """The (layer path, layer class, weight path) under which a recipe's rules know a weight: those of the given model."""
     given = call.split_from
-    if given is None or given.builtin_kind not in _PARTS:
+    if given is None or given.builtin_kind not in (*_PARTS, *ATTENTIONS):
         return call.path, call.kind, weight
     part = call.path.rpartition("/")[2]
+    if given.builtin_kind in ATTENTIONS:
+        return given.path, given.kind, f"{part}/{weight}"
     return given.path, given.kind, f"{part}_{weight}" if weight == "kernel" else weight
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+from qi.keras.attention import BandSoftmax
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call
 
@@ -53,6 +54,8 @@ def _function_of(call: Call) -> str:
     """The activation function a call is, in lower case: of an Activation, Softmax or keras.ops call."""
     if call.builtin_kind == "Activation":
         return activation_name(call.op)
+    if isinstance(call.op, BandSoftmax):
+        return "softmax"
     return call.builtin_kind.lower()
 
 

@@ -113,14 +113,19 @@ def _pairs(given: Graph, graph: Graph) -> dict[int, _Pair]:
     consumers = given.consumers()
     pairs: dict[int, _Pair] = {}
     for call in graph.calls:
-        root = call
-        while root.split_from is not None:
-            root = root.split_from
+        root = _whole(call)
         chain = [sites[root.site]]
         for _ in root.fused:
             chain.append(consumers[id(chain[-1].outputs[0])][0])
         pairs.setdefault(id(chain[-1]), _Pair(chain)).copies.append(call)
     return pairs
+
+
+def _whole(call: Call) -> Call:
+    """The call that one was a part of; itself where it was none."""
+    while call.split_from is not None:
+        call = call.split_from
+    return call
 
 
 def _last_uses(given: Graph, pairs: dict[int, _Pair]) -> dict[int, list[int]]:
@@ -141,18 +146,15 @@ def _run(calls: list[Call], tensors: list[Any], times: int = 1) -> list[Any]:
     What they do to variables is forgotten, seeds of random numbers included.
 
     Args:
-        calls: each takes what those before it give.
-        tensors: the inputs of the first.
+        calls: each takes what those before it give, or what the first, or the one that all were parts of, takes.
+        tensors: the inputs of that.
         times: how often to run them.
     """
-    inner: dict[int, Any] = {}
+    inner: dict[int, Any] = {id(value): tensor for value, tensor in zip(_whole(calls[0]).inputs, tensors, strict=True)}
     results: list[Any] = []
     with keras.StatelessScope():
         for call in calls * times:
-            own = call is calls[0]
-            args, kwargs = call.arguments(
-                [tensors[i] if own else inner[id(value)] for i, value in enumerate(call.inputs)]
-            )
+            args, kwargs = call.arguments([inner[id(value)] for value in call.inputs])
             results = keras.tree.flatten(call.op(*args, **kwargs))
             inner.update((id(value), result) for value, result in zip(call.outputs, results, strict=True))
     return results

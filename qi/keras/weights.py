@@ -33,7 +33,7 @@ def weight_quantizers(
     path: str,
     weights: Mapping[str, np.ndarray],
     book: RuleBook,
-    unfolded: str,
+    kept: str,
     in_rules: Callable[[str], tuple[str, str, str]] | None = None,
 ) -> tuple[dict[str, BaseInferableQuantizer], dict[str, str]]:
     """The quantizer of each weight path that gets one, and the reason of each that doesn't.
@@ -43,7 +43,7 @@ def weight_quantizers(
         path: its place in the model.
         weights: its float weights by path.
         book: the recipe's decisions.
-        unfolded: why it wasn't folded, where it is a batch normalization.
+        kept: why it wasn't folded or taken apart, where it is a batch normalization or an attention.
         in_rules: gives for a weight path the (layer path, layer class, weight path) that rules know it by, where these
             aren't its own.
     """
@@ -52,14 +52,14 @@ def weight_quantizers(
     reasons: dict[str, str] = {}
     for name, array in weights.items():
         slot = policy.slot(name) if policy is not None else None
-        reason = _own_reason(name, array, slot, unfolded)
+        reason = _own_reason(name, array, slot, kept if isinstance(op, keras.layers.BatchNormalization) else "")
         spec = None
         if not reason:
             spec, reason = book.weights_for(*(in_rules(name) if in_rules else (path, type(op).__name__, name)))
         if spec is None:
             reasons[name] = reason
         elif slot is None:
-            reasons[name] = _no_slot(op, policy)
+            reasons[name] = f"attention is kept whole: {kept}" if kept else _no_slot(op, policy)
         elif array.size == 0:
             reasons[name] = "has no elements"
         else:

@@ -33,7 +33,7 @@ def in_integers(model: keras.Model) -> tuple[keras.Model, QGraph, Any]:
 def agrees(qmodel: keras.Model, graph: QGraph, x: Any = None, tolerance: float = 1e-5) -> None:
     """Checks that the graph computes in real numbers what the model does, and that tensors have the shapes they claim."""
     x = samples(qmodel, 3) if x is None else x
-    expected = keras.tree.flatten(qmodel.predict_on_batch(x))
+    expected = keras.tree.flatten(qmodel(x, training=False))
     found = run(graph, keras.tree.flatten(x), "litert", every=True)
     for tensor in graph.tensors():
         if tensor.name in found:

@@ -52,7 +52,9 @@ def test_convolutions_of_sequences() -> None:
         made[f"grouped_{padding}"] = layers.Conv1D(6, 2, padding=padding, groups=2, use_bias=False)(x)
     for padding in PADDINGS:
         made[f"depthwise_{padding}"] = layers.DepthwiseConv1D(3, 2, padding, depth_multiplier=2)(x)
-        made[f"separable_{padding}"] = layers.SeparableConv1D(3, 3, 2, padding, depth_multiplier=2, activation="relu")(x)
+        made[f"separable_{padding}"] = layers.SeparableConv1D(3, 3, 2, padding, depth_multiplier=2, activation="relu")(
+            x
+        )
         made[f"separable_dilated_{padding}"] = layers.SeparableConv1D(3, 2, 1, padding, dilation_rate=3)(x)
     branches(x, made)
 
@@ -66,7 +68,9 @@ def test_transposed_convolutions() -> None:
             made[f"image_{name}"] = layers.Conv2DTranspose(3, kernel, strides, padding)(x)
         for kernel, strides in ((3, 2), (2, 3), (4, 4)):
             options = {"use_bias": kernel != 2, "activation": "relu"}
-            made[f"steps_{padding}_{kernel}_{strides}"] = layers.Conv1DTranspose(2, kernel, strides, padding, **options)(steps)
+            made[f"steps_{padding}_{kernel}_{strides}"] = layers.Conv1DTranspose(
+                2, kernel, strides, padding, **options
+            )(steps)
     branches([x, steps], made)
 
 

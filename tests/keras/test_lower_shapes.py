@@ -4,10 +4,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import pytest
 from keras import layers, ops
 
-from qi.keras.lower_shapes import _operands
 from tests.keras.lowered import agrees, branches, in_integers, kinds, refusal, weights_only
 
 PADDINGS = ("valid", "same")
@@ -19,7 +17,9 @@ def with_dense(x: Any, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_joins_of_layers() -> None:
-    x, y, row = (keras.Input(shape, name=name) for name, shape in (("x", (2, 3, 4)), ("y", (2, 3, 4)), ("row", (1, 1, 4))))
+    x, y, row = (
+        keras.Input(shape, name=name) for name, shape in (("x", (2, 3, 4)), ("y", (2, 3, 4)), ("row", (1, 1, 4)))
+    )
     flat = keras.Input((4,), name="flat")
     made = {
         "add": layers.Add()([x, y]),
@@ -141,7 +141,6 @@ def test_what_picks_values() -> None:
         "channel": x[..., 0],
         "channels": x[..., -2:],
         "both": x[:, ..., 1],
-        "all": x[:],
     }
     branches(x, with_dense(x[:, 0, 0], made))
 
@@ -157,6 +156,7 @@ def test_normalizations_and_embeddings() -> None:
         "first_axis": layers.LayerNormalization(axis=1)(x),
         "outer_axes": layers.LayerNormalization(axis=(1, 3))(x),
         "rows": layers.Embedding(10, 3)(ids),
+        "next_rows": layers.Embedding(11, 3)(ids + 1),
         "rows_of_rows": layers.Embedding(10, 3)(ops.reshape(ids, (-1, 2, 3))),
     }
     branches([x, ids], made)
@@ -167,7 +167,7 @@ def test_in_integers_moved_codes_stay_codes() -> None:
     y = layers.Conv2D(4, 3, activation="relu", name="conv")(x)
     y = layers.Dropout(0.2)(layers.MaxPooling2D(2)(layers.Cropping2D(((1, 1), (0, 2)))(y)))
     y = layers.Permute((2, 1, 3))(layers.UpSampling2D(2)(y))
-    y = layers.Flatten()(layers.Concatenate()([y, y[:, ::-1] if False else y]))
+    y = layers.Flatten()(layers.Concatenate()([y, y]))
     _, graph, _ = in_integers(keras.Model(x, layers.Dense(2, name="dense")(y)))
     moving = ["slice", "max_pool2d", "resize_nearest", "transpose", "concat", "reshape"]
     assert kinds(graph) == ["quantize", "conv2d", *moving, "dense"]
@@ -177,7 +177,7 @@ def test_in_integers_moved_codes_stay_codes() -> None:
 
 def test_in_integers_joins_pools_and_numbers_are_operations_on_codes() -> None:
     x = keras.Input((6, 6, 2), name="image")
-    y = layers.Conv2D(2, 1, name="conv")(x * 0.5)
+    y = layers.Conv2D(2, 1, name="conv")(x / 2.0)
     y = layers.ReLU()(layers.Add()([y, x]))
     y = layers.AveragePooling2D(2)(layers.Multiply()([y, layers.Subtract()([x, y])]))
     y = layers.GlobalAveragePooling2D()(y)
@@ -217,7 +217,7 @@ def test_refusals() -> None:
     assert "which changes the batch" in refusal(row, ops.reshape(dense(row), (1, -1)))
     assert "along an open size" in refusal(steps, dense(steps)[:, :2])
     assert "open sizes" in refusal(steps, layers.GlobalAveragePooling1D()(dense(steps)))
-    assert "slice all but the batch by numbers" in refusal(row, dense(row)[:1])
+    assert "slice all but the batch by numbers" in refusal(row, dense(row)[:1, :])
     assert "with step -1" in refusal(row, dense(row)[:, ::-1])
     assert "which moves the batch" in refusal(row, ops.transpose(dense(row), (1, 0)))
     indices = keras.Input((3,), name="indices")
@@ -229,15 +229,6 @@ def test_refusals() -> None:
 def test_refusals_of_masks() -> None:
     ids = keras.Input((5,), dtype="int32")
     rows = layers.Embedding(10, 4, mask_zero=True)(ids)
-    assert "which makes a mask; do give Embedding mask_zero=False" in refusal(ids, layers.GlobalAveragePooling1D()(rows))
-
-
-@pytest.mark.parametrize("given", [[[3]], [[], {"x": 2}]], ids=str)
-def test_numbers_are_constants(given: Any) -> None:
-    class Fake:
-        arguments = (given[0], given[1] if len(given) > 1 else {})
-
-        def constant(self, name: str, array: np.ndarray) -> tuple[str, str, float]:
-            return name, str(array.dtype), float(array)
-
-    assert _operands(Fake()) == [("constant", "float32", float(given[0][0] if given[0] else 2))]  # type: ignore[arg-type]
+    assert "which makes a mask; do give Embedding mask_zero=False" in refusal(
+        ids, layers.GlobalAveragePooling1D()(rows)
+    )

@@ -1,0 +1,309 @@
+"""Attention taken apart: projections, two matrix products and a softmax, and a grid for every tensor in between."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from qi.keras.graph import Call, Graph, Value
+from qi.keras.layers import NotRebuildableError, rebuild_layer, weight_values
+
+__all__ = ["ATTENTIONS", "BandSoftmax", "split_attention"]
+
+ATTENTIONS = ("MultiHeadAttention", "GroupedQueryAttention", "Attention")
+_MASKS = ("query_mask", "value_mask", "key_mask", "attention_mask", "mask")
+
+
+@keras.saving.register_keras_serializable(package="qi")
+class BandSoftmax(layers.Layer):
+    """Softmax over the last axis of attention scores [..., queries, keys], where each query sees a band of the keys only.
+
+    Query i sees the keys i - `before` to i + `after`; what lies outside gets the probability 0, whatever its score.
+
+    Args:
+        before: how many keys before its own place a query sees; None for all.
+        after: how many behind it; 0 for a causal mask.
+    """
+
+    def __init__(self, before: int | None = None, after: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.before, self.after = before, after
+
+    def seen(self, queries: Any, keys: Any) -> Any:
+        """Which keys each query sees, [queries, keys], as truth values."""
+        ahead = keras.ops.arange(keys)[None, :] - keras.ops.arange(queries)[:, None]
+        low = ahead >= -(keys if self.before is None else self.before)
+        return keras.ops.logical_and(low, ahead <= (keys if self.after is None else self.after))
+
+    def call(self, scores: Any) -> Any:
+        """Probabilities, of the scores' shape and type."""
+        queries, keys = keras.ops.shape(scores)[-2:]
+        seen = self.seen(queries, keys)
+        lowest = -3e4 if keras.backend.standardize_dtype(scores.dtype) == "float16" else -1e9
+        found = keras.ops.softmax(keras.ops.where(seen, scores, keras.ops.cast(lowest, scores.dtype)), axis=-1)
+        return keras.ops.where(seen, found, keras.ops.cast(0, scores.dtype))  # a query that sees nothing
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        """That of the scores."""
+        return shape
+
+    def get_config(self) -> dict[str, Any]:
+        """With `before` and `after`."""
+        return super().get_config() | {"before": self.before, "after": self.after}
+
+
+def split_attention(graph: Graph) -> dict[str, str]:
+    """Puts projections, matrix products and a softmax in the place of every attention layer; the float function stays.
+
+    Those of "block/mha" are called "block/mha/query", "/key", "/value", "/scores" (the first product), "/softmax", "/context"
+    (the second product) and "/attention_output", with what reshapes in between. The factor 1 / sqrt(key_dim) goes into the
+    weights and the bias of the query: what regularizes or constrains these sees them so. Causal masks and windows become part
+    of the softmax.
+
+    Args:
+        graph: changed in place; the layers of the given model are only read.
+
+    Returns:
+        why a layer stays whole, by its path: calls with other masks, calls that also give the scores, inputs that aren't
+        sequences. Classes of users stay without a word.
+
+    Raises:
+        InputError: a weight holds NaN or an infinity.
+    """
+    kept: dict[str, str] = {}
+    for calls in graph.calls_of().values():
+        if calls[0].builtin_kind not in ATTENTIONS:
+            continue
+        path = calls[0].path
+        kept[path] = _why_whole(calls)
+        if kept[path]:
+            continue
+        try:
+            parts = _Parts(rebuild_layer(calls[0].op))  # a copy, so that regularizers aren't shared with the given model
+        except NotRebuildableError as error:
+            kept[path] = str(error)
+            continue
+        for call in calls:
+            _Split(graph, call, parts).run()
+    return {path: why for path, why in kept.items() if why}
+
+
+def _arguments(call: Call) -> dict[str, Any]:
+    """The arguments of a call by name, values in the place of tensors."""
+    args, kwargs = call.arguments(list(call.inputs))
+    return dict(inspect.signature(type(call.op).call).bind(call.op, *args, **kwargs).arguments)
+
+
+def _sources(call: Call) -> list[Value]:
+    """Query, value and key of a call."""
+    given = _arguments(call)
+    found = given["inputs"] if "inputs" in given else [given["query"], given["value"], given.get("key")]
+    found = [value for value in found if value is not None]
+    return [*found, found[1]][:3]
+
+
+def _why_whole(calls: list[Call]) -> str:
+    """Why an attention can't be taken apart; "" where it can."""
+    op: Any = calls[0].op
+    for call in calls:
+        given = _arguments(call)
+        masks = [name for name in _MASKS if any(m is not None for m in keras.tree.flatten(given.get(name)))]
+        if masks:
+            return f"it is called with {masks[0]}, which differs from sample to sample"
+        if given.get("return_attention_scores"):
+            return "it is called with return_attention_scores=True"
+        if given.get("training"):
+            return "it is called with training=True"
+        sources = _sources(call)
+        if any(len(value.shape) != 3 for value in sources):
+            return f"it takes inputs of rank {len(sources[0].shape)}"
+        if call.builtin_kind == "GroupedQueryAttention" and op.num_repeats > 1 and _band(op, given) is not None:
+            return "heads share keys under a mask"
+    if calls[0].builtin_kind == "Attention":
+        plain = op.score_mode == "dot" and not op.use_scale
+        return "" if plain else "its scores aren't plain products (score_mode='concat' or use_scale=True)"
+    changed = ("lora_enabled", "quantization_mode")  # additions of low rank, and integers
+    whole = not any(getattr(part, name, None) for part in op._flatten_layers() for name in changed)
+    return "" if whole else "its projections have low-rank additions or are integers already"
+
+
+def _band(op: Any, given: dict[str, Any]) -> tuple[int | None, int | None] | None:
+    """(before, after) of the keys that a query sees; None where it sees all."""
+    window = getattr(op, "_sliding_window", getattr(op, "sliding_window", None))
+    reach = None if window is None else window - 1
+    if given.get("use_causal_mask"):
+        return reach, 0
+    return None if reach is None else (reach, reach)
+
+
+class _Parts:
+    """The operations that stand for one attention layer, made when first asked for and shared by its calls.
+
+    Attributes:
+        given: a copy of the layer.
+        kind: its class' name.
+        groups: how many heads of the query share one of keys and values.
+    """
+
+    def __init__(self, given: Any) -> None:
+        self.given, self.kind = given, type(given).__name__
+        self.groups = getattr(given, "num_repeats", 1)
+        self._weights = weight_values(given)
+        self._made: dict[tuple[str, str], Any] = {}
+
+    def get(self, part: str, make: Callable[[str], Any], variant: str = "") -> Any:
+        """The operation of a part; `make` takes its name."""
+        if (part, variant) not in self._made:
+            self._made[part, variant] = make(f"{self.given.name}_{part}")
+        return self._made[part, variant]
+
+    @property
+    def rate(self) -> float:
+        """Of dropout."""
+        return float(getattr(self.given, "_dropout", getattr(self.given, "dropout", 0.0)))
+
+    def projection(self, part: str, shape: Any) -> Any:
+        """The Dense layer of a projection, built, with its weights; it takes inputs of `shape`."""
+        return self.get(part, lambda name: self._dense(part, name, shape))
+
+    def heads(self, part: str) -> tuple[int, ...]:
+        """The shape of a projection's kernel."""
+        return tuple(self._weights[f"{part}/kernel"].shape)
+
+    def _dense(self, part: str, name: str, shape: Any) -> Any:
+        kernel, bias = self._weights[f"{part}/kernel"], self._weights.get(f"{part}/bias")
+        own = next(layer for layer in self.given._flatten_layers() if layer.name == part)
+        inner = kernel.shape[:2] if part == "attention_output" else kernel.shape[:1]
+        factor = 1 / math.sqrt(kernel.shape[-1]) if part == "query" else 1.0
+        matrix = kernel.reshape(math.prod(inner), -1)
+        names = ("kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint")
+        dense = layers.Dense(
+            matrix.shape[1],
+            use_bias=bias is not None,
+            kernel_initializer=own.kernel_initializer,
+            bias_initializer=own.bias_initializer,
+            dtype=self.given.dtype_policy,
+            trainable=self.given.trainable,
+            name=name,
+            **{option: getattr(own, option) for option in names},
+        )
+        dense.build((*shape[:-1], matrix.shape[0]))
+        dense.kernel.assign((matrix.astype(np.float64) * factor).astype(matrix.dtype))
+        if bias is not None:
+            dense.bias.assign((bias.reshape(-1).astype(np.float64) * factor).astype(bias.dtype))
+        return dense
+
+
+class _Split:
+    """One call, taken apart; it stays behind as it is: rules speak of it."""
+
+    def __init__(self, graph: Graph, call: Call, parts: _Parts) -> None:
+        self.graph, self.call, self.parts = graph, call, parts
+        self.calls: list[Call] = []
+
+    def run(self) -> None:
+        """Puts the parts in the place of the call."""
+        query, value, key = _sources(self.call)
+        if self.parts.kind == "Attention":
+            self._attend(query, self._move("key_turned", key, (2, 1)), value)
+        else:
+            self._heads(query, value, key)
+        result = self.call.outputs[0]
+        self.calls[-1].outputs = [result]
+        result.producer = self.calls[-1]
+        position = self.graph.calls.index(self.call)
+        self.graph.calls[position : position + 1] = self.calls
+
+    def _heads(self, query: Value, value: Value, key: Value) -> None:
+        """With heads apart: [batch, heads, queries, size] for the query; those that share a key come one behind the other."""
+        groups = self.parts.groups
+        gate = None
+        if getattr(self.parts.given, "_use_gate", getattr(self.parts.given, "use_gate", False)):
+            gate = self._project("gate", query)
+            gate = self._add("gate_sigmoid", lambda name: layers.Activation("sigmoid", **self._options(name)), gate)
+        q, k, v = (self._project(part, x) for part, x in (("query", query), ("key", key), ("value", value)))
+        (_, heads, size), (_, shared, depth) = self.parts.heads("query"), self.parts.heads("value")
+        if groups == 1:
+            q = self._move("query_heads", self._shape("query_split", q, (-1, heads, size)), (2, 1, 3))
+        else:
+            q = self._move("query_heads", self._shape("query_split", q, (-1, shared, groups, size)), (2, 3, 1, 4))
+            q = self._shape("query_joined", q, (shared, -1, size))
+        k = self._move("key_heads", self._shape("key_split", k, (-1, shared, size)), (2, 3, 1))
+        v = self._move("value_heads", self._shape("value_split", v, (-1, shared, depth)), (2, 1, 3))
+        y = self._attend(q, k, v)
+        if groups == 1:
+            y = self._move("context_heads", y, (2, 1, 3))
+        else:
+            y = self._shape("context_split", y, (shared, groups, -1, depth))
+            y = self._move("context_heads", y, (3, 1, 2, 4))
+        y = self._shape("context_joined", y, (-1, heads * depth))
+        if gate is not None:
+            y = self._add("gated", lambda name: layers.Multiply(**self._options(name)), y, gate, listed=True)
+        y = self._project("attention_output", y)
+        shape = self.call.outputs[0].shape
+        if len(shape) > 3:
+            self._shape("output_split", y, (-1, *shape[2:]))
+
+    def _attend(self, query: Value, key: Value, value: Value) -> Value:
+        """softmax(query @ key) @ value, the keys with their axes turned around."""
+        scores = self._add("scores", lambda name: _matmul(name, query, key), query, key)
+        band = _band(self.call.op, _arguments(self.call))
+        if band is None:
+            y = self._add("softmax", lambda name: layers.Softmax(**self._options(name)), scores)
+        else:
+            y = self._add("softmax", lambda name: BandSoftmax(*band, **self._options(name)), scores, variant=str(band))
+        if self.parts.rate:
+            seed = self.parts.given.seed
+            y = self._add("dropout", lambda name: layers.Dropout(self.parts.rate, seed=seed, **self._options(name)), y)
+        return self._add("context", lambda name: _matmul(name, y, value), y, value)
+
+    def _options(self, name: str) -> dict[str, Any]:
+        return {"dtype": self.parts.given.dtype_policy, "name": name}
+
+    def _project(self, part: str, x: Value) -> Value:
+        return self._add(part, lambda name: self.parts.projection(part, x.shape), x)
+
+    def _shape(self, part: str, x: Value, shape: tuple[int, ...]) -> Value:
+        return self._add(part, lambda name: layers.Reshape(shape, **self._options(name)), x)
+
+    def _move(self, part: str, x: Value, dims: tuple[int, ...]) -> Value:
+        return self._add(part, lambda name: layers.Permute(dims, **self._options(name)), x)
+
+    def _add(
+        self, part: str, make: Callable[[str], Any], *inputs: Value, listed: bool = False, variant: str = ""
+    ) -> Value:
+        """Adds a call of a part's operation; gives its result.
+
+        Args:
+            part: its name.
+            make: gives the operation by its name, the first time.
+            inputs: what it takes.
+            listed: whether it takes them as one list.
+            variant: which of several operations, where the calls of a layer need different ones.
+        """
+        op = self.parts.get(part, make, variant)
+        path = f"{self.call.path}/{part}"
+        site = self.call.site.replace(self.call.path, path, 1)
+        specs = [keras.KerasTensor(value.shape, value.dtype) for value in inputs]
+        spec = op.compute_output_spec(specs) if listed else op.compute_output_spec(*specs)
+        call = Call(op, path, site, list(inputs), [], split_from=self.call)
+        if listed:
+            call.arguments = lambda tensors: ((list(tensors),), {})
+        value = Value(tuple(spec.shape), str(spec.dtype), call)
+        call.outputs = [value]
+        self.calls.append(call)
+        return value
+
+
+def _matmul(name: str, a: Value, b: Value) -> Any:
+    """The operation behind `keras.ops.matmul`, which only a symbolic call gives."""
+    specs = [keras.KerasTensor(value.shape, value.dtype) for value in (a, b)]
+    operation = keras.ops.matmul(*specs)._keras_history.operation
+    operation.name = name
+    return operation

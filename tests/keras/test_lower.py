@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import qi
+from qi.core import IntGrid, QParams
+from qi.errors import InputError, UnsupportedError
+from qi.ir import QGraph, run, validate
+from qi.ir.linear import LINEAR
+from qi.ir.routing import route
+from qi.ir.twin import real_values
+from qi.keras.graph import flatten_model
+from qi.keras.lower import _int8, lower
+from tests.keras.lowered import agrees, in_integers, kinds, refusal, weights_only
+from tests.keras.models import MODELS, build, samples, settle
+
+# Models with layers that are refused so far.
+REFUSED = {"convolutions_3d", "tokens", "activations", "unknown"}
+
+
+def steps_apart(qmodel: keras.Model, graph: QGraph, x: Any) -> dict[str, tuple[float, float]]:
+    """For each tensor of codes that a quantizer of the model makes: the most steps that graph and model are apart and the share
+    that is. Every layer is given the graph's numbers, so that nothing piles up."""
+    found = run(route(graph, "litert"), keras.tree.flatten(x), every=True)
+    tensors = {t.name: t for t in graph.tensors() if t.quantized and t.name in found}
+    flat = flatten_model(qmodel)
+    arrays = {id(value): array for value, array in zip(flat.flat_inputs(), keras.tree.flatten(x), strict=True)}
+    apart = {}
+    for call in flat.calls:
+        args, kwargs = call.arguments([arrays[id(value)] for value in call.inputs])
+        for value, array in zip(call.outputs, keras.tree.flatten(call.op(*args, **kwargs)), strict=True):
+            arrays[id(value)] = array
+            tensor = tensors.get(call.site)
+            if tensor is None:
+                continue
+            distance = np.abs(np.asarray(array) - real_values(tensor, found[tensor.name])) / tensor.scale
+            apart[tensor.name] = (float(distance.max()), float((distance > 0.5).mean()))
+            arrays[id(value)] = real_values(tensor, found[tensor.name])
+    return apart
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - REFUSED))
+def test_a_model_with_quantized_weights_computes_the_same_as_a_graph(name: str) -> None:
+    qmodel, graph = weights_only(build(name))
+    validate(graph)
+    agrees(qmodel, graph)
+    assert not any(tensor.quantized for tensor in graph.outputs)
+
+
+@pytest.mark.parametrize("name", ["residual", "mobile", "convolutions_1d", "convolutions_2d", "movers", "nested_io"])
+def test_in_integers_each_layer_is_at_most_a_step_away(name: str) -> None:
+    qmodel, graph, x = in_integers(build(name))
+    assert all(op.quantized for op in graph.ops if op.kind != "quantize")
+    assert kinds(graph).count("quantize") == len(graph.inputs)
+    assert all(op.inputs[2].dtype == "int32" for op in graph.ops if op.kind in LINEAR and len(op.inputs) == 3)
+    apart = steps_apart(qmodel, graph, x)
+    assert len(apart) >= 3
+    assert all(steps < 1.01 for steps, _ in apart.values()), apart
+    rounds_halves_otherwise = {"avg_pool2d", "resize_bilinear"} & set(kinds(graph))
+    assert all(share < (0.35 if rounds_halves_otherwise else 0.02) for _, share in apart.values()), apart
+
+
+def test_inputs_and_outputs_keep_their_structure() -> None:
+    _, graph = weights_only(build("nested_io"))
+    assert graph.input_structure == {"first": ["u", "v"], "last": "last"}
+    names = [tensor.name for tensor in graph.outputs]
+    assert graph.output_structure == {"main": names[:2], "side": names[2]}
+    assert graph.name == "nested_io"
+    _, graph = weights_only(build("dict_io"))
+    assert graph.input_structure == {"image": "image", "token": "token"}
+    assert [tensor.dtype for tensor in graph.inputs] == ["float32", "int32"]
+    _, graph = weights_only(build("residual"))
+    assert (graph.input_structure, graph.output_structure) == ("image", graph.outputs[0].name)
+
+
+def test_one_output_given_twice_is_one_tensor() -> None:
+    _, graph = weights_only(build("list_io"))
+    assert graph.outputs[1] is graph.outputs[2]
+    assert graph.output_structure == [tensor.name for tensor in graph.outputs]
+
+
+def test_a_shared_layer_is_lowered_at_each_call() -> None:
+    x, dense = keras.Input((4,), name="x"), layers.Dense(4, name="dense")
+    qmodel, graph = weights_only(keras.Model(x, dense(ops.relu(dense(x)))))
+    agrees(qmodel, graph)
+    first, second = (op for op in graph.ops if op.kind == "dense")
+    assert first.inputs[1].name != second.inputs[1].name
+    np.testing.assert_array_equal(first.inputs[1].data, second.inputs[1].data)
+
+
+def test_the_model_is_only_read() -> None:
+    qmodel, _ = weights_only(build("residual"))
+    before = [np.array(weight) for weight in qmodel.get_weights()]
+    config = qmodel.get_config()
+    lower(qmodel)
+    assert qmodel.get_config() == config
+    for array, weight in zip(before, qmodel.get_weights(), strict=True):
+        np.testing.assert_array_equal(array, weight)
+
+
+def test_lowering_is_reproducible() -> None:
+    qmodel, graph = weights_only(build("mobile"))
+    assert str(lower(qmodel)) == str(graph)
+
+
+def test_without_fusing_quantizers_stand_by_themselves() -> None:
+    qmodel, _, _ = in_integers(build("sequential"))
+    graph = lower(qmodel, fused=False)
+    assert not any(op.quantized for op in graph.ops if op.kind not in ("quantize", "reshape"))
+    assert kinds(graph).count("quantize") > 3
+    assert all(op.inputs[2].dtype == "float32" for op in graph.ops if op.kind in LINEAR)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_integers_that_are_reckoned_with_become_real_numbers_first(dtype: str) -> None:
+    x = keras.Input((5, 5, 2), dtype=dtype, name="pixels")
+    y = layers.Conv2D(2, 3, name="conv")(layers.Rescaling(1 / 5, offset=-1)(x))
+    z = layers.Conv2D(2, 3, name="other")(ops.cast(x, "float32") / 5.0)
+    model = settle(keras.Model(x, [y, z]))
+    data = np.random.default_rng(0).integers(0, 10, (64, 5, 5, 2)).astype(dtype)
+    qmodel, _ = qi.quantize_model(model, "w8", progress=False)
+    graph = lower(qmodel)
+    agrees(qmodel, graph, data[:3])
+    assert graph.inputs[0].dtype == dtype
+    qmodel, _ = qi.quantize_model(model, "w8a8", data, progress=False)
+    graph = lower(qmodel)
+    assert [op.quantized for op in graph.ops if op.kind == "conv2d"] == [True, True]
+    validate(route(graph, "litert"))
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_real_numbers_are_float32_whatever_the_model_computes_in(policy: str) -> None:
+    x = keras.Input((6,), name="x", dtype="float64" if policy == "float64" else "float32")
+    y = layers.Dense(4, dtype=policy, name="a")(x)
+    model = settle(keras.Model(x, layers.Dense(2, dtype=policy, name="b")(ops.relu(y) * 2.0)))
+    qmodel, _ = qi.quantize_model(model, "w8", progress=False)
+    graph = lower(qmodel)
+    assert {tensor.dtype for tensor in graph.tensors()} == {"float32"}
+    data = samples(model, 3)
+    expected, found = np.asarray(qmodel(data), "float32"), run(graph, [data], "litert")[graph.outputs[0].name]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.02 * np.abs(expected).max())
+
+
+def test_codes_without_a_sign_move_down() -> None:
+    found = _int8(QParams(np.float32([0.5]), np.asarray([3]), IntGrid(8, signed=False)))
+    assert (found.scale, found.zero_point, found.grid) == (0.5, -125, IntGrid(8))
+    kept = _int8(QParams(np.float32([0.5]), np.asarray([3]), IntGrid(4, narrow=True)))
+    assert (kept.zero_point, kept.grid) == (3, IntGrid(4, narrow=True))
+
+
+class Mine(layers.Layer):
+    """Somebody's own layer."""
+
+    def call(self, x: Any) -> Any:
+        return x + 1
+
+
+class Dense(layers.Dense):
+    """Somebody's own layer under a name of Keras'."""
+
+
+def test_a_model_that_is_not_quantized_is_refused() -> None:
+    with pytest.raises(
+        UnsupportedError, match="expected a quantized model; received 'residual', in which nothing is quantized"
+    ):
+        lower(build("residual"))
+    with pytest.raises(InputError, match="expected a Keras model"):
+        lower("model.keras")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected a built model"):
+        lower(keras.Sequential([layers.Dense(2)]))
+
+
+def test_a_model_that_still_trains_is_refused_and_a_converted_one_is_not() -> None:
+    x = keras.Input((4,), name="x")
+    model = settle(keras.Model(x, layers.Dense(2, name="dense")(layers.Dense(3, activation="relu", name="first")(x))))
+    qat = qi.prepare_qat(model, "w8a8", samples(model, 64), progress=False)
+    qat = qat[0] if isinstance(qat, tuple) else qat
+    with pytest.raises(UnsupportedError, match=r"in which '.*' still trains; do call qi\.convert first"):
+        lower(qat)
+    assert kinds(lower(qi.convert(qat))) == ["quantize", "dense", "dense"]
+
+
+def test_layers_that_nobody_knows_are_named() -> None:
+    x = keras.Input((4,), name="x")
+    dense = layers.Dense(4, name="dense")
+    text = refusal(x, Mine(name="mine")(dense(x)))
+    assert "received 'mine' of class Mine, which is no layer of Keras' own; do leave it out" in text
+    assert "class Dense, which is no layer of Keras' own" in refusal(x, Dense(4, name="other")(dense(x)))
+    assert "received 'cumsum' of class Cumsum, which has no lowering yet" in refusal(x, ops.cumsum(dense(x), 1))
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.Dropout(0.5), layers.BatchNormalization(), layers.GaussianNoise(1.0)], ids=repr
+)
+def test_a_layer_called_as_in_training_is_refused(layer: Any) -> None:
+    x = keras.Input((4,), name="x")
+    assert "which is called with training=True" in refusal(x, layer(layers.Dense(4, name="dense")(x), training=True))
+    assert refusal(x, layer(layers.Dense(4, name="dense")(x), training=False)) == ""
