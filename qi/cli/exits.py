@@ -12,7 +12,7 @@ FAILED = 1
 BAD_INPUT = 2
 """What the user gave was wrong: an option, a file, a recipe. argparse uses it too."""
 REFUSED = 3
-"""All went well, but a condition that the user set (``--strict``, ``--max-drop``) isn't met."""
+"""All went well, but a condition that the user set (``--strict``, ``--max-drop``, `qi verify`) isn't met."""
 INTERRUPTED = 130
 
 _MAX_LENGTH = 1000

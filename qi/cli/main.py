@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 import qi
-from qi.cli import calibrate, demo, evaluate, inspect, quantize
+from qi.cli import calibrate, demo, emulate, evaluate, export, inspect, quantize, verify
 from qi.cli.console import Console
 from qi.cli.exits import BAD_INPUT, FAILED, INTERRUPTED, OK, REFUSED, exit_code, message_of
 from qi.cli.options import Parser
@@ -18,18 +18,18 @@ from qi.cli.quiet import debugging, shown_warnings
 
 __all__ = ["main", "make_parser"]
 
-COMMANDS = (demo, quantize, calibrate, evaluate, inspect)
+COMMANDS = (demo, quantize, calibrate, evaluate, inspect, export, emulate, verify)
 """The modules of the commands, in the order of the help; each has ``add(commands)`` and ``run(arguments, console)``."""
 
 _ENDING = f"""exit codes: {OK} done; {FAILED} failed (no space, no memory, a missing package); {BAD_INPUT} wrong option or
-input; {REFUSED} a condition isn't met (--strict, --max-drop); {INTERRUPTED} interrupted.
+input; {REFUSED} a condition isn't met (--strict, --max-drop, verify); {INTERRUPTED} interrupted.
 Results go to standard output, everything else to standard error. QI_DEBUG=1 shows where an error comes from."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; it imports nothing that is slow."""
     parser = Parser(
-        prog="qi", usage="qi COMMAND ...", description="Quantize trained Keras models.", epilog=_ENDING,
+        prog="qi", usage="qi COMMAND ...", description="Quantize trained Keras models and deploy them.", epilog=_ENDING,
         allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"qi {qi.__version__}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qi.cli.options import check_input
 from qi.cli.quiet import load_keras
 
-__all__ = ["BATCH_SIZE", "input_names", "load", "predict"]
+if TYPE_CHECKING:
+    from qi.cli.data import ArrayFile, Samples
+
+__all__ = ["BATCH_SIZE", "input_names", "load", "optional_samples", "output_names", "predict"]
 
 BATCH_SIZE = 64
 """Samples at a time where the user doesn't say."""
@@ -34,6 +37,31 @@ def input_names(model: Any) -> list[str]:
         return [str(tensor.name) for tensor in model.inputs or ()]
     except (AttributeError, ValueError):
         return []
+
+
+def output_names(model: Any, outputs: Any) -> dict[str, Any]:
+    """A model's results by the names of its outputs.
+
+    Args:
+        model: Functional or Sequential.
+        outputs: in the structure of its outputs.
+    """
+    import keras
+
+    from qi.keras.graph import flatten_model
+
+    return dict(zip(flatten_model(model).output_names, keras.tree.flatten(outputs), strict=True))
+
+
+def optional_samples(file: ArrayFile | None, model: Any) -> Samples | None:
+    """The samples of a file to compare on, if there is one.
+
+    Raises:
+        InputError, FileFormatError: as `qi.cli.data.samples`.
+    """
+    from qi.cli.data import EVALUATION, samples
+
+    return None if file is None else samples(file, EVALUATION, input_names(model))[1]
 
 
 def predict(model: Any, x: Any, batch_size: int = BATCH_SIZE) -> Any:

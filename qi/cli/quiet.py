@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from qi.cli.console import Console
 
-__all__ = ["debugging", "load_keras", "shown_warnings"]
+__all__ = ["debugging", "load_keras", "shown_warnings", "without_chatter"]
 
 
 def debugging() -> bool:
@@ -25,18 +25,22 @@ def load_keras() -> None:
     """Imports `qi.keras`; what TensorFlow writes meanwhile is shown only if that fails, or with QI_DEBUG=1."""
     if "qi.keras" in sys.modules:
         return
-    if debugging():
-        importlib.import_module("qi.keras")
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails also raises; below that, CPUs without CUDA complain
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    with _held_back_errors():
+    if not debugging():
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails also raises; below that, CPUs without CUDA complain
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    with without_chatter():
         importlib.import_module("qi.keras")
 
 
 @contextlib.contextmanager
-def _held_back_errors() -> Iterator[None]:
-    """Holds back what is written to file descriptor 2, past Python: no log level reaches TensorFlow's first lines."""
+def without_chatter() -> Iterator[None]:
+    """Holds back what is written to file descriptor 2, past Python, unless it ends in an error, or with QI_DEBUG=1.
+
+    No log level reaches TensorFlow's first lines, nor LiteRT's.
+    """
+    if debugging():
+        yield
+        return
     try:
         terminal = os.dup(2)
     except OSError:  # there is no standard error

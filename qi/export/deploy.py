@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -15,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from qi._version import __version__
 from qi.errors import QuantizationWarning, StrictError
 from qi.export.formats import Format, format_of
+from qi.export.manifest import Options, manifest
 from qi.export.proof import Proof, coded, made_samples, prove
 from qi.export.report import ExportReport
 from qi.files import write_atomically
 from qi.ir import QGraph
 from qi.ir.routing import route
 
-
-__all__ = ["export", "manifest"]
+__all__ = ["export", "written"]
 
 _RUNS, _MOST_SECONDS = 100, 1.0
 _MANIFEST_SHARE = 0.01
@@ -91,26 +89,25 @@ def export(
     target = Path(path)
     kind = format_of(target, format)
     routed = route(lower(qmodel), kind.target, integer_only=integer_only, packed=packed)
-    options = {"integer_io": integer_io, "packed": packed, "opset": opset}
-    data = _with_manifest(routed, kind, options)
-    plain = kind.write(route(float_graph(qmodel), kind.target), integer_io=False, packed=False, opset=opset, manifest=b"")
+    options = Options(integer_io, integer_only, packed, opset)
+    data = written(routed, kind, options)
+    plain = kind.write(route(float_graph(qmodel), kind.target), Options(opset=opset), b"")
 
     arrays = made_samples(routed) if samples is None else model_inputs(qmodel, samples)
     source = "seeded, over the calibrated range" if samples is None else "given"
-    proof = prove(data, routed, kind, arrays, source=source, integer_io=integer_io)
+    proof = prove(data, routed, kind, arrays, source=source, options=options)
     found = _warnings(routed, proof, kind)
     if strict and not proof.exact:
         raise StrictError(f"expected {kind.target} to give what the twin gives; {found[0]}; do look at the first difference")
     for text in found:
         warnings.warn(text, QuantizationWarning, stacklevel=2)
     fed = coded(routed, kind, arrays) if integer_io else arrays
-    times = _latencies(kind, (data, fed), (plain, arrays)) if latency else (None, None)
+    ours, floats = _latencies(kind, (data, fed), (plain, arrays)) if latency else (None, None)
     write_atomically(target, data)
     integer = Counter(op.kind for op in routed.ops if op.quantized)
     real = tuple(f"{op.kind} ({op.source})" for op in _real_operations(routed))
-    return ExportReport(
-        str(path), kind.target, proof, dict(integer), real, len(data), len(plain), *times, warnings=tuple(found)
-    )
+    sizes = len(data), len(plain)
+    return ExportReport(str(path), kind.target, proof, dict(integer), real, *sizes, ours, floats, tuple(found))
 
 
 def _real_operations(graph: QGraph) -> list[Any]:
@@ -128,32 +125,11 @@ def _warnings(graph: QGraph, proof: Proof, kind: Format) -> list[str]:
     return [f"{kind.target} and the twin differ: {told}{because}"]
 
 
-def manifest(graph: QGraph, limit: int) -> bytes:
-    """What a file says of itself: JSON, as much as fits into so many bytes once deflated.
-
-    Args:
-        graph: routed.
-        limit: bytes after deflating; beyond them, the operations are left out, and then everything.
-    """
-    import zlib
-
-    head = {"format": "qi manifest", "version": 1, "qi": __version__, "model": graph.name, "target": graph.target}
-    ops = [
-        {"kind": op.kind, "layer": op.source, "output": op.y.name, "integer": op.quantized}
-        | ({"weight_bits": op.inputs[1].grid.bits} if len(op.inputs) > 1 and op.inputs[1].quantized else {})
-        for op in graph.ops
-    ]
-    for record in (head | {"operations": ops}, head):
-        text = json.dumps(record, separators=(",", ":")).encode()
-        if len(zlib.compress(text, 9)) * 4 / 3 <= limit:
-            return text
-    return b""
-
-
-def _with_manifest(graph: QGraph, kind: Format, options: dict[str, Any]) -> bytes:
-    bare = kind.write(graph, **options, manifest=b"")
-    text = manifest(graph, int(len(bare) * _MANIFEST_SHARE))
-    return kind.write(graph, **options, manifest=text) if text else bare
+def written(graph: QGraph, kind: Format, options: Options) -> bytes:
+    """The file of a routed graph, with its manifest: the same bytes for the same graph and options."""
+    bare = kind.write(graph, options, b"")
+    text = manifest(graph, int(len(bare) * _MANIFEST_SHARE), options)
+    return kind.write(graph, options, text) if text else bare
 
 
 def _latencies(kind: Format, *files: tuple[bytes, Sequence[np.ndarray]]) -> tuple[float, ...]:

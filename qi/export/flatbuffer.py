@@ -113,6 +113,8 @@ def read(data: bytes, layout: Layout, root: str, identifier: bytes) -> Record:
         FileFormatError: damaged, cut off, or something else.
     """
     if len(data) < 12 or data[4:8] != identifier:
-        raise FileFormatError(f"expected a flatbuffer with the identifier {identifier!r}; received {bytes(data[4:8])!r}")
+        raise FileFormatError(
+            f"expected a flatbuffer with the identifier {identifier!r}; received {bytes(data[4:8])!r}"
+        )
     reader = _Reader(data, layout)
     return reader.table(root, reader.offset(0))

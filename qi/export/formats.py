@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import zlib
+import binascii
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from qi.errors import ConfigError
+from qi.errors import ConfigError, FileFormatError
+from qi.export.manifest import MANIFEST, Options, deflate, inflate
 from qi.ir import QGraph
+from qi.optional import require
 
-__all__ = ["FORMATS", "MANIFEST", "Format", "format_of"]
+__all__ = ["FORMATS", "Format", "Places", "format_of"]
 
-MANIFEST = "qi_manifest"
-"""Under which name files hold the manifest."""
+Places = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Name of a tensor of the graph -> (its name in the file, how its axes lie there)."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Format:
         name: as in ``qi.export(..., format=...)``.
         suffix: of its files.
         target: the runtime whose arithmetic the twin has.
-        write: makes the bytes of a routed graph, with a manifest.
+        write: makes the bytes of a routed graph, with options and a manifest (b"": none).
+        read: gives the manifest of a file (b"": none) and whether one of its inputs takes codes.
+        places: says where the activations of a graph are in the file that was written of it with some options.
         run: gives outputs by name from bytes and inputs.
         session: gives a function that runs inputs again and again, for timing.
     """
@@ -36,18 +40,38 @@ class Format:
     name: str
     suffix: str
     target: str
-    write: Callable[..., bytes]
+    write: Callable[[QGraph, Options, bytes], bytes]
+    read: Callable[[bytes], tuple[bytes, bool]]
+    places: Callable[[bytes, QGraph, Options], Places]
     run: Callable[..., Mapping[str, np.ndarray]]
     session: Callable[..., Callable[[Sequence[np.ndarray]], Any]]
 
 
-def _write_litert(graph: QGraph, *, integer_io: bool, packed: bool, opset: int | None, manifest: bytes) -> bytes:
+def _write_litert(graph: QGraph, options: Options, manifest: bytes) -> bytes:
     from qi.export import litert
 
-    del packed  # the graph itself says
-    if opset is not None:
-        raise ConfigError(f"expected opset for ONNX files only; received opset={opset}")
-    return litert.write(graph, integer_io=integer_io, metadata={MANIFEST: zlib.compress(manifest, 9)} if manifest else None)
+    if options.opset is not None:
+        raise ConfigError(f"expected opset for ONNX files only; received opset={options.opset}")
+    metadata = {MANIFEST: deflate(manifest)} if manifest else None
+    return litert.write(graph, integer_io=options.integer_io, metadata=metadata)
+
+
+def _read_litert(data: bytes) -> tuple[bytes, bool]:
+    from qi.export.litert_check import check
+    from qi.export.litert_file import schema
+
+    contents, fb = check(data), schema()
+    start, size = contents.metadata.get(MANIFEST, (0, 0))
+    graph = fb.Model.GetRootAs(data, 0).Subgraphs(0)
+    types = [graph.Tensors(graph.Inputs(i)).Type() for i in range(graph.InputsLength())]
+    return inflate(data[start : start + size]) if size else b"", fb.TensorType.INT8 in types
+
+
+def _litert_places(data: bytes, graph: QGraph, options: Options) -> Places:
+    from qi.export.litert_check import check
+
+    names = check(data).names
+    return {t.name: (t.name, tuple(range(len(t.shape)))) for t in graph.tensors() if not t.constant and t.name in names}
 
 
 def _run_litert(data: bytes, inputs: Sequence[np.ndarray], **options: Any) -> Mapping[str, np.ndarray]:
@@ -62,12 +86,32 @@ def _litert_session(data: bytes, threads: int = 1) -> Callable[[Sequence[np.ndar
     return litert.session(data, threads=threads)
 
 
-def _write_onnx(graph: QGraph, *, integer_io: bool, packed: bool, opset: int | None, manifest: bytes) -> bytes:
+def _write_onnx(graph: QGraph, options: Options, manifest: bytes) -> bytes:
     from qi.export import onnx_file
 
-    texts = {MANIFEST: base64.b64encode(zlib.compress(manifest, 9)).decode()} if manifest else None
-    int4 = "packed" if packed else "int8"
-    return onnx_file.write(graph, opset=opset, integer_io=integer_io, int4=int4, metadata=texts)
+    texts = {MANIFEST: base64.b64encode(deflate(manifest)).decode()} if manifest else None
+    return onnx_file.write(graph, opset=options.opset, integer_io=options.integer_io, metadata=texts)
+
+
+def _read_onnx(data: bytes) -> tuple[bytes, bool]:
+    onnx = require("onnx", "onnx", "an ONNX file")
+    try:
+        model = onnx.load_from_string(data)
+    except Exception as error:
+        raise FileFormatError(f"expected an ONNX file; it is damaged or something else: {error}") from error
+    codes = (onnx.TensorProto.UINT8, onnx.TensorProto.UINT16)
+    takes_codes = any(given.type.tensor_type.elem_type in codes for given in model.graph.input)
+    text = next((entry.value for entry in model.metadata_props if entry.key == MANIFEST), "")
+    try:
+        return inflate(base64.b64decode(text, validate=True)) if text else b"", takes_codes
+    except (binascii.Error, ValueError) as error:
+        raise FileFormatError(f"expected a manifest in base64; received {text[:40]!r}") from error
+
+
+def _onnx_places(data: bytes, graph: QGraph, options: Options) -> Places:
+    from qi.export import onnx_file
+
+    return onnx_file.places(graph, opset=options.opset, integer_io=options.integer_io)
 
 
 def _run_onnx(data: bytes, inputs: Sequence[np.ndarray], **options: Any) -> Mapping[str, np.ndarray]:
@@ -83,8 +127,10 @@ def _onnx_session(data: bytes, threads: int = 1) -> Callable[[Sequence[np.ndarra
 
 
 FORMATS = {
-    "litert": Format("litert", ".tflite", "litert", _write_litert, _run_litert, _litert_session),
-    "onnx": Format("onnx", ".onnx", "onnxruntime", _write_onnx, _run_onnx, _onnx_session),
+    "litert": Format(
+        "litert", ".tflite", "litert", _write_litert, _read_litert, _litert_places, _run_litert, _litert_session
+    ),
+    "onnx": Format("onnx", ".onnx", "onnxruntime", _write_onnx, _read_onnx, _onnx_places, _run_onnx, _onnx_session),
 }
 
 

@@ -46,10 +46,12 @@ def write(graph: QGraph, *, integer_io: bool = False, metadata: Mapping[str, byt
         MissingDependencyError: ai-edge-litert isn't installed.
     """
     if graph.target not in _TARGETS:
-        raise ConfigError(f"expected a graph routed for one of {_TARGETS}; received target={graph.target!r}; do call route first")
+        raise ConfigError(
+            f"expected a graph routed for one of {_TARGETS}; received target={graph.target!r}; do call route first"
+        )
     _check(graph)
     draft = Draft()
-    draft.reserve(graph.tensors())
+    draft.reserve([tensor for tensor in graph.tensors() if not tensor.constant])
     inputs, skipped = _inputs(graph, integer_io)
     for tensor in inputs:
         draft.tensor(tensor)
@@ -72,8 +74,8 @@ def _check(graph: QGraph) -> None:
         for tensor in op.outputs:
             if tensor.quantized and tensor.grid != IntGrid(8):
                 raise UnsupportedError(
-                    f"expected activations of 8 bits, signed and of full range, for LiteRT; received {tensor} of layer {op.source!r}; "
-                    "do give it 8 bits, asymmetric, by a rule of the recipe"
+                    f"expected activations of 8 bits, signed and of full range, for LiteRT; received {tensor} of layer "
+                    f"{op.source!r}; do give it 8 bits, asymmetric, by a rule of the recipe"
                 )
 
 
@@ -84,7 +86,7 @@ def _inputs(graph: QGraph, integer_io: bool) -> tuple[list[Tensor], set[int]]:
     consumers, found, skipped = graph.consumers(), [], set()
     for tensor in graph.inputs:
         takers = consumers.get(id(tensor), [])
-        if len(takers) == 1 and takers[0].kind == "quantize":
+        if len(takers) == 1 and takers[0].kind == "quantize" and not tensor.quantized:
             found.append(takers[0].y)
             skipped.add(id(takers[0]))
         else:

@@ -60,7 +60,12 @@ _LAYOUT = {
     },
     "Buffer": {0: ("data", "bytes"), 1: ("offset", "Q"), 2: ("size", "Q")},
     "Metadata": {0: ("name", "string"), 1: ("buffer", "I")},
-    "SignatureDef": {0: ("inputs", "[TensorMap]"), 1: ("outputs", "[TensorMap]"), 2: ("key", "string"), 4: ("subgraph", "I")},
+    "SignatureDef": {
+        0: ("inputs", "[TensorMap]"),
+        1: ("outputs", "[TensorMap]"),
+        2: ("key", "string"),
+        4: ("subgraph", "I"),
+    },
     "TensorMap": {0: ("name", "string"), 1: ("tensor", "I")},
 }
 # Bits of each type, by its number in the schema's TensorType; types of other sizes aren't checked.

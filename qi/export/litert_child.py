@@ -46,7 +46,9 @@ def run_isolated(
         raise FileFormatError(f"expected a file that LiteRT runs; it wasn't done after {_SECONDS} s") from error
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise FileFormatError(f"expected a file that LiteRT runs; it ended with {done.returncode}: {''.join(last)[:500]}")
+        raise FileFormatError(
+            f"expected a file that LiteRT runs; it ended with {done.returncode}: {''.join(last)[:500]}"
+        )
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as found:
         return {name: found[str(number)] for name, number in wanted.items()}
 

@@ -28,6 +28,14 @@ def _dequantize(draft: Draft, op: Op) -> None:
     draft.operator("DEQUANTIZE", [draft.tensor(op.x)], [draft.tensor(op.y)], 2)
 
 
+@writer("cast")
+def _cast(draft: Draft, op: Op) -> None:
+    kinds = draft.fb.TensorType
+    before, after = (getattr(kinds, str(t.dtype).upper()) for t in (op.x, op.y))
+    x, y = draft.tensor(op.x), draft.tensor(op.y)
+    draft.operator("CAST", [x], [y], 1, draft.options("CastOptions", inDataType=before, outDataType=after))
+
+
 def _plain(draft: Draft, op: Op, code: str, versions: tuple[int, int], options: object = None) -> None:
     """One operator; `versions` for real numbers and for codes."""
     inputs = [_operand(draft, op, t) for t in op.inputs]
@@ -71,7 +79,7 @@ def _relu(draft: Draft, op: Op) -> None:
     else:
         low = draft.real(f"{op.y.name}/relu", op.y.shape)
         draft.operator("RELU", [draft.tensor(op.x)], [low])
-        bound = draft.constant(f"{op.y.name}/max_value", np.float32([top]))
+        bound = draft.constant(f"{op.y.name}/max_value", np.asarray([top], np.float32))
         draft.operator("MINIMUM", [low, bound], [draft.tensor(op.y)], 1, draft.options("MaximumMinimumOptions"))
 
 
@@ -91,7 +99,10 @@ def _softmax(draft: Draft, op: Op) -> None:
     shape = [op.x.shape[i] for i in order]
     x, y = (draft.new(f"{op.y.name}/{name}", shape, t) for name, t in (("turned", op.x), ("softmax", op.y)))
     version, how = 2 if op.quantized else 1, draft.options("TransposeOptions")
-    there, back = draft.numbers(f"{op.y.name}/order", order), draft.numbers(f"{op.y.name}/back", np.argsort(order).tolist())
+    there, back = (
+        draft.numbers(f"{op.y.name}/order", order),
+        draft.numbers(f"{op.y.name}/back", np.argsort(order).tolist()),
+    )
     draft.operator("TRANSPOSE", [draft.tensor(op.x), there], [x], version, how)
     draft.operator("SOFTMAX", [x], [y], version, options)
     draft.operator("TRANSPOSE", [y, back], [draft.tensor(op.y)], version, how)
@@ -116,10 +127,11 @@ def _reduce(draft: Draft, op: Op, code: str) -> None:
 @writer("avg_pool2d", "max_pool2d")
 def _pool(draft: Draft, op: Op) -> None:
     (ph, pw), (sh, sw) = op.attrs["pool"], op.attrs["strides"]
-    lowest = (op.x.grid.qmin if op.quantized else np.finfo(np.float32).min) if op.kind == "max_pool2d" else None
+    lowest = op.x.grid.qmin if op.quantized else float(np.finfo(np.float32).min)
+    fill = lowest if op.kind == "max_pool2d" else None
     if op.kind == "avg_pool2d" and not padding(op, (ph, pw)):
         raise refuse(op, f"with pads {op.attrs['pads']}", "use padding='same' or 'valid'")
-    x, how = window(draft, op, (ph, pw), lowest)
+    x, how = window(draft, op, (ph, pw), fill)
     options = draft.options("Pool2DOptions", padding=how, strideH=sh, strideW=sw, filterHeight=ph, filterWidth=pw)
     code = "AVERAGE_POOL_2D" if op.kind == "avg_pool2d" else "MAX_POOL_2D"
     if op.x.qparams == op.y.qparams:
@@ -190,10 +202,14 @@ class _Steps:
         self.draft, self.op, self.count = draft, op, 0
 
     def number(self, value: float) -> int:
-        return self.draft.constant(f"{self.op.y.name}/number", np.float32([value]))
+        return self.draft.constant(f"{self.op.y.name}/number", np.asarray([value], np.float32))
 
     def do(self, code: str, *inputs: int, name: str = "", last: bool = False, **fields: object) -> int:
-        y = self.draft.tensor(self.op.y) if last else self.draft.real(f"{self.op.y.name}/{code.lower()}", self.op.y.shape)
+        y = (
+            self.draft.tensor(self.op.y)
+            if last
+            else self.draft.real(f"{self.op.y.name}/{code.lower()}", self.op.y.shape)
+        )
         self.draft.operator(code, inputs, [y], 1, self.draft.options(name, **fields) if name else None)
         return y
 
@@ -202,13 +218,13 @@ class _Steps:
 
 
 def _silu(draft: Draft, op: Op) -> None:
-    """x * sigmoid(x)"""
+    """The product ``x * sigmoid(x)``."""
     steps, x = _Steps(draft, op), draft.tensor(op.x)
     steps.binary("MUL", x, steps.do("LOGISTIC", x), last=True)
 
 
 def _hard_sigmoid(draft: Draft, op: Op) -> None:
-    """min(max(x / 6 + 0.5, 0), 1)"""
+    """``min(max(x / 6 + 0.5, 0), 1)``."""
     steps, x = _Steps(draft, op), draft.tensor(op.x)
     line = steps.binary("ADD", steps.binary("MUL", x, steps.number(1 / 6)), steps.number(0.5))
     above = steps.do("RELU", line)
@@ -216,7 +232,7 @@ def _hard_sigmoid(draft: Draft, op: Op) -> None:
 
 
 def _softplus(draft: Draft, op: Op) -> None:
-    """max(x, 0) + log(1 + exp(-abs(x)))"""
+    """``max(x, 0) + log(1 + exp(-abs(x)))``."""
     steps, x = _Steps(draft, op), draft.tensor(op.x)
     e = steps.do("EXP", steps.do("NEG", steps.do("ABS", x)))
     log = steps.do("LOG", steps.binary("ADD", e, steps.number(1)))
@@ -231,12 +247,17 @@ def _elu(draft: Draft, op: Op) -> None:
     steps.binary("ADD", steps.do("RELU", x), below, last=True)
 
 
-_COMPOSED: dict[str, Callable[[Draft, Op], None]] = {"silu": _silu, "elu": _elu, "hard_sigmoid": _hard_sigmoid, "softplus": _softplus}
+_COMPOSED: dict[str, Callable[[Draft, Op], None]] = {
+    "silu": _silu,
+    "elu": _elu,
+    "hard_sigmoid": _hard_sigmoid,
+    "softplus": _softplus,
+}
 
 
 @writer("layer_norm")
 def _layer_norm(draft: Draft, op: Op) -> None:
-    """(x - mean) * rsqrt(mean((x - mean)**2) + epsilon) * gamma + beta"""
+    """``(x - mean) * rsqrt(mean((x - mean)**2) + epsilon) * gamma + beta``."""
     if op.quantized:
         raise refuse(op, "on codes", _LEAVE_IN_FLOAT)
     steps, x, name = _Steps(draft, op), draft.tensor(op.x), op.y.name

@@ -10,6 +10,7 @@ import numpy as np
 
 from qi.core import QParams
 from qi.core.packing import pack
+from qi.errors import UnsupportedError
 from qi.ir.graph import Tensor
 from qi.optional import require
 
@@ -19,7 +20,10 @@ SIGNATURE = "serving_default"
 DIGEST = "qi_sha256"
 _PLACE = hashlib.sha256(b"qi").digest()
 _ALIGNMENT = 16
-_TYPES = {"float32": "FLOAT32", "int32": "INT32", "int64": "INT64", "int8": "INT8", "bool": "BOOL"}
+_TYPES = {
+    dtype: dtype.upper()
+    for dtype in ("float16", "float32", "float64", "bool", "int8", "uint8", "int16", "int32", "int64")
+}
 _PACKED = {4: "INT4", 2: "INT2"}
 
 
@@ -54,7 +58,7 @@ class Draft:
     # Tensors ------------------------------------------------------------------------------------------------------------
 
     def reserve(self, tensors: Sequence[Tensor]) -> None:
-        """Gives each tensor of a graph its own name, before any that the writer adds."""
+        """Keeps the names of a graph's tensors for them, before the writer adds some."""
         self._names.update(tensor.name for tensor in tensors)
 
     def tensor(self, tensor: Tensor) -> int:
@@ -62,7 +66,7 @@ class Draft:
         if id(tensor) not in self._numbers:
             if tensor.data is not None:
                 data = tensor.data.astype(np.int8) if tensor.quantized else tensor.data
-                number = self._constant(tensor.name, data, tensor.qparams)
+                number = self.constant(tensor.name, data, tensor.qparams)
             else:
                 number = self._activation(tensor.name, tensor.shape, tensor.dtype, tensor.qparams)
             self._numbers[id(tensor)] = number
@@ -89,7 +93,10 @@ class Draft:
             axis: the one that several scales belong to.
             bits: 4 and 2 pack codes.
         """
-        return self._constant(self.unique(name), data, qparams, axis, bits)
+        kind = _PACKED.get(bits) if qparams is not None else None
+        raw = pack(data, bits) if kind else np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        kind = kind or _type(str(data.dtype), name)
+        return self._add(self.unique(name), data.shape, kind, self._buffer(raw), qparams, axis)
 
     def numbers(self, name: str, values: Sequence[int]) -> int:
         """A constant of int32, such as a shape."""
@@ -105,15 +112,8 @@ class Draft:
         return candidate
 
     def _activation(self, name: str, shape: Sequence[int | None], dtype: str, qparams: QParams | None) -> int:
-        kind = "INT8" if qparams is not None else _TYPES[dtype]
+        kind = "INT8" if qparams is not None else _type(dtype, name)
         return self._add(name, shape, kind, 0, qparams, 0)
-
-    def _constant(self, name: str, data: np.ndarray, qparams: QParams | None, axis: int = 0, bits: int = 8) -> int:
-        kind = _PACKED.get(bits) if qparams is not None else None
-        raw = pack(data, bits) if kind else np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        if qparams is not None and data.dtype == np.int32:
-            kind = "INT32"  # a bias
-        return self._add(name, data.shape, kind or _TYPES[str(data.dtype)], self._buffer(raw), qparams, axis)
 
     def _buffer(self, raw: np.ndarray) -> int:
         """The number of a buffer; short ones of equal content are one."""
@@ -145,7 +145,9 @@ class Draft:
 
     # Operators ----------------------------------------------------------------------------------------------------------
 
-    def operator(self, code: str, inputs: Sequence[int], outputs: Sequence[int], version: int = 1, options: Any = None) -> None:
+    def operator(
+        self, code: str, inputs: Sequence[int], outputs: Sequence[int], version: int = 1, options: Any = None
+    ) -> None:
         """Adds an operator.
 
         Args:
@@ -174,7 +176,11 @@ class Draft:
     # The file -----------------------------------------------------------------------------------------------------------
 
     def finish(
-        self, name: str, inputs: Sequence[tuple[str, int]], outputs: Sequence[tuple[str, int]], metadata: Mapping[str, bytes]
+        self,
+        name: str,
+        inputs: Sequence[tuple[str, int]],
+        outputs: Sequence[tuple[str, int]],
+        metadata: Mapping[str, bytes],
     ) -> bytes:
         """The file.
 
@@ -219,8 +225,16 @@ class Draft:
         return made
 
 
+def _type(dtype: str, name: str) -> str:
+    if dtype not in _TYPES:
+        raise UnsupportedError(
+            f"expected tensors of {sorted(_TYPES)} for LiteRT; received dtype={dtype!r} in {name!r}; do cast it"
+        )
+    return _TYPES[dtype]
+
+
 def _quantization(fb: Any) -> Any:
-    """Scales and zero points, of which equal ones lie in the file once: the zeros of all channels are a fifth of a small model else."""
+    """Scales and zero points; equal ones lie in the file once, as the zeros of all channels are a fifth of a small model."""
     places: dict[bytes, int] = {}
 
     def vector(builder: Any, array: np.ndarray) -> int:
@@ -229,8 +243,8 @@ def _quantization(fb: Any) -> Any:
             places[key] = int(builder.CreateNumpyVector(array))
         return places[key]
 
-    class Shared(fb.QuantizationParametersT):  # type: ignore[misc, name-defined]
-        def Pack(self, builder: Any) -> int:
+    class Shared(fb.QuantizationParametersT):  # type: ignore[misc]
+        def Pack(self, builder: Any) -> int:  # noqa: N802 - the schema's name
             scale, zero_point = vector(builder, self.scale), vector(builder, self.zeroPoint)
             fb.QuantizationParametersStart(builder)
             fb.QuantizationParametersAddScale(builder, scale)
@@ -244,8 +258,8 @@ def _quantization(fb: Any) -> Any:
 def _buffers(fb: Any, contents: Sequence[np.ndarray]) -> list[Any]:
     """Buffers whose contents lie at multiples of 16 bytes, which Python's flatbuffers doesn't see to by itself."""
 
-    class Aligned(fb.BufferT):  # type: ignore[misc, name-defined]
-        def Pack(self, builder: Any) -> int:
+    class Aligned(fb.BufferT):  # type: ignore[misc]
+        def Pack(self, builder: Any) -> int:  # noqa: N802 - the schema's name
             at = None
             if self.data.size:
                 builder.StartVector(1, self.data.size, _ALIGNMENT)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qi.core import PerChannel, QParams
+from qi.core import IntGrid, PerChannel, QParams
 from qi.export.litert_file import Draft
 from qi.export.litert_ops import activation, refuse, strided_slice, window, writer
 from qi.ir.arithmetic import scale_of_sums
@@ -56,15 +56,13 @@ def _real(draft: Draft, w: Tensor, codes: int, shape: tuple[int, ...]) -> int:
 
 def _bias(draft: Draft, op: Op) -> int:
     """The bias, which LiteRT's convolutions want in any case."""
-    w, count = op.inputs[1], op.y.shape[-1]
+    w, count = op.inputs[1], int(op.y.shape[-1] or 0)
     given = op.inputs[2] if len(op.inputs) > 2 else None
     name = given.name if given is not None else f"{op.y.name}/bias"
     if not op.quantized:
         return draft.constant(name, np.zeros(count, np.float32) if given is None else given.values())
     data = np.zeros(count, np.int32) if given is None or given.data is None else given.data
     scale = np.broadcast_to(scale_of_sums(op.x, w), data.shape)
-    from qi.core import IntGrid
-
     return draft.constant(name, data, QParams(scale, np.zeros(data.shape), IntGrid(8), PerChannel(0)))
 
 
@@ -125,7 +123,9 @@ def _conv2d_transpose(draft: Draft, op: Op) -> None:
     cut = how == "VALID" and any(pad > 0 for pad in pads)
     shape: list[int | None] = list(op.y.shape)
     if cut:
-        shape[1:3] = [int(n or 0) + max(a, 0) + max(b, 0) for n, a, b in zip(op.y.shape[1:3], pads[::2], pads[1::2], strict=True)]
+        shape[1:3] = [
+            int(n or 0) + max(a, 0) + max(b, 0) for n, a, b in zip(op.y.shape[1:3], pads[::2], pads[1::2], strict=True)
+        ]
     if how == "VALID" and (-pads[1] >= sh or -pads[3] >= sw):
         raise refuse(op, f"with pads {pads}", "use padding='same' or 'valid'")
     y = draft.new(f"{op.y.name}/whole", shape, op.y) if cut else draft.tensor(op.y)
@@ -140,7 +140,14 @@ def _conv2d_transpose(draft: Draft, op: Op) -> None:
     draft.operator("TRANSPOSE_CONV", [out, _weight(draft, op), draft.tensor(op.x), _bias(draft, op)], [y], 3, options)
     if cut:
         begin = [0, max(pads[0], 0), max(pads[2], 0), 0]
-        strided_slice(draft, op, y, begin, [None, *(b + int(n or 0) for b, n in zip(begin[1:], op.y.shape[1:], strict=True))], [1] * 4)
+        strided_slice(
+            draft,
+            op,
+            y,
+            begin,
+            [None, *(b + int(n or 0) for b, n in zip(begin[1:], op.y.shape[1:], strict=True))],
+            [1] * 4,
+        )
 
 
 def _reach(op: Op) -> tuple[int, int]:

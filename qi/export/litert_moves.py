@@ -53,12 +53,25 @@ def _resize_nearest(draft: Draft, op: Op) -> None:
         raise refuse(op, f"on an image of open size {op.x.shape}", "give the model an Input of fixed sizes")
     size = draft.numbers(f"{op.y.name}/size", [int(n or 0) for n in op.y.shape[1:3]])
     # Half-pixel centres lie in the middle of what a source pixel covers: no rounding can move them to its neighbour.
-    _one(draft, op, "RESIZE_NEAREST_NEIGHBOR", size, version=3, options=draft.options("ResizeNearestNeighborOptions", halfPixelCenters=True))
+    _one(
+        draft,
+        op,
+        "RESIZE_NEAREST_NEIGHBOR",
+        size,
+        version=3,
+        options=draft.options("ResizeNearestNeighborOptions", halfPixelCenters=True),
+    )
 
 
 @writer("tile")
 def _tile(draft: Draft, op: Op) -> None:
-    _one(draft, op, "TILE", draft.numbers(f"{op.y.name}/multiples", op.attrs["multiples"]), version=2 if op.quantized else 1)
+    _one(
+        draft,
+        op,
+        "TILE",
+        draft.numbers(f"{op.y.name}/multiples", op.attrs["multiples"]),
+        version=2 if op.quantized else 1,
+    )
 
 
 @writer("broadcast")

@@ -57,7 +57,7 @@ def activation(draft: Draft, op: Op) -> int:
 
 
 def padding(op: Op, size: tuple[int, int]) -> str:
-    """ "VALID" or "SAME", if the operation's pads are just that; else "".
+    """What the operation's pads are by name: "VALID" or "SAME", or "" if they are neither.
 
     Args:
         op: with attributes ``pads``, ``strides`` and perhaps ``dilation``, on an image of known size.
@@ -75,7 +75,7 @@ def padding(op: Op, size: tuple[int, int]) -> str:
     return "SAME" if same == pads else ""
 
 
-def window(draft: Draft, op: Op, size: tuple[int, int], fill: int | None = None) -> tuple[int, int]:
+def window(draft: Draft, op: Op, size: tuple[int, int], fill: float | None = None) -> tuple[int, int]:
     """(the number of the input, the padding's), with the pads as an operator of their own where no padding means them.
 
     Args:
@@ -93,7 +93,7 @@ def window(draft: Draft, op: Op, size: tuple[int, int], fill: int | None = None)
     return pad(draft, op, x, pads, shape, fill), draft.fb.Padding.VALID
 
 
-def pad(draft: Draft, op: Op, x: int, pads: Any, shape: list[int | None], fill: int | None = None) -> int:
+def pad(draft: Draft, op: Op, x: int, pads: Any, shape: list[int | None], fill: float | None = None) -> int:
     """Adds a padded copy of the operation's input; gives its number."""
     amounts = draft.constant(f"{op.y.name}/pads", np.asarray(pads, np.int32))
     y = draft.new(f"{op.y.name}/padded", shape, op.x)
@@ -107,12 +107,14 @@ def pad(draft: Draft, op: Op, x: int, pads: Any, shape: list[int | None], fill: 
 
 
 def rescale(draft: Draft, op: Op, x: int) -> None:
-    """Codes of the input's scale as the output's: a product with one, as int8-to-int8 QUANTIZE knows ratios to eight bits only."""
-    one = draft.constant(f"{op.y.name}/one", np.int8([1]), QParams(np.float32(1), 0, IntGrid(8)))
+    """Codes of the input's scale as the output's: a product with one. QUANTIZE from int8 to int8 knows ratios to 8 bits only."""
+    one = draft.constant(f"{op.y.name}/one", np.ones(1, np.int8), QParams(np.ones(()), np.zeros(()), IntGrid(8)))
     draft.operator("MUL", [x, one], [draft.tensor(op.y)], 2, draft.options("MulOptions"))
 
 
-def strided_slice(draft: Draft, op: Op, x: int, begin: Sequence[int], end: Sequence[int | None], strides: Sequence[int]) -> None:
+def strided_slice(
+    draft: Draft, op: Op, x: int, begin: Sequence[int], end: Sequence[int | None], strides: Sequence[int]
+) -> None:
     """Cuts the operation's output out of x; an end of None is as far as it goes."""
     values = {"begin": begin, "end": [0 if n is None else n for n in end], "strides": strides}
     further = [draft.numbers(f"{op.y.name}/{name}", value) for name, value in values.items()]

@@ -74,11 +74,10 @@ class Builder:
     Args:
         graph: routed for ONNX Runtime.
         opset: of the file.
-        int4: "int8" or "packed": how weights of four bits lie in the file.
     """
 
-    def __init__(self, graph: QGraph, opset: int, int4: str = "int8") -> None:
-        self.graph, self.opset, self.int4 = graph, opset, int4
+    def __init__(self, graph: QGraph, opset: int) -> None:
+        self.graph, self.opset = graph, opset
         self._helper: Any = require("onnx.helper", "onnx", "an ONNX file")
         self._numpy: Any = require("onnx.numpy_helper", "onnx", "an ONNX file")
         self.types: Any = require("onnx", "onnx", "an ONNX file").TensorProto

@@ -10,7 +10,7 @@ import numpy as np
 
 from qi.export.onnx_builder import FIRST, LAST, Builder, refused, writer
 from qi.ir.graph import Op, Tensor
-from qi.ir.onnxruntime import integer_softmax
+from qi.ir.onnxruntime import integer_softmax, resize_factor
 from qi.registry import Registry
 
 __all__ = ["FUNCTIONS"]
@@ -209,12 +209,10 @@ def _sizes(tensor: Tensor) -> list[int]:
 
 
 def _resized(b: Builder, op: Op) -> str:
-    before, after = _sizes(op.x)[:2], _sizes(op.y)[:2]
-    how: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-    if any(n % m for n, m in zip(after, before, strict=True)):
-        return b.node("Resize", [b.real(op.x, FIRST), "", "", b.indices(after)], axes=[2, 3], **how)
-    factors = np.array([1, 1, *(n // m for n, m in zip(after, before, strict=True))], np.float32)
-    return b.node("Resize", [b.real(op.x, FIRST), "", b.constant(factors, "factors")], **how)
+    factors = [resize_factor(n, m) for n, m in zip(_sizes(op.x)[:2], _sizes(op.y)[:2], strict=True)]
+    name = b.constant(np.array([1, 1, *factors], np.float32), "factors")
+    how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    return b.node("Resize", [b.real(op.x, FIRST), "", name], **how)
 
 
 @writer("layer_norm")

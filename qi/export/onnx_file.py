@@ -19,13 +19,14 @@ import qi.ir.twin  # noqa: F401 - registers the kinds of operations
 from qi._version import __version__
 from qi.errors import ConfigError, UnsupportedError
 from qi.export.onnx_builder import LAST, WRITERS, Builder, refused
+from qi.export.onnx_weights import is_packed
 from qi.ir.graph import QGraph, Tensor
+from qi.ir.linear import LINEAR
 from qi.optional import require
 
 __all__ = ["places", "write"]
 
 _LEAST, _MOST = 18, 23
-_INT4 = ("int8", "packed")
 
 
 def write(
@@ -33,18 +34,16 @@ def write(
     *,
     opset: int | None = None,
     integer_io: bool = False,
-    int4: str = "int8",
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """Writes a graph.
 
     Args:
-        graph: valid; routed for "onnxruntime".
+        graph: valid; routed for "onnxruntime". Weights of 4 bits and fewer are packed, two to the byte: `qi.ir.routing.route` keeps
+            them so where it is asked to. ONNX Runtime dequantizes them at every run, which is slow.
         opset: of ONNX; by default 18, or the least that the graph needs: 20 for GELU, 21 for packed weights and activations of
             more than 8 bits.
         integer_io: inputs and outputs are the codes (uint8: those of the graph with 128 added), where they have any.
-        int4: how weights of four bits and fewer lie in the file: as "int8", or "packed", two to the byte. ONNX Runtime has no
-            kernels for the latter: it dequantizes them at every run, which is slow.
         metadata: texts that the file carries along.
 
     Returns:
@@ -55,31 +54,29 @@ def write(
         UnsupportedError: an operation that the file can't hold; it is named.
         MissingDependencyError: without the package onnx.
     """
-    builder, inputs, outputs = _built(graph, opset, integer_io, int4)
+    builder, inputs, outputs = _built(graph, opset, integer_io)
     return _model(builder, inputs, outputs, metadata or {})
 
 
 def places(
-    graph: QGraph, *, opset: int | None = None, integer_io: bool = False, int4: str = "int8"
+    graph: QGraph, *, opset: int | None = None, integer_io: bool = False
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Where the tensors of a graph are in the file that `write` makes of it with the same options.
 
     Returns:
         for each tensor that isn't constant and is in the file: (its name there, how its axes lie there). Codes have 128 added.
     """
-    builder, *_ = _built(graph, opset, integer_io, int4)
+    builder, *_ = _built(graph, opset, integer_io)
     return builder.places()
 
 
-def _built(graph: QGraph, opset: int | None, integer_io: bool, int4: str) -> tuple[Builder, list[Any], list[Any]]:
+def _built(graph: QGraph, opset: int | None, integer_io: bool) -> tuple[Builder, list[Any], list[Any]]:
     if graph.target != "onnxruntime":
         raise ConfigError(
             f"expected a graph routed for 'onnxruntime'; received target={graph.target!r}; do call qi.ir.routing.route"
         )
-    if int4 not in _INT4:
-        raise ConfigError(f"expected int4 to be one of {_INT4}; received int4={int4!r}")
     graph = _with_integer_borders(graph) if integer_io else graph
-    builder = Builder(graph, _opset(graph, opset, int4), int4)
+    builder = Builder(graph, _opset(graph, opset))
     inputs = [_input(builder, tensor) for tensor in graph.inputs]
     for op in graph.ops:
         if op.kind not in WRITERS:
@@ -89,7 +86,7 @@ def _built(graph: QGraph, opset: int | None, integer_io: bool, int4: str) -> tup
     return builder, inputs, outputs
 
 
-def _opset(graph: QGraph, asked: int | None, int4: str) -> int:
+def _opset(graph: QGraph, asked: int | None) -> int:
     """The one asked for, or the least that serves.
 
     Raises:
@@ -101,7 +98,8 @@ def _opset(graph: QGraph, asked: int | None, int4: str) -> int:
     grids = [t.grid for t in graph.tensors() if t.quantized and not t.constant]
     if any(grid.bits > 16 for grid in grids):
         raise UnsupportedError(f"expected activations of at most 16 bits; received {max(grid.bits for grid in grids)}")
-    if int4 == "packed" or any(grid.bits > 8 for grid in grids):
+    packed = any(is_packed(op.inputs[1]) for op in graph.ops if op.kind in LINEAR)
+    if packed or any(grid.bits > 8 for grid in grids):
         least, why = 21, "packed weights and activations of more than 8 bits"
     if asked is not None and not least <= asked <= _MOST:
         raise ConfigError(f"expected opset from {least} (for {why}) to {_MOST}; received opset={asked}")

@@ -52,16 +52,22 @@ def _dense(b: Builder, op: Op) -> None:
     The rows are made of codes, so that no operation stands between DequantizeLinear and Gemm.
     """
     x, w = op.inputs[:2]
-    kernel = weight(b, w, lambda a: a, 1)
     if len(x.shape) == 2:
-        b.finish(op, b.node("Gemm", [b.real(x, LAST), kernel, *bias(b, op)]), LAST)
+        b.finish(op, _product(b, op, b.real(x, LAST)), LAST)
         return
     rows = Tensor(f"{x.name}:rows", (None, w.shape[0]), x.dtype, x.qparams)
     b.put(rows, b.node("Reshape", [b.value(x, LAST), b.indices([-1, int(w.shape[0] or 0)])]), LAST)
     result = Tensor(f"{op.y.name}:rows", (None, w.shape[1]), op.y.dtype, op.y.qparams)
     inner = Op(op.kind, [rows, *op.inputs[1:]], [result], op.attrs, op.source)
-    b.finish(inner, b.node("Gemm", [b.real(rows, LAST), kernel, *bias(b, op)]), LAST)
+    b.finish(inner, _product(b, op, b.real(rows, LAST)), LAST)
     b.put(op.y, b.node("Reshape", [b.value(result, LAST), b.indices(b.sizes(op.y, inferred=True))], op.y.name), LAST)
+
+
+def _product(b: Builder, op: Op, rows: str) -> str:
+    """A Gemm; of real numbers with transposed weights, or ONNX Runtime rounds the activations to eight bits (MatMulNBits)."""
+    if op.quantized:
+        return b.node("Gemm", [rows, weight(b, op.inputs[1], lambda a: a, 1), *bias(b, op)])
+    return b.node("Gemm", [rows, weight(b, op.inputs[1], lambda a: a.T, 0), *bias(b, op)], transB=1)
 
 
 @writer("batch_matmul")

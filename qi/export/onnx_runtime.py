@@ -210,6 +210,9 @@ def _session(
         options.optimized_model_filepath = str(save)
     content = _with_outputs(model, tensors) if tensors else data
     try:
-        return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        for given in (*session.get_inputs(), *session.get_outputs()):
+            _ = given.name, given.shape, given.type  # texts that may not be any
     except Exception as error:
         raise FileFormatError(f"expected a file that ONNX Runtime takes; it says: {_first_line(error)}") from error
+    return session

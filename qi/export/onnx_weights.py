@@ -11,8 +11,15 @@ from qi.errors import UnsupportedError
 from qi.export.onnx_builder import Builder, constant_data
 from qi.ir.arithmetic import scale_of_sums
 from qi.ir.graph import Op, Tensor
+from qi.ir.onnxruntime import PACKED_BITS
 
-__all__ = ["bias", "weight"]
+__all__ = ["bias", "is_packed", "weight"]
+
+
+def is_packed(tensor: Tensor) -> bool:
+    """Whether a weight's codes lie in the file two to the byte."""
+    grid = tensor.qparams.grid if tensor.qparams is not None else None
+    return isinstance(grid, IntGrid) and grid.signed and grid.bits <= PACKED_BITS
 
 
 def weight(b: Builder, tensor: Tensor, change: Callable[[np.ndarray], np.ndarray], axis: int) -> str:
@@ -43,8 +50,9 @@ def weight(b: Builder, tensor: Tensor, change: Callable[[np.ndarray], np.ndarray
             f"{tensor.qparams.granularity}; do quantize it per channel"
         )
     dtype = np.int8 if grid.signed else np.uint8
-    packed = b.int4 == "packed" and grid.bits <= 4 and grid.signed
-    return b.with_scales(change(data).astype(dtype), scale, zero.astype(dtype), tensor.name, axis=axis, packed=packed)
+    return b.with_scales(
+        change(data).astype(dtype), scale, zero.astype(dtype), tensor.name, axis=axis, packed=is_packed(tensor)
+    )
 
 
 def bias(b: Builder, op: Op, repeat: int = 1) -> list[str]:

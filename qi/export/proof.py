@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qi.errors import ConfigError, InputError
 from qi.export.formats import Format
+from qi.export.manifest import Options
 from qi.ir import QGraph, Tensor, run
 from qi.ir.kinds import kernel_of
 from qi.ir.twin import real_values
+from qi.typing import Json
 
-__all__ = ["Agreement", "Proof", "coded", "made_samples", "prove"]
+__all__ = ["Agreement", "Proof", "coded", "made_samples", "prove", "stored"]
+
+_OFFSETS = {1: 128, 2: 32768}  # bytes of unsigned codes -> what the graph's are less
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,17 @@ class Proof:
         elements = sum(output.elements for output in self.outputs)
         return sum(output.differing for output in self.outputs) / elements if elements else 0.0
 
+    def to_dict(self) -> Json:
+        """A record of plain JSON values; a difference that is no number is "inf"."""
+        return {
+            "exact": self.exact,
+            "samples": self.samples,
+            "samples_from": self.source,
+            "max_lsb": self.max_lsb if np.isfinite(self.max_lsb) else "inf",
+            "share_differing": self.share,
+            "first_difference": self.first.name if self.first else None,
+        }
+
 
 def prove(
     data: bytes,
@@ -81,7 +96,7 @@ def prove(
     samples: Sequence[np.ndarray],
     *,
     source: str = "given",
-    integer_io: bool = False,
+    options: Options | None = None,
     threads: int = 1,
 ) -> Proof:
     """Runs a file and the twin of the graph it was written from.
@@ -92,7 +107,7 @@ def prove(
         kind: its format.
         samples: an array for each input: real numbers.
         source: where they came from, for the report.
-        integer_io: whether the file takes codes.
+        options: that the file was written with.
         threads: of the runtime.
 
     Raises:
@@ -100,7 +115,8 @@ def prove(
         InputError: outputs of another number, name or shape than the graph's.
     """
     expected = run(graph, samples)
-    fed = coded(graph, kind, samples) if integer_io else samples
+    options = options or Options()
+    fed = coded(graph, kind, samples) if options.integer_io else samples
     found = kind.run(data, fed, threads=threads)
     missing = [t.name for t in graph.outputs if t.name not in found]
     if missing:
@@ -108,30 +124,36 @@ def prove(
     outputs = tuple(_agreement(t, expected[t.name], found[t.name]) for t in graph.outputs)
     first = None
     if any(output.differing for output in outputs):
-        first = _first_difference(data, graph, kind, (samples, fed), threads)
+        first = _first_difference(data, graph, kind, (samples, fed), options, threads)
     return Proof(len(samples[0]), source, outputs, first, threads)
 
 
 def _first_difference(
-    data: bytes, graph: QGraph, kind: Format, samples: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], threads: int
+    data: bytes,
+    graph: QGraph,
+    kind: Format,
+    samples: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
+    options: Options,
+    threads: int,
 ) -> Agreement | None:
     """The first tensor that differs. Asking for tensors in the middle can change what a runtime fuses: then there is none."""
-    inside = [t for t in graph.tensors() if not t.constant and t.quantized]
+    places = kind.places(data, graph, options)
+    inside = [t for t in graph.tensors() if not t.constant and t.quantized and t.name in places]
     expected = run(graph, samples[0], every=True)
     try:
-        found: Mapping[str, np.ndarray] = kind.run(data, samples[1], threads=threads, tensors=[t.name for t in inside])
+        found = kind.run(data, samples[1], threads=threads, tensors=[places[t.name][0] for t in inside])
     except (ConfigError, InputError):
         return None
     for tensor in inside:
-        if tensor.name in found:
-            agreement = _agreement(tensor, expected[tensor.name], found[tensor.name])
-            if agreement.differing:
-                return agreement
+        there, axes = places[tensor.name]
+        agreement = _agreement(tensor, expected[tensor.name], found[there].transpose(np.argsort(axes)))
+        if agreement.differing:
+            return agreement
     return None
 
 
 def coded(graph: QGraph, kind: Format, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The inputs as a file takes them that takes codes: uint8 for ONNX Runtime, int8 elsewhere; others as they are."""
+    """The inputs as a file takes them that takes codes: unsigned for ONNX Runtime, int8 elsewhere; others as they are."""
     borders = {id(op.x): op for op in graph.ops if op.kind == "quantize"}
     found = []
     for tensor, array in zip(graph.inputs, samples, strict=True):
@@ -140,16 +162,24 @@ def coded(graph: QGraph, kind: Format, samples: Sequence[np.ndarray]) -> list[np
             continue
         op = borders[id(tensor)]
         codes = kernel_of(op, graph.target)(op, array.astype(np.float32))
-        found.append((codes + 128).astype(np.uint8) if kind.target == "onnxruntime" else codes.astype(np.int8))
+        found.append(stored(op.y, codes, kind.target))
     return found
+
+
+def stored(tensor: Tensor, codes: np.ndarray, target: str) -> np.ndarray:
+    """Codes as a target has them: int8, or int16 beyond 8 bits; for ONNX Runtime unsigned, half the grid added."""
+    wide = tensor.grid.bits > 8
+    if target == "onnxruntime":
+        return (codes + _OFFSETS[2 if wide else 1]).astype(np.uint16 if wide else np.uint8)
+    return codes.astype(np.int16 if wide else np.int8)
 
 
 def _agreement(tensor: Tensor, expected: np.ndarray, found: np.ndarray) -> Agreement:
     """Compares real numbers, or codes where the runtime gives those."""
-    if expected.shape != found.shape:
-        raise InputError(f"expected {tensor.name!r} of shape {expected.shape}; received {found.shape}")
+    if expected.shape != found.shape or found.dtype.kind not in "fiub":
+        raise InputError(f"expected {tensor.name!r} of shape {expected.shape}; received {found.shape} of {found.dtype}")
     if found.dtype.kind in "iu" and tensor.quantized:
-        offset = 128 if found.dtype == np.uint8 else 0
+        offset = _OFFSETS.get(found.dtype.itemsize, 0) if found.dtype.kind == "u" else 0
         steps = np.abs(found.astype(np.int64) - offset - expected)
     else:
         real = real_values(tensor, expected).astype(np.float64)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from qi.export.proof import Proof
 from qi.ledger.numbers import format_bytes, format_ratio, format_share
 from qi.ledger.table import table
 from qi.typing import Json
 
-__all__ = ["ExportReport"]
+__all__ = ["ExportReport", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,7 @@ class ExportReport:
         return {
             "path": self.path,
             "target": self.target,
-            "exact": self.exact,
-            "samples": self.proof.samples,
-            "samples_from": self.proof.source,
-            "max_lsb": self.proof.max_lsb,
-            "share_differing": self.proof.share,
-            "first_difference": self.proof.first.name if self.proof.first else None,
+            **self.proof.to_dict(),
             "operations": self.operations,
             "float_operations": list(self.float_operations),
             "file_bytes": self.file_bytes,
@@ -79,14 +73,7 @@ class ExportReport:
         }
 
     def __str__(self) -> str:
-        proof = self.proof
-        compared = f"{proof.samples} samples ({proof.source})"
-        verdict = f"equal, bit for bit, on {compared}"
-        if not proof.exact:
-            verdict = f"{format_share(proof.share)} of outputs differ, by at most {proof.max_lsb:.3g} steps, on {compared}"
-        rows: list[tuple[str, str]] = [("file against twin", verdict)]
-        if proof.first is not None:
-            rows.append(("first difference", f"{proof.first.name}, {format_share(proof.first.share)}"))
+        rows = rows_of(self.proof)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.operations.items()))
         rows.append(("integer operations", kinds or "none"))
         rows.append(("float operations", ", ".join(self.float_operations) or "none"))
@@ -96,5 +83,17 @@ class ExportReport:
             times = f"{self.float_latency * 1e6:.0f} us -> {self.latency * 1e6:.0f} us"
             rows.append(("one sample, one thread", f"{times}, {format_ratio(self.latency / self.float_latency)}"))
         lines = [f"Export: {self.path} for {self.target}", *(f"  warning: {text}" for text in self.warnings), ""]
-        body: Any = table(("", ""), rows, left=2).lstrip("\n")
+        body = table(("", ""), rows, left=2)
         return "\n".join([*lines, *(f"  {line}" for line in body.splitlines() if line.strip())])
+
+
+def rows_of(proof: Proof) -> list[tuple[str, str]]:
+    """What to print of a proof: (what, how it is)."""
+    compared = f"{proof.samples} samples ({proof.source})"
+    verdict = f"equal, bit for bit, on {compared}"
+    if not proof.exact:
+        verdict = f"{format_share(proof.share)} of outputs differ, by at most {proof.max_lsb:.3g} steps, on {compared}"
+    rows = [("file against twin", verdict)]
+    if proof.first is not None:
+        rows.append(("first difference", f"{proof.first.name}, {format_share(proof.first.share)}"))
+    return rows

@@ -28,7 +28,10 @@ def _dequantize(op: Op, codes: np.ndarray) -> np.ndarray:
 
 @kernel("quantize", "litert")
 def _quantize_by_reciprocal(op: Op, x: np.ndarray) -> np.ndarray:
-    """``rint(x * (1 / s)) + z``: XNNPACK multiplies by the reciprocal, rounded to float32. Codes of another scale are multiplied by one."""
+    """``rint(x * (1 / s)) + z``: XNNPACK multiplies by the reciprocal, rounded to float32.
+
+    Codes of another scale are multiplied by one.
+    """
     if op.x.quantized:
         return requantize_float(op, x - op.x.zero_point, op.x.scale)
     return clipped(op, np.rint(x * (np.float32(1) / op.y.scale)) + op.y.zero_point)
@@ -40,7 +43,7 @@ def _quantize_away(op: Op, x: np.ndarray) -> np.ndarray:
     if op.x.quantized:
         factor = multiplier_of(np.float64(op.x.scale / op.y.scale))
         return clipped(op, multiplied_twice(x.astype(np.int64) - op.x.zero_point, factor) + op.y.zero_point)
-    steps = x / op.y.scale
+    steps = np.clip(x / op.y.scale, -(2.0**24), 2.0**24)  # far beyond any code; infinities have no rest
     whole = np.trunc(steps)
     return clipped(op, whole + np.sign(steps) * (np.abs(steps - whole) >= 0.5) + op.y.zero_point)
 

@@ -1,7 +1,7 @@
 """Fixed-point arithmetic on 32-bit integers, as LiteRT's kernels and microcontrollers do it.
 
-A real factor is kept as ``multiplier * 2**(exponent - 31)`` with a multiplier of 31 bits. Everything here works on int64 arrays whose
-values fit the 32 bits of the original, so that no step overflows.
+A real factor is kept as ``multiplier * 2**(exponent - 31)`` with a multiplier of 31 bits. Everything here works on int64 arrays
+whose values fit the 32 bits of the original, so that no step overflows.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def high_product(x: np.ndarray, multiplier: np.ndarray) -> np.ndarray:
     """``x * multiplier / 2**31``, half away from zero; gemmlowp's SaturatingRoundingDoublingHighMul."""
     product = x * multiplier
     nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
-    return np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))
+    return np.asarray(np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31)))
 
 
 def shifted_right(x: np.ndarray, by: np.ndarray | int) -> np.ndarray:
     """``x / 2**by``, half away from zero; gemmlowp's RoundingDivideByPOT."""
     by = np.asarray(by, np.int64)
     mask = (np.int64(1) << by) - 1
-    return (x >> by) + ((x & mask) > (mask >> 1) + (x < 0))
+    return np.asarray((x >> by) + ((x & mask) > (mask >> 1) + (x < 0)))
 
 
 def multiplied_twice(x: np.ndarray, factor: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """x times a factor of `multiplier_of`, rounded at the product and again at the shift, half away from zero both times."""
+    """The product of x and a factor of `multiplier_of`, rounded half away from zero, and once more at the shift."""
     multiplier, exponent = factor
     left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
     return shifted_right(high_product(np.clip(x << left, _LEAST, _MOST), multiplier), right)
@@ -55,11 +55,11 @@ def multiplied_up(x: np.ndarray, factor: tuple[np.ndarray, np.ndarray]) -> np.nd
     multiplier, exponent = factor
     left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
     product = (np.clip(x << left, _LEAST, _MOST) * multiplier + (1 << 30)) >> 31
-    return (product + ((np.int64(1) << right) >> 1)) >> right
+    return np.asarray((product + ((np.int64(1) << right) >> 1)) >> right)
 
 
 def multiplied_once(x: np.ndarray, factor: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """x times a factor of `multiplier_of`, rounded once, half up."""
+    """The product of x and a factor of `multiplier_of`, rounded once, half up."""
     multiplier, exponent = factor
     shift = 31 - exponent
-    return (x * multiplier + (np.int64(1) << (shift - 1))) >> shift
+    return np.asarray((x * multiplier + (np.int64(1) << (shift - 1))) >> shift)

@@ -1,6 +1,7 @@
-"""Functions of one number in LiteRT's integer kernels: tables of 256 codes, and fixed-point arithmetic for those that are nearly lines.
+"""Functions of one number in LiteRT's integer kernels.
 
-XNNPACK and LiteRT's own kernels agree on most of them.
+Tables of 256 codes, and fixed-point arithmetic for those that are nearly lines. XNNPACK and LiteRT's own kernels agree on most
+of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from qi.ir.elementwise import FUNCTIONS
 from qi.ir.graph import Op
 from qi.ir.kinds import kernel
 
-__all__ = ["INTEGER_FUNCTIONS"]
+__all__ = ["INTEGER_FUNCTIONS", "ratio"]
 
 _ENOUGH = 2.0**20
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
@@ -26,13 +27,14 @@ _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 def _gelu(x: np.ndarray) -> np.ndarray:
     """``0.5 * x * erfc(-x * sqrt(0.5))``, each step in float32."""
-    return np.float32(0.5) * x * _erfc(-x * np.float32(math.sqrt(0.5))).astype(np.float32)
+    return np.asarray(np.float32(0.5) * x * _erfc(-x * np.float32(math.sqrt(0.5))).astype(np.float32))
 
 
 def _gelu_tanh(x: np.ndarray) -> np.ndarray:
     """``0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))``, each step in float32, tanh rounded well."""
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner.astype(np.float64)).astype(np.float32))
+    tanh = np.tanh(inner.astype(np.float64)).astype(np.float32)
+    return np.asarray(np.float32(0.5) * x * (np.float32(1) + tanh))
 
 
 _IN_FLOAT32 = {"gelu": _gelu, "gelu_tanh": _gelu_tanh}
@@ -46,49 +48,52 @@ def _steps(op: Op) -> np.ndarray:
     with np.errstate(over="ignore"):
         y = _IN_FLOAT32[name](real) if name in _IN_FLOAT32 else FUNCTIONS.get(name)(real, op)
         y = np.asarray(y, np.float32) * (np.float32(1) / op.y.scale)
-    return np.clip(y, -_ENOUGH, _ENOUGH)
+    return np.asarray(np.clip(y, -_ENOUGH, _ENOUGH))
 
 
 def _looked_up(op: Op, x: np.ndarray) -> np.ndarray:
     """A table, rounded half away from zero."""
     y = _steps(op)
-    return clipped(op, np.sign(y) * np.floor(np.abs(y) + np.float32(0.5)) + op.y.zero_point)[x + 128]
+    table = clipped(op, np.sign(y) * np.floor(np.abs(y) + np.float32(0.5)) + op.y.zero_point)
+    return np.asarray(table[x + 128])
 
 
 def _looked_up_even(op: Op, x: np.ndarray) -> np.ndarray:
     """XNNPACK's table: the zero point is added before it is rounded, half to even."""
-    return clipped(op, np.rint(_steps(op) + np.float32(op.y.zero_point)))[x + 128]
+    return np.asarray(clipped(op, np.rint(_steps(op) + np.float32(op.y.zero_point)))[x + 128])
 
 
-def _ratio(op: Op, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """factor * sx / sy, in float32, as multiplier and exponent."""
+def ratio(op: Op, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Factor * sx / sy, in float32, as multiplier and exponent."""
     return fixed.multiplier_of(np.float64(np.float32(np.float32(factor) * op.x.scale) / op.y.scale))
 
 
 def _centred(op: Op, x: np.ndarray) -> np.ndarray:
-    return x.astype(np.int64) - op.x.zero_point
+    return np.asarray(x.astype(np.int64) - op.x.zero_point)
 
 
 def _leaky_relu(op: Op, x: np.ndarray) -> np.ndarray:
     """Two lines."""
     x = _centred(op, x)
-    above, below = (fixed.multiplied_twice(x, _ratio(op, factor)) for factor in (1.0, op.attrs["alpha"]))
+    above, below = (fixed.multiplied_twice(x, ratio(op, factor)) for factor in (1.0, op.attrs["alpha"]))
     return clipped(op, np.where(x >= 0, above, below) + op.y.zero_point)
 
 
 def _coarse_leaky_relu(op: Op, x: np.ndarray) -> np.ndarray:
     """XNNPACK's: both slopes have eight bits behind the point."""
-    ratio, x = np.float32(op.x.scale / op.y.scale), _centred(op, x)
-    above, below = (int(np.rint(np.float32(256) * slope)) for slope in (ratio, np.float32(ratio * np.float32(op.attrs["alpha"]))))
+    line, x = np.float32(op.x.scale / op.y.scale), _centred(op, x)
+    above, below = (
+        int(np.rint(np.float32(256) * slope)) for slope in (line, np.float32(line * np.float32(op.attrs["alpha"])))
+    )
     return clipped(op, ((x * np.where(x >= 0, above, below) + 128) >> 8) + op.y.zero_point)
 
 
 def _abs(op: Op, x: np.ndarray) -> np.ndarray:
-    return clipped(op, fixed.multiplied_twice(np.abs(_centred(op, x)), _ratio(op)) + op.y.zero_point)
+    return clipped(op, fixed.multiplied_twice(np.abs(_centred(op, x)), ratio(op)) + op.y.zero_point)
 
 
 def _short(x: np.ndarray) -> np.ndarray:
-    return np.clip(x, -(2**15), 2**15 - 1)
+    return np.asarray(np.clip(x, -(2**15), 2**15 - 1))
 
 
 def _short_product(a: np.ndarray, b: int) -> np.ndarray:
@@ -135,8 +140,8 @@ def _chosen(table: dict[str, _Function]) -> Callable[[Op, np.ndarray], np.ndarra
     def run(op: Op, x: np.ndarray) -> np.ndarray:
         if op.attrs["function"] not in table:
             raise UnsupportedError(
-                f"expected a function that LiteRT does in integers; received {op.attrs['function']!r} of layer {op.source!r}; do leave "
-                "it in float"
+                f"expected a function that LiteRT does in integers; received {op.attrs['function']!r} of layer "
+                f"{op.source!r}; do leave it in float"
             )
         return table[op.attrs["function"]](op, x)
 
@@ -150,7 +155,7 @@ kernel("unary", "reference")(_chosen(_REFERENCE))
 @kernel("relu", "litert", "reference")
 def _relu(op: Op, x: np.ndarray) -> np.ndarray:
     """From the code of 0 up to that of `max_value`."""
-    y = fixed.multiplied_twice(_centred(op, x), _ratio(op)) + op.y.zero_point
+    y = fixed.multiplied_twice(_centred(op, x), ratio(op)) + op.y.zero_point
     top = op.attrs["max_value"]
     bound = 127 if top is None else op.y.zero_point + int(np.floor(np.float32(top) / op.y.scale + np.float32(0.5)))
     return clipped(op, np.clip(y, op.y.zero_point, bound))
@@ -161,5 +166,5 @@ def _prelu(op: Op, x: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Two lines, the lower one with a slope for each channel."""
     slopes = op.inputs[1]
     x = _centred(op, x)
-    below = fixed.multiplied_twice(x * (alpha - slopes.zero_point), _ratio(op, float(slopes.scale)))
-    return clipped(op, np.where(x >= 0, fixed.multiplied_twice(x, _ratio(op)), below) + op.y.zero_point)
+    below = fixed.multiplied_twice(x * (alpha - slopes.zero_point), ratio(op, float(slopes.scale)))
+    return clipped(op, np.where(x >= 0, fixed.multiplied_twice(x, ratio(op)), below) + op.y.zero_point)

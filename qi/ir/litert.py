@@ -1,7 +1,7 @@
 """LiteRT with XNNPACK: what its integer kernels compute.
 
-Formulas as in the kernels' sources; each is checked against the runtime itself (tests/parity). Where XNNPACK declines an operation, LiteRT's
-own kernels do it, whose arithmetic is another.
+Formulas as in the kernels' sources; each is checked against the runtime itself (tests/parity). Where XNNPACK declines an
+operation, LiteRT's own kernels do it, whose arithmetic is another.
 """
 
 from __future__ import annotations
@@ -15,26 +15,14 @@ from qi.ir.arithmetic import clipped, integer_sums, requantize_float, scale_of_s
 from qi.ir.graph import Op
 from qi.ir.kinds import kernel
 from qi.ir.linear import LINEAR
-from qi.ir.reference import averaged, linear_factor, matrix_products, without_kernel
-from qi.ir.routing import island, lacks
+from qi.ir.reference import averaged, linear_factor, matrix_products
+from qi.ir.routing import island
 
 __all__ = ["packed_bits"]
 
 _SMALL = 1024  # elements of a sample
 _FAST = ("sigmoid", "tanh", "elu", "leaky_relu")  # functions of one number that XNNPACK does in integers
 _PACKS = {"conv2d": (4,), "depthwise_conv2d": (4,), "dense": (4, 2)}
-
-
-@lacks("litert")
-def _without_kernel(op: Op) -> bool:
-    """Also steps between scales that XNNPACK refuses, as those to the output of a layer that is always 0."""
-    if op.kind in LINEAR:
-        return bool(np.any(scale_of_sums(op.x, op.inputs[1]) / op.y.scale >= 2**8))
-    if op.kind in ("add", "sub"):
-        return not all(2**-10 <= ratio < 2**8 for ratio in _ratios(op))
-    if op.kind == "mul":
-        return not 2**-16 <= np.float32(op.x.scale * op.inputs[1].scale) / op.y.scale < 2**8
-    return without_kernel(op, "litert")
 
 
 @island("litert")
@@ -86,12 +74,8 @@ def _sub(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return _sum(op, a, b, -1)
 
 
-def _ratios(op: Op) -> list[np.float32]:
-    return [np.float32(t.scale / op.y.scale) for t in op.inputs]
-
-
 def _sum(op: Op, a: np.ndarray, b: np.ndarray, sign: int) -> np.ndarray:
-    ra, rb = _ratios(op)
+    ra, rb = (np.float32(t.scale / op.y.scale) for t in op.inputs)
     a, b = a - op.x.zero_point, b - op.inputs[1].zero_point
     return clipped(op, formulas.fixed_sum(a, ra, b, rb, sign=sign) + op.y.zero_point)
 
@@ -137,7 +121,8 @@ def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
     (first, part), (second, across) = (_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True))
     x = x.astype(np.int64)
     above, below = (
-        (x[:, rows][:, :, second[0]] << 11) + (x[:, rows][:, :, second[1]] - x[:, rows][:, :, second[0]]) * across[:, None]
+        (x[:, rows][:, :, second[0]] << 11)
+        + (x[:, rows][:, :, second[1]] - x[:, rows][:, :, second[0]]) * across[:, None]
         for rows in first
     )
     total = (above << 11) + (below - above) * part[:, None, None]

@@ -12,24 +12,31 @@ from qi.ir.arithmetic import clipped, integer_sums, requantize_float, scale_of_s
 from qi.ir.graph import Op, Tensor
 from qi.ir.kinds import KINDS, kernel
 from qi.ir.linear import LINEAR
-from qi.ir.routing import island
+from qi.ir.routing import island, lacks
 from qi.ir.windows import window_counts, windows
 
-__all__ = ["integer_softmax"]
+__all__ = ["PACKED_BITS", "integer_softmax", "resize_factor"]
+
+PACKED_BITS = 4  # weights of so many bits and fewer lie in the file two to the byte, if they come here with so few
 
 _OFFSET = 128  # from the codes here to those of the file
 _INTEGER = ("leaky_relu", "sigmoid", "square")  # the functions of one number that have an integer kernel
 
 
 @island("onnxruntime")
-def _prefers_float(op: Op) -> bool:
-    """What ONNX Runtime has no integer kernel for, though a look-up table would do; and whatever has more than eight bits."""
-    tensors = [t for t in (*op.inputs, *op.outputs) if t.quantized and not t.constant]
-    if any(t.grid.bits > 8 for t in tensors):
-        return True
-    if op.kind == "softmax":
-        return not integer_softmax(op)
+def _table_in_vain(op: Op) -> bool:
+    """A function that has no integer kernel, though a look-up table would do."""
     return op.kind == "unary" and op.attrs["function"] not in _INTEGER
+
+
+@lacks("onnxruntime")
+def _real_only(op: Op) -> bool:
+    """More than eight bits, packed weights (dequantized at every run), and most scales of a softmax."""
+    if any(t.grid.bits > 8 for t in (*op.inputs, *op.outputs) if t.quantized and not t.constant):
+        return True
+    if op.kind in LINEAR:
+        return op.inputs[1].grid.bits <= PACKED_BITS
+    return op.kind == "softmax" and not integer_softmax(op)
 
 
 def integer_softmax(op: Op) -> bool:
@@ -190,13 +197,21 @@ def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
     return _quantized(op, total + (d1 * e1) * below.take(right, 2))
 
 
+def resize_factor(n: int, size: int) -> np.float32:
+    """The float32 factor that takes n elements to `size`: the least from size / n up whose product with n isn't below it."""
+    factor = np.float32(size / n)
+    while int(factor * np.float32(n)) < size:
+        factor = np.nextafter(factor, np.float32(np.inf))
+    return factor
+
+
 def _places(op: Op, x: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
     """Along an axis (the neighbours before, those after, the distances to them), with half-pixel centres.
 
     Where both neighbours are one element, as in all rows where the height stays, the distances are a half.
     """
     n, size = x.shape[axis], int(op.attrs["size"][axis - 1])
-    at = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size / n) - np.float32(0.5)
+    at = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / resize_factor(n, size) - np.float32(0.5)
     at = at.clip(0, n - 1)
     low = np.floor(at).astype(int)
     high = low if axis == 1 and size == n else np.minimum(low + 1, n - 1)

@@ -56,11 +56,11 @@ def fold_padding(graph: QGraph) -> None:
 
 
 def lift_over_reshapes(graph: QGraph) -> None:
-    """ReLU and quantizers go in front of a reshape: next to the convolution, where the image of a sequence was one."""
+    """ReLU and quantizers go in front of a reshape or a transpose: next to the convolution or product that these follow."""
     for op in list(graph.ops):
         while op.kind in ("relu", "quantize") and not op.x.quantized:
             before = graph.producers().get(id(op.x))
-            if before is None or before.kind != "reshape" or not _only(graph, op.x, op):
+            if before is None or before.kind not in ("reshape", "transpose") or not _only(graph, op.x, op):
                 break
             name = graph.unique(f"{op.y.name}/{before.x.name.rpartition('/')[2]}")
             lifted = Tensor(name, before.x.shape, op.y.dtype, op.y.qparams)
@@ -121,15 +121,6 @@ def inherit_scales(graph: QGraph) -> None:
         if op.kind == "quantize" and op.x.qparams is not None and op.x.qparams == op.y.qparams:
             graph.ops.remove(op)
             graph.substitute(op.y, op.x)
-
-
-def part_requantizers(graph: QGraph) -> None:
-    """A quantizer of codes takes the real numbers that they stand for: runtimes' own steps between scales are coarse."""
-    for op in list(graph.ops):
-        if op.kind == "quantize" and op.x.quantized:
-            real = Tensor(graph.unique(f"{op.y.name}/real"), op.x.shape, op.x.dtype)
-            graph.ops.insert(graph.ops.index(op), Op("dequantize", [op.x], [real], {}, op.source))
-            op.inputs = [real]
 
 
 def quantize_constants(graph: QGraph) -> None:
@@ -204,7 +195,6 @@ PASSES: tuple[Callable[[QGraph], None], ...] = (
     inherit_scales,
     fuse_quantizers,
     inherit_scales,
-    part_requantizers,
     quantize_constants,
     quantize_biases,
 )

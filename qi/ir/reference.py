@@ -1,52 +1,97 @@
 """LiteRT's reference kernels, as microcontrollers run them: fixed-point arithmetic on 32-bit integers.
 
-Also what LiteRT falls back to where XNNPACK has no kernel. Checked against the interpreter with its reference resolver (tests/parity).
+Also what LiteRT falls back to where XNNPACK has no kernel. Checked against the interpreter with its reference resolver
+(tests/parity).
 """
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
+from collections.abc import Callable
+
 import numpy as np
 
 from qi.ir import fixed
-from qi.ir.arithmetic import clipped, integer_sums
-from qi.ir.fixed_functions import INTEGER_FUNCTIONS
+from qi.ir.arithmetic import clipped, integer_sums, scale_of_sums
+from qi.ir.fixed_functions import INTEGER_FUNCTIONS, ratio
 from qi.ir.graph import Op
 from qi.ir.kinds import kernel
 from qi.ir.linear import LINEAR
 from qi.ir.routing import lacks
 from qi.ir.windows import window_counts, windows
 
-__all__ = ["averaged", "linear_factor", "matrix_products", "without_kernel"]
+__all__ = [
+    "averaged",
+    "exponentials",
+    "linear_factor",
+    "matrix_factor",
+    "matrix_products",
+    "mean_factor",
+    "sum_factors",
+    "without_kernel",
+]
+
+_Factor: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
-def without_kernel(op: Op, target: str) -> bool:
-    """Functions without a table, bounds other than those of ReLU and ReLU6, choices between numbers of several scales, and logits so small
-    that the kernel ends the process.
-    """
-    if op.kind == "softmax":
-        return bool(op.x.scale <= 2.0**-26)
-    if op.kind == "unary":
-        return op.attrs["function"] not in INTEGER_FUNCTIONS[target]
-    if op.kind == "relu":
-        return op.attrs["max_value"] not in (None, 6)
-    if op.kind in ("maximum", "minimum"):
-        return any(t.qparams != op.y.qparams for t in op.inputs)
-    return op.kind == "resize_bilinear" and op.x.qparams != op.y.qparams
+_FIXED = {"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
+"""Scale and zero point that kernels want of an output."""
 
 
-@lacks("reference")
-def _without_kernel(op: Op) -> bool:
-    return without_kernel(op, "reference")
+def _without_kernel(target: str) -> Callable[[Op], bool]:
+    """What a target has a kernel for in general, but not in this form."""
+
+    def answer(op: Op) -> bool:
+        if op.kind == "unary":
+            function = op.attrs["function"]
+            if function not in INTEGER_FUNCTIONS[target] or _held(op, _FIXED.get(function)):
+                return True
+        if op.kind == "softmax":
+            # Of so small a scale, the kernel ends the process.
+            return _held(op, _FIXED["softmax"]) or bool(op.x.scale <= 2.0**-26)
+        if op.kind == "relu" and op.attrs["max_value"] not in (None, 6):
+            return True
+        if op.kind in ("maximum", "minimum", "resize_bilinear"):
+            return any(t.qparams != op.y.qparams for t in op.inputs)
+        return _steep(op)
+
+    return answer
+
+
+def _held(op: Op, wanted: tuple[float, int] | None) -> bool:
+    """Whether the output has another scale or zero point than the kernel is made for."""
+    return wanted is not None and (op.y.scale, op.y.zero_point) != wanted
+
+
+def _steep(op: Op) -> bool:
+    """Whether the step to the output's scale is one that kernels refuse, or overflow at: that of a layer that is always 0."""
+    sy = op.y.scale
+    if op.kind in LINEAR:
+        return bool(np.any(scale_of_sums(op.x, op.inputs[1]) / sy >= 2**8))
+    if op.kind in ("add", "sub"):
+        return not all(2**-10 <= t.scale / sy < 2**8 for t in op.inputs)
+    if op.kind in ("mul", "batch_matmul"):
+        return not 2**-16 <= op.x.scale * op.inputs[1].scale / sy < 2**8
+    if op.kind in ("relu", "prelu", "avg_pool2d", "mean") or op.attrs.get("function") in (
+        "leaky_relu",
+        "abs",
+        "hard_swish",
+    ):
+        return not 2**-8 <= op.x.scale / sy < 2**7
+    return False
+
+
+for _target in ("litert", "reference"):
+    lacks(_target)(_without_kernel(_target))
 
 
 # Convolutions and products ----------------------------------------------------------------------------------------------
 
 
-def linear_factor(op: Op) -> tuple[np.ndarray, np.ndarray]:
-    """sx * sw / sy in double precision, as multiplier and exponent, for each channel."""
-    w = op.inputs[1].qparams
-    assert w is not None
-    scale = np.float64(op.x.scale) * w.scale.reshape(-1).astype(np.float64)
+def linear_factor(op: Op) -> _Factor:
+    """Sx * sw / sy in double precision, as multiplier and exponent, for each channel."""
+    scale = np.float64(op.x.scale) * op.inputs[1].scales().astype(np.float64)
     return fixed.multiplier_of(scale / np.float64(op.y.scale))
 
 
@@ -64,15 +109,21 @@ for _kind in sorted(LINEAR):
 # Two tensors ------------------------------------------------------------------------------------------------------------
 
 
-def _sum(op: Op, a: np.ndarray, b: np.ndarray, sign: int) -> np.ndarray:
-    """a + b or a - b: both shifted left by 20 bits and brought to twice the larger scale, then the sum to the output's."""
+def sum_factors(op: Op) -> tuple[list[_Factor], _Factor]:
+    """(each input's factor to twice the larger scale, that from there to the output's, less the 20 bits)."""
     scales = [np.float64(t.scale) for t in op.inputs]
     common = 2 * max(scales)
+    last = fixed.multiplier_of(common / (np.float64(2**20) * np.float64(op.y.scale)))
+    return [fixed.multiplier_of(scale / common) for scale in scales], last
+
+
+def _sum(op: Op, a: np.ndarray, b: np.ndarray, sign: int) -> np.ndarray:
+    """A + b or a - b: both shifted left by 20 bits and brought to twice the larger scale, then the sum to the output's."""
+    factors, factor = sum_factors(op)
     parts = [
-        fixed.multiplied_twice((x.astype(np.int64) - t.zero_point) << 20, fixed.multiplier_of(scale / common))
-        for x, t, scale in zip((a, b), op.inputs, scales, strict=True)
+        fixed.multiplied_twice((x.astype(np.int64) - t.zero_point) << 20, first)
+        for x, t, first in zip((a, b), op.inputs, factors, strict=True)
     ]
-    factor = fixed.multiplier_of(common / (np.float64(2**20) * np.float64(op.y.scale)))
     return clipped(op, fixed.multiplied_twice(parts[0] + sign * parts[1], factor) + op.y.zero_point)
 
 
@@ -90,17 +141,21 @@ def _sub(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _mul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The factor sa * sb / sy is computed in float32."""
     products = (a.astype(np.int64) - op.x.zero_point) * (b - op.inputs[1].zero_point)
-    factor = fixed.multiplier_of(np.float64(np.float32(np.float32(op.x.scale * op.inputs[1].scale) / op.y.scale)))
+    factor = ratio(op, float(op.inputs[1].scale))
     return clipped(op, fixed.multiplied_twice(products, factor) + op.y.zero_point)
 
 
-def matrix_products(op: Op, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+def matrix_factor(op: Op) -> _Factor:
+    """The product of the scales in float32, over the output's in double precision."""
+    return fixed.multiplier_of(np.float64(np.float32(op.x.scale * op.inputs[1].scale)) / np.float64(op.y.scale))
+
+
+def matrix_products(op: Op, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, _Factor]:
     """(sums of products of the codes' distances from zero, the factor to the output's scale)."""
     a, b = a.astype(np.float64) - op.x.zero_point, b.astype(np.float64) - op.inputs[1].zero_point
     a = np.swapaxes(a, -1, -2) if op.attrs["transpose_a"] else a
     b = np.swapaxes(b, -1, -2) if op.attrs["transpose_b"] else b
-    factor = np.float64(np.float32(op.x.scale * op.inputs[1].scale)) / np.float64(op.y.scale)
-    return (a @ b).astype(np.int64), fixed.multiplier_of(factor)
+    return (a @ b).astype(np.int64), matrix_factor(op)
 
 
 @kernel("batch_matmul", "reference")
@@ -112,14 +167,14 @@ def _batch_matmul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _maximum(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of codes with one scale."""
     del op
-    return np.maximum(a, b)
+    return np.asarray(np.maximum(a, b))
 
 
 @kernel("minimum", "litert", "reference")
 def _minimum(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of codes with one scale."""
     del op
-    return np.minimum(a, b)
+    return np.asarray(np.minimum(a, b))
 
 
 # Means ------------------------------------------------------------------------------------------------------------------
@@ -130,7 +185,7 @@ def averaged(op: Op, x: np.ndarray) -> np.ndarray:
     sums = windows(op, x.astype(np.int64), 0).sum(axis=(3, 4))
     counts = window_counts(op, x.shape)[..., None].astype(np.int64)
     half = counts // 2
-    return np.where(sums > 0, (sums + half) // counts, -((half - sums) // counts))
+    return np.asarray(np.where(sums > 0, (sums + half) // counts, -((half - sums) // counts)))
 
 
 @kernel("avg_pool2d", "reference")
@@ -139,19 +194,22 @@ def _avg_pool2d(op: Op, x: np.ndarray) -> np.ndarray:
     codes = averaged(op, x)
     if op.x.qparams == op.y.qparams:
         return clipped(op, codes)
-    factor = fixed.multiplier_of(np.float64(op.x.scale / op.y.scale))
-    return clipped(op, fixed.multiplied_twice(codes - op.x.zero_point, factor) + op.y.zero_point)
+    return clipped(op, fixed.multiplied_twice(codes - op.x.zero_point, ratio(op)) + op.y.zero_point)
+
+
+def mean_factor(op: Op, count: int) -> _Factor:
+    """The ratio of the scales in double precision, with the count of what is averaged divided into the multiplier."""
+    multiplier, exponent = (int(part) for part in fixed.multiplier_of(np.float64(op.x.scale) / np.float64(op.y.scale)))
+    shift = min(count.bit_length() - 1, 32, 31 + exponent)
+    return np.asarray((multiplier << shift) // count, np.int64), np.asarray(exponent - shift, np.int64)
 
 
 @kernel("mean", "reference")
 def _mean(op: Op, x: np.ndarray) -> np.ndarray:
-    """The count is divided into the multiplier."""
+    """The sum of the codes' distances from zero, times a factor that holds their count."""
     axes = tuple(op.attrs["axes"])
     sums = (x.astype(np.int64) - op.x.zero_point).sum(axis=axes, keepdims=op.attrs["keepdims"])
-    count = int(np.prod([x.shape[axis] for axis in axes]))
-    multiplier, exponent = (int(part) for part in fixed.multiplier_of(np.float64(op.x.scale) / np.float64(op.y.scale)))
-    shift = min(count.bit_length() - 1, 32, 31 + exponent)
-    factor = np.int64((multiplier << shift) // count), np.int64(exponent - shift)
+    factor = mean_factor(op, int(np.prod([x.shape[axis] for axis in axes])))
     return clipped(op, fixed.multiplied_twice(sums, factor) + op.y.zero_point)
 
 
@@ -179,13 +237,17 @@ def _places(n: int, size: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarra
 # Softmax --------------------------------------------------------------------------------------------------------------
 
 
+def exponentials(op: Op) -> np.ndarray:
+    """exp(-s * i) for i from 0 to 255, in float32."""
+    return np.asarray(np.exp(-op.x.scale * np.arange(256, dtype=np.float32)))
+
+
 @kernel("softmax", "litert", "reference")
 def softmax(op: Op, x: np.ndarray) -> np.ndarray:
     """A table of exp in float32, its sum in float32, half to even."""
     axis = op.attrs["axis"]
     x = np.moveaxis(x, axis, -1)
-    table = np.exp(-op.x.scale * np.arange(256, dtype=np.float32))
-    terms = table[x.max(axis=-1, keepdims=True) - x]
+    terms = exponentials(op)[x.max(axis=-1, keepdims=True) - x]
     total = np.zeros((*x.shape[:-1], 1), np.float32)
     for i in range(x.shape[-1]):
         total += terms[..., i : i + 1]

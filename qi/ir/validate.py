@@ -75,10 +75,10 @@ def _check_op(graph: QGraph, op: Op) -> None:
         values = [t for t in op.inputs if t.dtype.startswith("float")]
         if any(t.qparams != op.y.qparams for t in values):
             _refuse(graph, f"one scale for all that {op.kind!r} moves; received {op}")
-    if op.kind in ("quantize", "dequantize"):
-        plain, codes = (op.x, op.y) if op.kind == "quantize" else (op.y, op.x)
-        if plain.quantized or not codes.quantized:
-            _refuse(graph, f"{op.kind!r} between real numbers and codes; received {op}")
+    if op.kind == "quantize" and not op.y.quantized:
+        _refuse(graph, f"codes from 'quantize'; received {op}")
+    if op.kind == "dequantize" and (op.y.quantized or not op.x.quantized):
+        _refuse(graph, f"real numbers from codes from 'dequantize'; received {op}")
     if op.kind in LINEAR and op.quantized:
         _check_sums(graph, op)
 

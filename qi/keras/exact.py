@@ -192,13 +192,22 @@ class ExactGrid(_Exact):
         if not holder.built:
             holder.build(None)
 
-    def call(self, *tensors: Any, step: str = "real", activation: str = "none", training: Any = None, **attrs: Any) -> Any:
+    def call(
+        self,
+        *tensors: Any,
+        step: str = "real",
+        activation: str = "none",
+        layers: Any = (),
+        training: Any = None,
+        **attrs: Any,
+    ) -> Any:
         """(codes without their zero point, scale, zero point).
 
         Args:
             tensors: what the step takes.
             step: a name of `STEPS`.
             activation: "none", "relu" or "relu6".
+            layers: names of the layers that the step stands for; `qi.keras.exact_graph.plain` makes them again.
             training: whether gradients are wanted.
             attrs: of the step.
         """

@@ -47,6 +47,7 @@ class _Recipe:
     take: Callable[[_Writer], list[Value]]
     attrs: dict[str, Any] = field(default_factory=dict)
     activation: str = "none"
+    layers: list[str] = field(default_factory=list)
 
 
 def check_exact(exact: str | None) -> None:
@@ -114,11 +115,13 @@ class _Writer:
             return
         recipe = self._recipe(call)
         if recipe is not None and self._held_next(call):
+            recipe.layers.append(call.op.name)
             self._recipes[id(call.outputs[0])] = recipe
             return
         source = self._recipes.get(id(call.inputs[0])) if call.inputs else None
         if source is not None:  # an activation between what it is fused into and the quantizer
             source.activation = "relu6" if _is_relu6(call) else "relu"
+            source.layers.append(call.op.name)
             self._recipes[id(call.outputs[0])] = source
             return
         moved = self._moved(call)
@@ -135,7 +138,7 @@ class _Writer:
         source = call.inputs[0]
         recipe = self._recipes.get(id(source)) or _Recipe("real", lambda writer: [writer.real(source)])
         grid = self._grid(call)
-        attrs = recipe.attrs | {"step": recipe.step, "activation": recipe.activation}
+        attrs = recipe.attrs | {"step": recipe.step, "activation": recipe.activation, "layers": recipe.layers}
         self._codes[id(call.outputs[0])] = self.emit(grid, call, recipe.take(self), 3, attrs, call.outputs[0].shape)
 
     def _grid(self, call: Call) -> ExactGrid:
@@ -357,14 +360,14 @@ def _append(calls: list[Call], op: Any, call: Call, inputs: list[Value], argumen
 def _held(calls: list[Call], call: Call, inputs: list[Value]) -> Value:
     """The operation, the activation and the holder behind one step."""
     _, attrs = call.arguments([None] * len(call.inputs))
-    step, value = attrs["step"], inputs[0]
+    step, value, names = attrs["step"], inputs[0], list(attrs["layers"])
     if step in ("add", "mul"):
         kind = keras.layers.Multiply if step == "mul" else keras.layers.Subtract if attrs.get("sign") == -1 else keras.layers.Add
-        value = _append(calls, kind(name=f"{call.op.name}_{step}"), call, [inputs[0], inputs[3]], lambda t: ((list(t),), {}))
+        value = _append(calls, kind(name=names[0]), call, [inputs[0], inputs[3]], lambda t: ((list(t),), {}))
     elif step == "mean":
         cls = keras.layers.GlobalAveragePooling2D if len(inputs[0].shape) == 4 else keras.layers.GlobalAveragePooling1D
-        value = _append(calls, cls(keepdims=attrs["keepdims"], name=f"{call.op.name}_mean"), call, inputs[:1])
+        value = _append(calls, cls(keepdims=attrs["keepdims"], name=names[0]), call, inputs[:1])
     if attrs["activation"] != "none":
         top = 6.0 if attrs["activation"] == "relu6" else None
-        value = _append(calls, keras.layers.ReLU(max_value=top, name=f"{call.op.name}_relu"), call, [value])
+        value = _append(calls, keras.layers.ReLU(max_value=top, name=names[-1]), call, [value])
     return _append(calls, call.op.holder, call, [value])

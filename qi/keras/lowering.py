@@ -67,8 +67,8 @@ class Site:
 
     @property
     def kind(self) -> str:
-        """Class name of the layer or operation, if it is one of Keras' own."""
-        own = type(self.layer).__module__.partition(".")[0] == "keras"
+        """Class name of the layer or operation, if it is one of Keras' own, or of ours."""
+        own = type(self.layer).__module__.partition(".")[0] in ("keras", "qi")
         return type(self.layer).__name__ if own else ""
 
     @property

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qi.keras.graph import Call, Graph, Value
-from qi.keras.traits import Role, fuses_activation, is_fusable_activation, known_range, role_of
+from qi.keras.traits import Role, fuses_activation, is_fusable_activation, known_range, multiplies, role_of
 from qi.recipes import RuleBook, TensorSpec
 
 __all__ = ["ActivationPlan", "Group", "plan_activations", "value_name"]
@@ -110,8 +110,24 @@ def plan_activations(graph: Graph, book: RuleBook, folds_later: Collection[str] 
             plan.quantized[id(value)] = group
             group.observed.append(value)
             group.names.append(value_name(value))
+    _centre(graph, groups, union)
     plan.groups = [group for group in plan.groups if group.observed]
     return plan
+
+
+def _centre(graph: Graph, groups: dict[int, Group], union: _Union) -> None:
+    """Gives what a product of activations takes second a grid about 0: the fast kernels know no zero point there.
+
+    Results of linear operations lie about 0 anyhow; those of a clamp would lose half of their codes, and keep theirs.
+    """
+    for call in graph.calls:
+        if not multiplies(call):
+            continue
+        group = groups.get(union.root(call.inputs[1]))
+        if group is not None and group.fixed is None and group.spec.method == "uniform":
+            sources = [value.producer for value in group.observed]
+            if sources and all(source is not None and fuses_activation(source) for source in sources):
+                group.spec = replace(group.spec, method="symmetric")
 
 
 def value_name(value: Value) -> str:

@@ -17,7 +17,7 @@ from qi.keras.attention import BandSoftmax
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call
 
-__all__ = ["Role", "fuses_activation", "is_fusable_activation", "known_range", "role_of"]
+__all__ = ["Role", "fuses_activation", "is_fusable_activation", "known_range", "multiplies", "role_of"]
 
 
 class Role(Enum):
@@ -87,6 +87,11 @@ def is_fusable_activation(call: Call) -> bool:
         plain = not op.negative_slope and not op.threshold
         return plain and op.max_value in (None, 6)
     return _function_of(call) in ("relu", "relu6")
+
+
+def multiplies(call: Call) -> bool:
+    """Whether a call is a product of two matrices neither of which is a weight."""
+    return call.builtin_kind in ("Matmul", "Einsum", "Dot") and len(call.inputs) == 2
 
 
 def fuses_activation(call: Call) -> bool:

@@ -12,11 +12,15 @@ def quantizer(scale: float, zero_point: int) -> Op:
     return Op("quantize", [real("x", 1)], [codes_of("q", 1, qparams=act(scale, zero_point))])
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
-def test_codes_are_nearest_half_to_even_and_clipped(target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "halves"), [("litert", [3, 5, 3, 1]), ("onnxruntime", [3, 5, 3, 1]), ("reference", [4, 5, 2, 1])]
+)
+def test_codes_are_nearest_and_clipped_with_halves_to_even_or_away(target: str, halves: list[int]) -> None:
     op = quantizer(0.5, 3)
-    x = np.float32([0.25, 0.75, -0.25, 0.26, 1e9, -1e9, np.inf, -np.inf])
-    np.testing.assert_array_equal(kernel_of(op, target)(op, x), [3, 5, 3, 4, 127, -128, 127, -128])
+    x = np.float32([0.25, 0.75, -0.25, -0.75])
+    np.testing.assert_array_equal(kernel_of(op, target)(op, x), halves)
+    x = np.float32([0.24, 0.26, -0.26, 1e9, -1e9, np.inf, -np.inf, 0.24999999])
+    np.testing.assert_array_equal(kernel_of(op, target)(op, x), [3, 4, 2, 127, -128, 127, -128, 3])
 
 
 def test_runtimes_divide_by_a_scale_each_in_its_own_way() -> None:
@@ -52,3 +56,14 @@ def test_every_code_comes_back(target: str) -> None:
 def test_in_real_numbers_both_do_nothing() -> None:
     x = np.float32([1.25])
     assert KINDS.get("quantize").real(None, x) is KINDS.get("dequantize").real(None, x) is x
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_codes_of_another_scale_are_multiplied(target: str) -> None:
+    op = Op("quantize", [codes_of("x", 1, qparams=act(0.5, -3))], [codes_of("y", 1, qparams=act(0.125, 7))])
+    codes = np.arange(-128, 128)
+    expected = np.clip((codes + 3) * 4 + 7, -128, 127)
+    np.testing.assert_array_equal(kernel_of(op, target)(op, codes.astype(np.int32)), expected)
+    op.y.qparams = act(0.3, 7)  # 5 / 3 is never half
+    expected = np.clip(np.rint((codes + 3) * 5 / 3) + 7, -128, 127)
+    np.testing.assert_array_equal(kernel_of(op, target)(op, codes.astype(np.int32)), expected)

@@ -90,8 +90,8 @@ def _output_from_nowhere(g: QGraph) -> None:
     g.outputs = [codes_of("elsewhere", 3)]
 
 
-def _quantizer_of_codes(g: QGraph) -> None:
-    g.ops.append(Op("quantize", [g.ops[2].y], [codes_of("z", 2)]))
+def _dequantizer_to_codes(g: QGraph) -> None:
+    g.ops.append(Op("dequantize", [g.ops[2].y], [codes_of("z", 2)]))
 
 
 def _quantizer_without_codes(g: QGraph) -> None:
@@ -146,9 +146,9 @@ REFUSALS: dict[Callable[[QGraph], None], str] = {
     _input_given: "given once; .* gives 'x' again",
     _constant_given: "given once; .* gives 'made' again",
     _output_from_nowhere: "outputs that an operation gives; nothing gives 'elsewhere'",
-    _quantizer_of_codes: "'quantize' between real numbers and codes",
-    _quantizer_without_codes: "'quantize' between real numbers and codes",
-    _dequantizer_of_real_numbers: "'dequantize' between real numbers and codes",
+    _quantizer_without_codes: "codes from 'quantize'",
+    _dequantizer_to_codes: "real numbers from codes from 'dequantize'",
+    _dequantizer_of_real_numbers: "real numbers from codes from 'dequantize'",
     _computed_weights: "constant weights with zero point 0",
     _weights_with_a_zero_point: "constant weights with zero point 0",
     _real_bias: "a constant int32 bias",

@@ -16,7 +16,7 @@ from qi.keras.exact import EXACT_TARGETS, STEPS, ExactGrid, ExactPool, ExactSums
 from qi.keras.variables import to_numpy
 
 X = np.random.default_rng(0).normal(size=(96, 9, 9, 3)).astype("float32")
-Y = np.random.default_rng(1).integers(0, 3, 96)
+Y = X.mean((1, 2)).argmax(-1)
 
 
 def network(pool: str = "valid") -> keras.Model:

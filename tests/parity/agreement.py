@@ -17,7 +17,9 @@ from tests.parity.operations import samples
 __all__ = ["differences", "survey"]
 
 
-def differences(graph: QGraph, target: str, *, threads: int = 1, integer_only: bool = True, batch: int = 5) -> np.ndarray:
+def differences(
+    graph: QGraph, target: str, *, threads: int = 1, integer_only: bool = True, batch: int = 5
+) -> np.ndarray:
     """Steps between LiteRT's codes and the twin's, for every code that the graph gives.
 
     Args:

@@ -1,18 +1,21 @@
-"""Many random operations by hand: ``python -m tests.parity.fuzz litert 500 [first seed] [kind ...]``."""
+"""Many random operations by hand: ``python -m tests.parity.fuzz litert|reference|onnxruntime 500 [first seed] [kind ...]``."""
 
 from __future__ import annotations
 
 import sys
 
-from tests.parity.agreement import survey
+from tests.parity import agreement, onnx_agreement
 from tests.parity.operations import cases
 
 
 def main(target: str, count: str = "500", seed: str = "0", *kinds: str) -> int:
-    counts, differing = survey(cases(int(count), list(kinds) or None, int(seed)), target)
+    named = cases(int(count), list(kinds) or None, int(seed))
+    counts, differing = onnx_agreement.survey(named) if target == "onnxruntime" else agreement.survey(named, target)
     for line in differing:
         print(line)
-    print(f"{target}: {counts['cases']} cases, {counts['codes']} codes, {counts['refused']} refused, {len(differing)} differ")
+    print(
+        f"{target}: {counts['cases']} cases, {counts['codes']} codes, {counts['refused']} refused, {len(differing)} differ"
+    )
     return int(bool(differing))
 
 

@@ -21,7 +21,7 @@ from qi.registry import Registry
 
 __all__ = ["CASES", "case", "cases", "samples"]
 
-CASES: Registry[Callable[["Draft"], Any]] = Registry("kind of case")
+CASES: Registry[Callable[[Draft], Any]] = Registry("kind of case")
 _INT8 = IntGrid(8)
 _ZERO = QParams(np.float32(1), 0, _INT8)
 BATCH = 5
@@ -103,7 +103,13 @@ class Draft:
         scale = np.exp(self.rng.uniform(np.log(0.002), np.log(0.02), scale_shape)).astype(np.float32)
         if self.rng.random() < 0.15:
             scale[...] = scale.reshape(-1)[0]
-        return Tensor("w", shape, "float32", QParams(scale, np.zeros(scale_shape), IntGrid(bits, narrow=True), PerChannel(axis)), codes)
+        return Tensor(
+            "w",
+            shape,
+            "float32",
+            QParams(scale, np.zeros(scale_shape), IntGrid(bits, narrow=True), PerChannel(axis)),
+            codes,
+        )
 
     def bias(self, x: Tensor, w: Tensor, channels: int) -> list[Tensor]:
         """int32 at the scale of the sums; sometimes none."""
@@ -142,14 +148,18 @@ class Draft:
         return QParams(scale, int(np.clip(np.rint(-128 - low / scale), -128, 127)), _INT8)
 
 
-def _window(draft: Draft, image: list[int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> list[int]:
+def _window(
+    draft: Draft, image: list[int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> list[int]:
     """Pads [top, bottom, left, right]: none, "same", or any that are smaller than the window."""
     how = draft.pick("valid", "same", "same", "odd")
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     pads: list[int] = []
     for n, r, s in zip(image, reach, stride, strict=True):
         total = max((-(-n // s) - 1) * s + r - n, 0)
-        before, after = {"valid": (0, 0), "same": (total // 2, total - total // 2)}.get(how, (draft.size(0, r - 1), draft.size(0, r - 1)))
+        before, after = {"valid": (0, 0), "same": (total // 2, total - total // 2)}.get(
+            how, (draft.size(0, r - 1), draft.size(0, r - 1))
+        )
         pads += [before, after + max(0, r - n - before - after)]
     return pads
 
@@ -267,7 +277,9 @@ def _unary(draft: Draft) -> None:
     x = draft.input(draft.pick([20], [4, 5, 6]), qparams)
     fixed = _FIXED.get(function)
     alpha = {"elu": 1.0, "leaky_relu": 0.2}.get(function)
-    draft.op("unary", [x], QParams(np.float32(fixed[0]), fixed[1], _INT8) if fixed else None, function=function, alpha=alpha)
+    draft.op(
+        "unary", [x], QParams(np.float32(fixed[0]), fixed[1], _INT8) if fixed else None, function=function, alpha=alpha
+    )
 
 
 @CASES.register("softmax")
@@ -324,7 +336,11 @@ def _moves(draft: Draft) -> None:
     elif kind == "pad":
         attrs["pads"] = [[0, 0], *([draft.size(0, 2), draft.size(0, 2)] for _ in range(2)), [0, 0]]
     elif kind == "slice":
-        attrs = {"begin": [0, draft.size(0, h - 1), 0, draft.size(0, c - 1)], "end": [None, h, w, c], "strides": [1, draft.size(1, 2), 2, 1]}
+        attrs = {
+            "begin": [0, draft.size(0, h - 1), 0, draft.size(0, c - 1)],
+            "end": [None, h, w, c],
+            "strides": [1, draft.size(1, 2), 2, 1],
+        }
     elif kind == "concat":
         inputs = [draft.input([h, w, n], x.qparams) for n in (draft.size(1, 5), draft.size(1, 5))] + [x]
         attrs["axis"] = 3

@@ -8,6 +8,7 @@ import pytest
 from qi.core import IntGrid, QParams
 from qi.export import litert
 from qi.ir import twin
+from qi.ir.fixed_functions import INTEGER_FUNCTIONS
 from qi.ir.graph import Op, QGraph, Tensor
 
 SCALES = [(0.1, 0.1, 0.1), (0.05, 0.3, 0.2), (0.3, 0.05, 0.11), (0.011, 0.012, 0.03), (1.0, 0.5, 1.5), (0.02, 2.0, 0.9)]
@@ -36,15 +37,16 @@ def test_all_pairs(kind: str, target: str) -> None:
         factor = 40.0 if kind == "mul" else 1.0
         for zeros in ZERO_POINTS:
             sa, sb, sy = (QParams(np.float32(s), z, IntGrid(8)) for s, z in zip(scales, zeros, strict=True))
-            sy = QParams(np.float32(scales[0] * scales[1] * factor) if kind == "mul" else sy.scale, zeros[2], IntGrid(8))
+            sy = QParams(
+                np.float32(scales[0] * scales[1] * factor) if kind == "mul" else sy.scale, zeros[2], IntGrid(8)
+            )
             assert agree(graph_of(kind, [sa, sb], sy, a.size, target, activation="none"), [a, b]), (scales, zeros)
 
 
-@pytest.mark.parametrize("target", ["litert", "reference"])
-@pytest.mark.parametrize("function", ["sigmoid", "tanh", "elu", "leaky_relu", "gelu", "gelu_tanh", "exp", "abs", "hard_swish"])
-def test_all_codes(function: str, target: str) -> None:
-    if (function, target) == ("elu", "reference"):
-        pytest.skip("the reference kernels have no ELU")
+@pytest.mark.parametrize(
+    ("target", "function"), [(t, f) for t, names in INTEGER_FUNCTIONS.items() for f in sorted(names)]
+)
+def test_all_codes(target: str, function: str) -> None:
     fixed = {"sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}.get(function)
     for sx, zx in ((0.02, 0), (0.05, -128), (0.0313, 77), (0.1, 3)):
         # Half of the input's scale makes ties in ELU and leaky ReLU.
@@ -61,7 +63,9 @@ def test_quantize_at_ties(target: str) -> None:
     for scale, zero_point in ((1.0, 0), (0.1, 5), (0.3, -77), (0.03125, 100)):
         qparams = QParams(np.float32(scale), zero_point, IntGrid(8))
         ties = (steps * np.float32(scale)).astype(np.float32)
-        x = np.concatenate([ties, np.nextafter(ties, np.float32(np.inf)), np.nextafter(ties, np.float32(-np.inf))])[None]
+        x = np.concatenate([ties, np.nextafter(ties, np.float32(np.inf)), np.nextafter(ties, np.float32(-np.inf))])[
+            None
+        ]
         given, y = Tensor("x", (None, x.size)), Tensor("y", (None, x.size), qparams=qparams)
         graph = QGraph("quantize", [given], [y], [Op("quantize", [given], [y], {}, "input")], target=target)
         found = litert.run(litert.write(graph), [x], reference=target == "reference", tensors=["y"])["y"]

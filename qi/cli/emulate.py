@@ -1,0 +1,72 @@
+"""`qi emulate`: what a runtime will answer, computed here, bit for bit."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import Any
+
+from qi.cli.console import Console
+from qi.cli.options import check_input, check_output, positive, writing
+from qi.files import write_atomically
+
+__all__ = ["TARGETS", "add", "run"]
+
+TARGETS = ("litert", "onnxruntime", "reference")
+"""The runtimes that are known."""
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "emulate", help="compute what a runtime will answer, bit for bit", allow_abbrev=False,
+        description="Computes what a quantized model answers once it is deployed, by the integer arithmetic of the runtime, "
+        "and saves the outputs by name.",
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a quantized .keras file")
+    parser.add_argument("--data", metavar="FILE", type=Path, required=True, help="samples, as of `qi quantize`")
+    parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument(
+        "--target", choices=TARGETS, default=TARGETS[0],
+        help="the runtime (default: litert); reference: LiteRT's reference kernels, as on microcontrollers",
+    )  # fmt: skip
+    parser.add_argument("--raw", action="store_true", help="save codes in place of what they stand for")
+    parser.add_argument("--integer-only", action="store_true", help="as of `qi export`")
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="samples at a time (default: 64)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Computes the outputs and saves them."""
+    check_input(arguments.model, "a model")
+    check_output(arguments.out, [".npz"], [arguments.model, arguments.data])
+    from qi.cli.data import EVALUATION, ArrayFile, samples
+
+    file = ArrayFile(arguments.data)
+    from qi.cli.models import input_names, load, output_names
+
+    model = load(arguments.model)
+    import numpy as np
+
+    from qi.keras import emulate
+
+    name, data = samples(file, EVALUATION, input_names(model))
+    with console.progress() as progress:
+        found = emulate(
+            model,
+            data,
+            arguments.target,
+            raw=arguments.raw,
+            integer_only=arguments.integer_only,
+            batch_size=arguments.batch_size,
+            progress=progress,
+        )
+    outputs = output_names(model, found)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **outputs)  # type: ignore[arg-type]
+    with writing(arguments.out):
+        write_atomically(arguments.out, buffer.getvalue())
+    count = len(next(iter(outputs.values())))
+    console.say(f"{', '.join(outputs)} of {count} samples{f' ({name})' if name else ''} on {arguments.target}")
+    console.say(f"saved {arguments.out}")

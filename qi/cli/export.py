@@ -1,0 +1,77 @@
+"""`qi export`: a quantized model as a file for LiteRT or ONNX Runtime, with the proof that it gives the same numbers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from qi.cli.console import Console
+from qi.cli.exits import RefusedError
+from qi.cli.options import check_input, check_output, positive, writing
+from qi.errors import InputError, StrictError
+
+__all__ = ["SUFFIXES", "add", "run"]
+
+SUFFIXES = (".tflite", ".onnx")
+"""Of the files that can be written."""
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "export", help="write a quantized model for LiteRT or ONNX Runtime", allow_abbrev=False,
+        description="Writes a quantized model as a file for LiteRT (.tflite) or ONNX Runtime (.onnx), runs it there, and "
+        "compares every output with what `qi emulate` gives.",
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a quantized .keras file")
+    parser.add_argument(
+        "-o", "--out", metavar="OUT", type=Path, required=True, help=f"the file to write ({' or '.join(SUFFIXES)})"
+    )
+    parser.add_argument(
+        "--data", metavar="FILE", type=Path, help="samples to compare on, as of `qi quantize` (default: 64 made ones)"
+    )
+    parser.add_argument("--integer-io", action="store_true", help="codes as inputs and outputs, in place of float32")
+    parser.add_argument(
+        "--integer-only", action="store_true", help="no float operation where an integer kernel exists, however slow"
+    )
+    parser.add_argument("--packed", action="store_true", help="pack weights below 8 bits even where that costs time")
+    parser.add_argument("--opset", metavar="N", type=positive, help="of an .onnx file")
+    parser.add_argument("--strict", action="store_true", help="exit with 3 and write nothing if any output differs")
+    parser.add_argument("--no-latency", action="store_true", help="don't time the file beside a float one")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Writes the file and prints its report."""
+    check_input(arguments.model, "a model")
+    check_output(arguments.out, SUFFIXES, [path for path in (arguments.model, arguments.data) if path is not None])
+    if arguments.opset is not None and arguments.out.suffix.lower() != ".onnx":
+        raise InputError(f"expected --opset for .onnx files only; received {str(arguments.out)!r}")
+    from qi.cli.data import optional_file
+    from qi.cli.models import load, optional_samples
+
+    file = optional_file(arguments.data)
+    model = load(arguments.model)
+    data = optional_samples(file, model)
+    from qi.cli.quiet import without_chatter
+    from qi.export.deploy import export
+
+    try:
+        with writing(arguments.out), without_chatter():
+            report = export(
+                model,
+                arguments.out,
+                samples=data,
+                integer_io=arguments.integer_io,
+                integer_only=arguments.integer_only,
+                packed=arguments.packed,
+                opset=arguments.opset,
+                strict=arguments.strict,
+                latency=not arguments.no_latency,
+            )
+    except StrictError as error:
+        raise RefusedError(str(error)) from error
+    console.say(json.dumps(report.to_dict(), indent=1) if arguments.json else f"{report}\n\nsaved {arguments.out}")

@@ -1,0 +1,64 @@
+"""`qi verify`: a deployed file beside the model it was made of, and a gate for scripts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from qi.cli.console import Console
+from qi.cli.exits import RefusedError
+from qi.cli.options import check_input, positive, tolerance
+from qi.errors import InputError
+
+__all__ = ["add", "run"]
+
+_SUFFIXES = (".tflite", ".onnx")
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "verify", help="compare a deployed file with its model, bit for bit", allow_abbrev=False,
+        description="Runs a file in its runtime and compares every output with what `qi emulate` gives for the model; exits "
+        "with 3 where they differ.",
+    )  # fmt: skip
+    parser.add_argument("file", metavar="FILE", type=Path, help=f"a {' or '.join(_SUFFIXES)} file")
+    parser.add_argument("--model", metavar="MODEL", type=Path, required=True, help="the quantized .keras file")
+    parser.add_argument(
+        "--data", metavar="FILE", type=Path, help="samples to compare on, as of `qi quantize` (default: 64 made ones)"
+    )
+    parser.add_argument(
+        "--max-lsb", metavar="D", type=tolerance, default=0.0,
+        help="allow differences of so many steps of the output's scale (default: 0)",
+    )  # fmt: skip
+    parser.add_argument("--threads", metavar="N", type=positive, default=1, help="of the runtime (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Compares and prints; raises RefusedError where the file differs."""
+    check_input(arguments.file, "a deployed model")
+    check_input(arguments.model, "a model")
+    if arguments.file.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"expected a file ending in {' or '.join(_SUFFIXES)}; received {str(arguments.file)!r}")
+    from qi.cli.data import optional_file
+    from qi.cli.models import load, optional_samples
+
+    file = optional_file(arguments.data)
+    model = load(arguments.model)
+    data = optional_samples(file, model)
+    from qi.cli.quiet import without_chatter
+    from qi.export.verify import verify
+
+    with without_chatter():
+        found = verify(arguments.file, model, data, threads=arguments.threads)
+    console.say(json.dumps(found.to_dict(), indent=1) if arguments.json else found)
+    if not found.proof.max_lsb <= arguments.max_lsb:
+        first = f", first in {found.proof.first.name!r}" if found.proof.first is not None else ""
+        raise RefusedError(
+            f"expected {str(arguments.file)!r} to give what {str(arguments.model)!r} gives; {found.proof.share:.3%} of the "
+            f"outputs differ, by at most {found.proof.max_lsb:.3g} steps{first}; do export the model again"
+        )

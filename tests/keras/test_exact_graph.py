@@ -1,0 +1,92 @@
+"""From fake quantization to a runtime's arithmetic and back, on the graph."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import qi
+from qi.errors import ConfigError
+from qi.keras.exact import ExactDecode, ExactGrid, ExactSums
+from qi.keras.exact_graph import check_exact, exact_target, make_exact, plain
+from qi.keras.graph import flatten_model
+from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.wrapper import KerasQuantizationWrapper
+
+X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+
+
+def branched() -> keras.Model:
+    """Two outputs, one of them inside; a layer called twice; a function that no runtime does in integers."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), name="x")
+    shared = layers.Dense(6, activation="relu", name="shared")
+    hidden = shared(shared(inputs))
+    odd = keras.ops.softplus(hidden)
+    total = layers.Add(name="total")([hidden, odd])
+    return keras.Model(inputs, [layers.Dense(2, name="out")(total), hidden], name="branched")
+
+
+def quantized(model: keras.Model) -> keras.Model:
+    qmodel, _ = qi.quantize_model(model, "w8a8", X, progress=False)
+    return qmodel
+
+
+def test_the_way_back_gives_the_same_operations() -> None:
+    qmodel = quantized(branched())
+    exact = make_exact(qmodel, "litert")
+    graph = flatten_model(exact)
+    assert exact_target(graph) == "litert"
+    assert exact_target(flatten_model(qmodel)) is None
+    before, after = flatten_model(qmodel), plain(graph)
+    assert [call.kind for call in after.calls] == [call.kind for call in before.calls]
+    assert [call.path for call in after.calls] == [call.path for call in before.calls]
+    assert not any(isinstance(call.op, (ExactDecode, ExactGrid, ExactSums)) for call in after.calls)
+
+
+def test_layers_are_shared_where_they_were() -> None:
+    exact = make_exact(quantized(branched()), "litert")
+    sums = [layer for layer in exact.layers if isinstance(layer, ExactSums)]
+    assert len(sums) == 2
+    assert sorted(len(layer._inbound_nodes) for layer in sums) == [1, 2]
+
+
+def test_what_is_no_integer_operation_takes_real_numbers() -> None:
+    exact = make_exact(quantized(branched()), "litert")
+    kinds = [call.kind for call in flatten_model(exact).calls]
+    assert kinds.index("ExactDecode") < kinds.index("Softplus") < kinds.index("ExactGrid", kinds.index("Softplus"))
+    found, expected = exact.predict(X, verbose=0), qi.emulate(exact, X, "litert", progress=False)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_outputs_keep_their_names_and_structure() -> None:
+    model = branched()
+    exact = make_exact(quantized(model), "litert")
+    assert exact.output_names == quantized(model).output_names
+    assert len(exact.predict(X, verbose=0)) == 2
+
+
+def test_float_models_and_weights_alone_stay_as_they_are() -> None:
+    qmodel, _ = qi.quantize_model(branched(), "w8", progress=False, exact="litert")
+    assert not any(isinstance(layer, (ExactGrid, ExactSums)) for layer in qmodel.layers)
+    plain_model, _ = qi.quantize_model(branched(), "w8", progress=False)
+    np.testing.assert_array_equal(qmodel.predict(X, verbose=0)[0], plain_model.predict(X, verbose=0)[0])
+
+
+def test_unknown_targets() -> None:
+    check_exact(None)
+    check_exact("onnxruntime")
+    with pytest.raises(ConfigError, match="received exact='tflite'"):
+        check_exact("tflite")
+
+
+def test_holders_and_wrappers_are_found_inside() -> None:
+    """By callbacks and logs, which look for them among a model's layers."""
+    exact = make_exact(quantized(branched()), "litert")
+    found = list(exact._flatten_layers())
+    assert sum(isinstance(layer, KerasQuantizationWrapper) for layer in found) == 2
+    assert sum(isinstance(layer, KerasActivationQuantizationHolder) for layer in found) >= 5
