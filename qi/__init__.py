@@ -77,14 +77,15 @@ _MODULE_TO_NAMES = {
         "StartQuantization",
         "calibrate",
         "convert",
-        "emulate",
         "inspect_model",
         "load_model",
-        "lower",
         "prepare_qat",
         "quantize_model",
         "save_model",
     ),
+    # Modules that share a name with their function: whoever imports one by itself hides the other in `qi.keras`.
+    "qi.keras.emulate": ("emulate",),
+    "qi.keras.lower": ("lower",),
     "qi.errors": (
         "ConfigError",
         "ContractError",

@@ -52,14 +52,14 @@ from qi.keras import (
     StartQuantization as StartQuantization,
     calibrate as calibrate,
     convert as convert,
-    emulate as emulate,
     inspect_model as inspect_model,
     load_model as load_model,
-    lower as lower,
     prepare_qat as prepare_qat,
     quantize_model as quantize_model,
     save_model as save_model,
 )
+from qi.keras.emulate import emulate as emulate
+from qi.keras.lower import lower as lower
 from qi.ledger import (
     QuantizationReport as QuantizationReport,
 )

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         )
     outputs = output_names(model, found)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **outputs)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **outputs)
     with writing(arguments.out):
         write_atomically(arguments.out, buffer.getvalue())
     count = len(next(iter(outputs.values())))

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 
 from qi.cli.console import Console
+from qi.errors import QiError
 
 __all__ = ["debugging", "load_keras", "shown_warnings", "without_chatter"]
 
@@ -26,7 +27,8 @@ def load_keras() -> None:
     if "qi.keras" in sys.modules:
         return
     if not debugging():
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails also raises; below that, CPUs without CUDA complain
+        # What fails also raises; below that level, CPUs without CUDA complain.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with without_chatter():
         importlib.import_module("qi.keras")
@@ -34,7 +36,7 @@ def load_keras() -> None:
 
 @contextlib.contextmanager
 def without_chatter() -> Iterator[None]:
-    """Holds back what is written to file descriptor 2, past Python, unless it ends in an error, or with QI_DEBUG=1.
+    """Holds back what is written to file descriptor 2, past Python, unless that may explain an error, or with QI_DEBUG=1.
 
     No log level reaches TensorFlow's first lines, nor LiteRT's.
     """
@@ -50,6 +52,8 @@ def without_chatter() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except QiError:  # which says what is wrong by itself
+            raise
         except BaseException:
             held.seek(0)
             os.write(terminal, held.read())

@@ -98,7 +98,9 @@ def export(
     proof = prove(data, routed, kind, arrays, source=source, options=options)
     found = _warnings(routed, proof, kind)
     if strict and not proof.exact:
-        raise StrictError(f"expected {kind.target} to give what the twin gives; {found[0]}; do look at the first difference")
+        raise StrictError(
+            f"expected {kind.target} to give what the twin gives; {found[0]}; do look at the first difference"
+        )
     for text in found:
         warnings.warn(text, QuantizationWarning, stacklevel=2)
     fed = coded(routed, kind, arrays) if integer_io else arrays

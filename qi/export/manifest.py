@@ -77,7 +77,9 @@ def inflate(data: bytes) -> bytes:
     except zlib.error as error:
         raise FileFormatError(f"expected a deflated manifest; received {len(data)} other bytes ({error})") from error
     if not reader.eof:
-        raise FileFormatError(f"expected a whole manifest of at most {_MOST} bytes; received one that is cut off or larger")
+        raise FileFormatError(
+            f"expected a whole manifest of at most {_MOST} bytes; received one that is cut off or larger"
+        )
     return text
 
 
@@ -96,7 +98,9 @@ def options_of(text: bytes) -> Options:
     given = record.get("options", {})
     if not isinstance(given, Mapping):
         raise FileFormatError(f"expected the options in a manifest by name; received {given!r}")
-    return Options(**{field.name: _checked(field.name, given.get(field.name, field.default)) for field in fields(Options)})
+    return Options(
+        **{field.name: _checked(field.name, given.get(field.name, field.default)) for field in fields(Options)}
+    )
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -163,6 +163,10 @@ class Builder:
         """A constant of int64."""
         return self.constant(np.asarray(values, np.int64), "indices")
 
+    def type_of(self, dtype: np.dtype) -> int:
+        """ONNX's number of a type."""
+        return int(self._helper.np_dtype_to_tensor_dtype(dtype))
+
     # Codes --------------------------------------------------------------------------------------------------------------------
 
     def code_type(self, tensor: Tensor) -> tuple[np.dtype, int]:

@@ -34,7 +34,7 @@ def _quantize(b: Builder, op: Op) -> None:
     if op.x.quantized:
         real = b.node("LeakyRelu", [real], alpha=1.0)
     elif op.x.dtype != "float32":
-        real = b.node("Cast", [real], to=int(b.types.FLOAT))
+        real = b.node("Cast", [real], to=b.type_of(np.dtype(np.float32)))
     b.put_codes(op.y, b.quantized(op, real), layout)
 
 
@@ -42,6 +42,13 @@ def _quantize(b: Builder, op: Op) -> None:
 def _dequantize(b: Builder, op: Op) -> None:
     layout = b.layout_of([op.x], len(op.x.shape))
     b.put_real(op.y, b.real(op.x, layout), layout)
+
+
+@writer("cast")
+def _cast(b: Builder, op: Op) -> None:
+    layout = b.layout_of([op.x], len(op.x.shape))
+    real = b.node("Cast", [b.real(op.x, layout)], to=b.type_of(np.dtype(op.attrs["to"])))
+    b.put_real(op.y, real, layout)
 
 
 # Two operands ------------------------------------------------------------------------------------------------------------

@@ -39,8 +39,8 @@ def write(
     """Writes a graph.
 
     Args:
-        graph: valid; routed for "onnxruntime". Weights of 4 bits and fewer are packed, two to the byte: `qi.ir.routing.route` keeps
-            them so where it is asked to. ONNX Runtime dequantizes them at every run, which is slow.
+        graph: valid; routed for "onnxruntime". Weights of 4 bits and fewer, which it holds if it was routed with
+            ``packed=True``, are packed, two to the byte; ONNX Runtime dequantizes them at every run, which is slow.
         opset: of ONNX; by default 18, or the least that the graph needs: 20 for GELU, 21 for packed weights and activations of
             more than 8 bits.
         integer_io: inputs and outputs are the codes (uint8: those of the graph with 128 added), where they have any.

@@ -137,7 +137,7 @@ def _embedding(b: Builder, op: Op) -> None:
     scale = np.asarray(table.qparams.expanded(codes.shape)[0])
     picked = b.node("Gather", [b.constant(codes.astype(np.int8), table.name), at], axis=0)
     scale = scale.reshape((1,) * (2 - scale.ndim) + scale.shape)
-    real = b.node("Cast", [picked], to=int(b.types.FLOAT))
+    real = b.node("Cast", [picked], to=b.type_of(np.dtype(np.float32)))
     if scale.shape[0] > 1:
         factor = b.node("Gather", [b.constant(scale, f"{table.name}:scale"), at], axis=0)
     else:

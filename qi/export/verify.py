@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from qi.errors import ConfigError, FileFormatError, InputError
 from qi.export.deploy import written
 from qi.export.formats import Format, format_of
+from qi.export.isolated import run_isolated
 from qi.export.manifest import Options, options_of
 from qi.export.proof import Proof, made_samples, prove
 from qi.export.report import rows_of
@@ -63,7 +63,11 @@ class Verification:
         }
 
     def __str__(self) -> str:
-        same = "those that an export of the model gives" if self.identical else "others than an export of the model gives now"
+        same = (
+            "those that an export of the model gives"
+            if self.identical
+            else "others than an export of the model gives now"
+        )
         body = table(("", ""), [*rows_of(self.proof), ("bytes", same)], left=2)
         lines = [f"  {line}" for line in body.splitlines() if line.strip()]
         return "\n".join([f"Verified: {self.path} on {self.target}", "", *lines])
@@ -110,37 +114,36 @@ def verify(
     text, takes_codes = kind.read(data)
     graph = lower(qmodel)
     arrays = None if samples is None else model_inputs(qmodel, samples)
-    candidates = [options_of(text)] if text else list(_likely(takes_codes))
-    found: list[Verification] = []
-    for options in candidates:
-        found.append(_compared(data, path, kind, graph, options, arrays, threads))
-        if found[-1].exact:
-            return found[-1]
+    candidates = _candidates(graph, kind, [options_of(text)] if text else _likely(takes_codes))
+    try:
+        own = [(options, routed) for options, routed in candidates if written(routed, kind, options) == data]
+        # What isn't of our own writing may be anything.
+        runs = kind if own else replace(kind, run=partial(run_isolated, kind.name))
+        found: list[Verification] = []
+        for options, routed in own or candidates:
+            given = made_samples(routed) if arrays is None else arrays
+            source = "seeded, over the calibrated range" if arrays is None else "given"
+            proof = prove(data, routed, runs, given, source=source, options=options, threads=threads)
+            found.append(Verification(os.fspath(path), kind.target, proof, bool(own), options))
+            if proof.exact:
+                return found[-1]
+    except (ConfigError, InputError) as error:  # the samples fit the model: so it is the file that doesn't
+        raise FileFormatError(
+            f"expected a file of model {graph.name!r}; received {os.fspath(path)!r}, where {error}"
+        ) from error
     return found[0]
 
 
-def _likely(takes_codes: bool) -> Iterator[Options]:
+def _likely(takes_codes: bool) -> list[Options]:
     """The options that a file without a manifest can have been written with, the likeliest first."""
-    for integer_only in (False, True):
-        for packed in (False, True):
-            yield Options(takes_codes, integer_only, packed)
+    return [Options(takes_codes, only, packed) for only in (False, True) for packed in (False, True)]
 
 
-def _compared(
-    data: bytes,
-    path: str | os.PathLike[str],
-    kind: Format,
-    graph: QGraph,
-    options: Options,
-    samples: Sequence[np.ndarray] | None,
-    threads: int,
-) -> Verification:
-    routed = route(graph, kind.target, integer_only=options.integer_only, packed=options.packed)
-    arrays = made_samples(routed) if samples is None else samples
-    source = "seeded, over the calibrated range" if samples is None else "given"
-    try:
-        proof = prove(data, routed, kind, arrays, source=source, options=options, threads=threads)
-        identical = written(routed, kind, options) == data
-    except (ConfigError, InputError) as error:  # the samples fit the model: so it is the file that doesn't
-        raise FileFormatError(f"expected a file of model {graph.name!r}; received {os.fspath(path)!r}, where {error}") from error
-    return Verification(os.fspath(path), kind.target, proof, identical, options)
+def _candidates(graph: QGraph, kind: Format, likely: Sequence[Options]) -> list[tuple[Options, QGraph]]:
+    """Options with the graphs that they lead to, each graph once."""
+    routed = [
+        (options, route(graph, kind.target, integer_only=options.integer_only, packed=options.packed))
+        for options in likely
+    ]
+    different = {str(graph): (options, graph) for options, graph in reversed(routed)}
+    return list(reversed(different.values()))

@@ -200,7 +200,7 @@ def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
 def resize_factor(n: int, size: int) -> np.float32:
     """The float32 factor that takes n elements to `size`: the least from size / n up whose product with n isn't below it."""
     factor = np.float32(size / n)
-    while int(factor * np.float32(n)) < size:
+    while float(factor) * n < size:
         factor = np.nextafter(factor, np.float32(np.inf))
     return factor
 

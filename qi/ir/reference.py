@@ -6,9 +6,8 @@ Also what LiteRT falls back to where XNNPACK has no kernel. Checked against the 
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
@@ -29,7 +28,6 @@ __all__ = [
     "matrix_products",
     "mean_factor",
     "sum_factors",
-    "without_kernel",
 ]
 
 _Factor: TypeAlias = tuple[np.ndarray, np.ndarray]
@@ -61,7 +59,7 @@ def _without_kernel(target: str) -> Callable[[Op], bool]:
 
 def _held(op: Op, wanted: tuple[float, int] | None) -> bool:
     """Whether the output has another scale or zero point than the kernel is made for."""
-    return wanted is not None and (op.y.scale, op.y.zero_point) != wanted
+    return wanted is not None and (float(op.y.scale), op.y.zero_point) != wanted
 
 
 def _steep(op: Op) -> bool:

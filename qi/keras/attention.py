@@ -77,11 +77,12 @@ def split_attention(graph: Graph) -> dict[str, str]:
         InputError: a weight holds NaN or an infinity.
     """
     kept: dict[str, str] = {}
+    masked = _masked(graph)
     for calls in graph.calls_of().values():
         if calls[0].builtin_kind not in ATTENTIONS:
             continue
         path = calls[0].path
-        kept[path] = _why_whole(calls)
+        kept[path] = _why_whole(calls, masked)
         if kept[path]:
             continue
         try:
@@ -108,14 +109,33 @@ def _sources(call: Call) -> list[Value]:
     return [*found, found[1]][:3]
 
 
-def _why_whole(calls: list[Call]) -> str:
+def _masked(graph: Graph) -> set[int]:
+    """The ids of the values that may carry one of Keras' masks, which layers hand on unseen by the graph."""
+    found: set[int] = set()
+    for call in graph.calls:
+        layer = isinstance(call.op, keras.layers.Layer)
+        if layer and (any(id(value) in found for value in call.inputs) or any(map(_makes_mask, call.op._flatten_layers()))):
+            found |= {id(value) for value in call.outputs}
+    return found
+
+
+def _makes_mask(layer: Any) -> bool:
+    if isinstance(layer, (layers.Embedding, layers.Masking)):
+        return bool(getattr(layer, "mask_zero", True))
+    owner = next(cls for cls in type(layer).__mro__ if "compute_mask" in vars(cls))
+    return owner.__module__.partition(".")[0] != "keras"
+
+
+def _why_whole(calls: list[Call], masked: set[int]) -> str:
     """Why an attention can't be taken apart; "" where it can."""
     op: Any = calls[0].op
     for call in calls:
         given = _arguments(call)
         masks = [name for name in _MASKS if any(m is not None for m in keras.tree.flatten(given.get(name)))]
         if masks:
-            return f"it is called with {masks[0]}, which differs from sample to sample"
+            return f"it is called with {masks[0]}"
+        if any(id(value) in masked for value in call.inputs):
+            return "its inputs carry a mask, which differs from sample to sample"
         if given.get("return_attention_scores"):
             return "it is called with return_attention_scores=True"
         if given.get("training"):

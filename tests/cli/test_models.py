@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qi.cli.models import input_names, load, predict
+from qi.cli.data import ArrayFile
+from qi.cli.models import input_names, load, optional_samples, output_names, predict
 from qi.errors import FileFormatError, InputError
 
 
@@ -22,6 +23,17 @@ def test_several_inputs_are_fed_by_name(two_inputs: Path) -> None:
     given = {"right": np.ones((5, 3), "float32"), "left": np.ones((5, 4), "float32")}
     expected = model.predict([given["left"], given["right"]], verbose=0)
     assert np.array_equal(predict(model, given), expected)
+
+
+def test_samples_to_compare_on_may_be_left_out(files: Path, samples: dict[str, np.ndarray]) -> None:
+    model = load(files / "float.keras")
+    assert optional_samples(None, model) is None
+    assert np.array_equal(optional_samples(ArrayFile(files / "data.npz"), model), samples["x_test"])
+
+
+def test_results_go_by_the_names_of_the_outputs(files: Path) -> None:
+    result = np.zeros((2, 6))
+    assert output_names(load(files / "float.keras"), result) == {"head": result}
 
 
 def test_a_model_without_known_inputs_has_no_names() -> None:

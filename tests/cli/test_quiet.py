@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from qi.cli.console import Console
-from qi.cli.quiet import debugging, shown_warnings
-from qi.errors import QuantizationWarning
+from qi.cli.quiet import debugging, shown_warnings, without_chatter
+from qi.errors import InputError, QuantizationWarning
 
 LOAD = """
 import os, sys
@@ -40,6 +41,21 @@ def test_what_is_said_while_loading_is_held_back_unless_it_fails(checkout: Path)
     failed = standard_error(checkout, "raise ImportError('no keras')")
     assert failed.startswith("chatter\n")
     assert failed.endswith("ImportError: no keras\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "debug", "shown"),
+    [(None, "", False), (None, "1", True), (InputError("x"), "", False), (OSError("x"), "", True)],
+)
+def test_a_runtimes_chatter_shows_only_where_it_may_explain_an_error(
+    error: Exception | None, debug: str, shown: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QI_DEBUG", debug)
+    with contextlib.suppress(InputError, OSError), without_chatter():
+        os.write(2, b"chatter\n")
+        if error is not None:
+            raise error
+    assert capfd.readouterr().err == ("chatter\n" if shown else "")
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", True), ("yes", True), ("0", False), ("", False)])

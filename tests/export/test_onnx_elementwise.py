@@ -91,3 +91,13 @@ def test_activations_of_sixteen_bits_are_real_numbers_inside() -> None:
     found = onnx_runtime.run(onnx_file.write(graph), [values])["y"]
     codes = np.rint(found / np.float64(wide.scale))
     assert np.abs(codes - twin.run(graph, [values])["y"]).max() == 0
+
+
+def test_integers_that_are_reckoned_with() -> None:
+    x, real, y = Tensor("x", (None, 4), "uint8"), Tensor("real", (None, 4)), Tensor("y", (None, 4), qparams=Q)
+    graph = QGraph("g", [x], [y], [Op("cast", [x], [real], {"to": "float32"}), Op("quantize", [real], [y])])
+    graph = route(graph, "onnxruntime")
+    values = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    found = onnx_runtime.run(onnx_file.write(graph), [values])["y"]
+    codes = twin.run(graph, [values])["y"]
+    assert np.array_equal(found, codes.astype(np.float32) * Q.scale)

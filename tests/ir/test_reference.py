@@ -56,3 +56,26 @@ def test_logits_that_would_end_the_process_are_done_in_float() -> None:
     assert "dequantize" in [op.kind for op in route(graph, "reference", integer_only=True).ops]
     x.qparams = act(0.1)
     assert [op.kind for op in route(graph, "reference").ops] == ["softmax"]
+
+
+@pytest.mark.parametrize("target", ["litert", "reference"])
+@pytest.mark.parametrize(("function", "scale", "zero_point"), [("sigmoid", 1 / 256, -128), ("tanh", 1 / 128, 0)])
+def test_functions_whose_output_is_held_to_one_scale(target: str, function: str, scale: float, zero_point: int) -> None:
+    x, y = codes_of("x", 4), codes_of("y", 4, qparams=act(scale, zero_point))
+    graph = graph_of(Op("unary", [x], [y], {"function": function, "alpha": None}, "f"), inputs=[x])
+    assert [op.kind for op in route(graph, target).ops] == ["unary"]
+    y.qparams = act(scale, zero_point + 1)
+    assert "dequantize" in [op.kind for op in route(graph, target, integer_only=True).ops]
+
+
+@pytest.mark.parametrize("kind", ["add", "mul", "dense", "relu", "avg_pool2d", "mean"])
+def test_steps_too_steep_for_fixed_point_are_done_in_float(kind: str) -> None:
+    """Kernels refuse them, overflow, or end the process."""
+    from qi.core import IntGrid, QParams
+    from tests.parity.operations import case
+
+    for target in ("litert", "reference"):
+        graph = case(kind, 2)
+        assert "dequantize" not in [op.kind for op in route(graph, target, integer_only=True).ops]
+        graph.ops[-1].y.qparams = QParams(np.float32(1e-7), -128, IntGrid(8))
+        assert "dequantize" in [op.kind for op in route(graph, target, integer_only=True).ops]

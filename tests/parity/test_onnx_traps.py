@@ -100,7 +100,7 @@ def test_means_have_an_integer_kernel(axes: list[int]) -> None:
 
 
 def test_codes_of_another_scale_go_through_a_table() -> None:
-    """DequantizeLinear and QuantizeLinear alone are joined with their neighbours, which rounds once where the graph rounds twice."""
+    """DequantizeLinear and QuantizeLinear alone are joined with their neighbours: they round once, the graph twice."""
     coarse, fine = QParams(np.float32(0.1), 0, INT8), QParams(np.float32(0.013), -3, INT8)
     x, a, b = Tensor("x", (None, 9)), Tensor("a", (None, 9), qparams=coarse), Tensor("b", (None, 9), qparams=fine)
     graph = QGraph("twice", [x], [b], [Op("quantize", [x], [a]), Op("quantize", [a], [b])], target="onnxruntime")
