@@ -46,11 +46,9 @@ def output_names(model: Any, outputs: Any) -> dict[str, Any]:
         model: Functional or Sequential.
         outputs: in the structure of its outputs.
     """
-    import keras
+    from qi.keras.emulate import named_outputs
 
-    from qi.keras.graph import flatten_model
-
-    return dict(zip(flatten_model(model).output_names, keras.tree.flatten(outputs), strict=True))
+    return named_outputs(model, outputs)
 
 
 def optional_samples(file: ArrayFile | None, model: Any) -> Samples | None:

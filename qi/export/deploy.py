@@ -16,6 +16,7 @@ import numpy as np
 
 from qi.errors import QuantizationWarning, StrictError
 from qi.export.formats import Format, format_of
+from qi.export.integers import export_integers
 from qi.export.manifest import Options, manifest
 from qi.export.proof import Proof, coded, made_samples, prove
 from qi.export.report import ExportReport
@@ -51,7 +52,8 @@ def export(
         qmodel: from `qi.quantize_model` or `qi.convert`.
         path: ends in ".tflite" or ".onnx". It is written whole or not at all, and not before the runtime has run it.
         samples: inputs to compare on, as ``predict`` takes them; by default 64 seeded ones, uniform over the calibrated range.
-        format: "litert" or "onnx", where the path doesn't tell.
+        format: "litert" or "onnx", where the path doesn't tell; or "integers": then the path is a folder, for kernels of other
+            hardware, and the report an `IntegersReport`.
         integer_io: whether the file takes and gives codes (int8; ONNX: uint8) in place of real numbers.
         integer_only: no float operation where an integer kernel exists, for microcontrollers and NPUs; by default some operations
             whose integer kernels are slow are done in float, between codes.
@@ -86,6 +88,10 @@ def export(
     from qi.keras.emulate import float_graph, model_inputs
     from qi.keras.lower import lower
 
+    if format == "integers":
+        arrays = None if samples is None else model_inputs(qmodel, samples)
+        unfit = {"integer_io": integer_io, "opset": opset}
+        return export_integers(lower(qmodel), path, samples=arrays, packed=packed, unfit=unfit)
     target = Path(path)
     kind = format_of(target, format)
     routed = route(lower(qmodel), kind.target, integer_only=integer_only, packed=packed)

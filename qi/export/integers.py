@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qi.errors import FileFormatError
+from qi.errors import ConfigError, FileFormatError
 from qi.export.folders import check_folder, write_folder
 from qi.export.integers_header import header
 from qi.export.integers_record import FORMAT, record_of
@@ -84,6 +84,7 @@ def export_integers(
     *,
     samples: Sequence[np.ndarray] | None = None,
     packed: bool = False,
+    unfit: Mapping[str, object] | None = None,
 ) -> IntegersReport:
     """Writes a folder of integers: graph.json, arrays.npz, model.h, README.md and check.npz; whole or not at all.
 
@@ -95,15 +96,19 @@ def export_integers(
         samples: real inputs, an array for each; the first 16 (fewer of a large model) are run by the twin for check.npz. By
             default seeded ones over the calibrated range.
         packed: whether model.h packs weights of 4 and 2 bits.
+        unfit: options of other formats; to be refused where one is set.
 
     Returns:
         the report; float operations are listed in it.
 
     Raises:
-        ConfigError: something that isn't a former export is there.
+        ConfigError: something that isn't a former export is there, or an option of another format.
         UnsupportedError: open sizes, codes of more than 8 bits, an operation without documented arithmetic.
         OSError: the folder can't be written; one that was there survives.
     """
+    for option, value in (unfit or {}).items():
+        if value:
+            raise ConfigError(f"expected {option} for files that a runtime reads; received {option}={value!r} for integers")
     target = check_folder(path, set(FILES), _is_export)
     routed = route(graph, "reference", integer_only=True, packed=True)
     source = "seeded, over the calibrated range" if samples is None else "given"

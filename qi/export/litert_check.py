@@ -11,9 +11,9 @@ from qi.errors import FileFormatError
 from qi.export.flatbuffer import read
 from qi.export.litert_file import DIGEST, packed, schema, unsealed
 
-__all__ = ["Contents", "check", "with_outputs"]
+__all__ = ["LAYOUT", "Contents", "check", "with_outputs"]
 
-_LAYOUT = {
+LAYOUT = {
     "Model": {
         0: ("version", "I"),
         1: ("codes", "[OperatorCode]"),
@@ -98,7 +98,7 @@ def check(data: bytes) -> Contents:
     Raises:
         FileFormatError: what is wrong.
     """
-    model: Any = read(data, _LAYOUT, "Model", b"TFL3")
+    model: Any = read(data, LAYOUT, "Model", b"TFL3")
     if model.get("version") != 3:
         raise FileFormatError(f"expected a LiteRT file of version 3; received {model.get('version')}")
     graphs, buffers = model.get("subgraphs", []), model.get("buffers", [])

@@ -15,7 +15,7 @@ from qi.ir import twin
 from qi.ir.graph import QGraph
 from qi.optional import require
 
-__all__ = ["first_difference", "float_kernels", "integer_kernels", "kernels", "run"]
+__all__ = ["first_difference", "float_kernels", "integer_kernels", "kernels", "parsed", "run"]
 
 # They move or choose values, of any type.
 _MOVES = frozenset(
@@ -156,7 +156,7 @@ def first_difference(graph: QGraph, data: bytes, inputs: Sequence[np.ndarray], *
     return None
 
 
-def _parsed(data: bytes) -> Any:
+def parsed(data: bytes) -> Any:
     """The model, checked: ONNX Runtime itself trusts much of what it reads."""
     onnx = require("onnx", "onnx", "an ONNX file")
     checker = require("onnx.checker", "onnx", "an ONNX file")
@@ -199,7 +199,7 @@ def _session(
     data: bytes, threads: int, *, optimized: bool = True, tensors: Sequence[str] = (), save: Path | None = None
 ) -> Any:
     runtime = require("onnxruntime", "onnx", "running an ONNX file")
-    model = _parsed(data)
+    model = parsed(data)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -13,7 +13,7 @@ import numpy as np
 from qi.core.namespace import ArrayNamespace, namespace_of
 from qi.typing import Array
 
-__all__ = ["fixed_sum", "fused_sum", "integer_mean", "rounded_product", "rounded_real"]
+__all__ = ["fixed_sum", "fused_sum", "integer_mean", "offset_mean", "rounded_product", "rounded_real"]
 
 _HALF = np.float32(0.5)
 
@@ -82,3 +82,19 @@ def integer_mean(sums: Array, count: Array) -> Array:
     quotient = xp.divide(xp.cast(sums, "float32"), xp.cast(count, "float32"))
     away = xp.floor(xp.abs(quotient) + _HALF)
     return xp.where(quotient < 0, -away, away)
+
+
+def offset_mean(sums: Array, count: float, ratio: Array, zero_x: Array, zero_y: Array) -> Array:
+    """XNNPACK's mean of codes as they are: ``rint(sums * k + (zy - zx * n * k))`` with ``k = ratio * (1 / n)``, in float32.
+
+    Args:
+        sums: of codes, exact integers.
+        count: how many codes each sum holds.
+        ratio: float32: the codes' scale over that of the result.
+        zero_x: the codes' zero point.
+        zero_y: that of the result, which is in it.
+    """
+    xp = namespace_of(sums, ratio)
+    factor = xp.multiply(ratio, xp.asarray(np.float32(1) / np.float32(count)))
+    offset = zero_y - xp.multiply(zero_x * np.float32(count), factor)
+    return xp.round(xp.multiply(xp.cast(sums, "float32"), factor) + offset)

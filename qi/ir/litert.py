@@ -97,13 +97,11 @@ def _batch_matmul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @kernel("mean", "litert")
 def _mean(op: Op, x: np.ndarray) -> np.ndarray:
-    """``rint(sum * k + (zy - zx * n * k))`` of n codes as they are, in float32, with ``k = (sx / sy) * (1 / n)``."""
     axes = tuple(op.attrs["axes"])
-    count = int(np.prod([x.shape[axis] for axis in axes]))
-    sums = x.sum(axis=axes, keepdims=op.attrs["keepdims"]).astype(np.float32)
-    factor = np.float32(op.x.scale / op.y.scale) * (np.float32(1) / np.float32(count))
-    offset = np.float32(op.y.zero_point) - np.float32(op.x.zero_point * count) * factor
-    return clipped(op, np.rint(sums * factor + offset))
+    count = float(np.prod([x.shape[axis] for axis in axes]))
+    sums = x.sum(axis=axes, keepdims=op.attrs["keepdims"])
+    zeros = np.float32(op.x.zero_point), np.float32(op.y.zero_point)
+    return clipped(op, formulas.offset_mean(sums, count, np.float32(op.x.scale / op.y.scale), *zeros))
 
 
 @kernel("avg_pool2d", "litert")

@@ -17,7 +17,7 @@ from qi.keras.data import batches, count_batches
 from qi.keras.graph import flatten_model
 from qi.keras.lower import lower
 
-__all__ = ["emulate", "float_graph", "model_inputs"]
+__all__ = ["emulate", "float_graph", "model_inputs", "named_outputs"]
 
 
 def emulate(
@@ -94,6 +94,11 @@ def model_inputs(qmodel: keras.Model, x: Any, batch_size: int = 64) -> list[np.n
     """
     parts = [flat for flat, _ in batches(x, flatten_model(qmodel), batch_size)]
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def named_outputs(qmodel: keras.Model, outputs: Any) -> dict[str, Any]:
+    """What `emulate` gives, or ``predict``, by the names of the outputs."""
+    return dict(zip(flatten_model(qmodel).output_names, keras.tree.flatten(outputs), strict=True))
 
 
 def float_graph(qmodel: keras.Model) -> QGraph:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from math import prod
 from typing import Any
 
 import keras
 
 from qi.errors import ConfigError
-from qi.ir.formulas import fixed_sum, fused_sum, integer_mean, rounded_product, rounded_real
+from qi.ir.formulas import fixed_sum, fused_sum, integer_mean, offset_mean, rounded_product, rounded_real
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.registry import Registry
@@ -122,8 +123,14 @@ class ExactPool(_Exact):
             codes: without their zero point.
             scale: of the codes.
         """
-        x = codes if self.target == "litert" else codes * keras.ops.stop_gradient(scale)
+        integers = self.target == "litert" or self.whole(codes.shape)
+        x = codes if integers else codes * keras.ops.stop_gradient(scale)
         return self._sums(x), self._sums(keras.ops.ones_like(x[:1, ..., :1]))
+
+    def whole(self, shape: Any) -> int:
+        """How many elements its window holds where that is the whole image; else 0."""
+        sizes = tuple(shape[1:-1])
+        return prod(sizes) if tuple(self.layer.pool_size) == sizes and self.layer.padding == "valid" else 0
 
     def _sums(self, x: Any) -> Any:
         """Zeros stand for what lies outside."""
@@ -314,12 +321,22 @@ def _from_mean(
     count = 1.0
     for axis in axes:
         count *= a.shape[axis]
-    return lambda: sums * (sa / count), lambda: rounded_product(sums, (sa / scale) / count)
+    return lambda: sums * (sa / count), lambda: _mean_codes(target, scale, zero, sums, sa, za, count)
+
+
+def _mean_codes(target: str, scale: Any, zero: Any, sums: Any, sa: Any, za: Any, count: float) -> Any:
+    if target == "litert":
+        return offset_mean(sums + za * count, count, sa / scale, za, zero) - zero
+    return rounded_product(sums, sa / (scale * count))
 
 
 @STEPS.register("pool")
-def _from_pool(target: str, scale: Any, zero: Any, sums: Any, counts: Any, sa: Any, za: Any) -> Any:
+def _from_pool(
+    target: str, scale: Any, zero: Any, sums: Any, counts: Any, sa: Any, za: Any, *, whole: int = 0
+) -> Any:
     if target == "litert":
         return lambda: sums / counts * sa, lambda: integer_mean(sums + counts * za, counts) - za
+    if whole:  # of the whole image: a kernel of its own
+        return lambda: sums * (sa / whole), lambda: _mean_codes(target, scale, zero, sums, sa, za, float(whole))
     shifted = zero + 128.0  # codes are uint8 there, and the zero point is added before rounding
     return lambda: sums / counts, lambda: keras.ops.round(sums / counts / scale + shifted) - shifted

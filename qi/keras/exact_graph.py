@@ -224,12 +224,13 @@ class _Writer:
         return _Recipe("sums", take)
 
     def _pool(self, call: Call, codes: _Codes) -> _Recipe:
+        layer = self.layer(call.op, "sums", lambda name: ExactPool(call.op, self.target, name=name))
+
         def take(writer: _Writer) -> list[Value]:
-            layer = writer.layer(call.op, "sums", lambda name: ExactPool(call.op, self.target, name=name))
             found = writer.emit(layer, call, [codes.codes, codes.scale], 2, {}, call.outputs[0].shape)
             return [found.codes, found.scale, codes.scale, codes.zero]
 
-        return _Recipe("pool", take)
+        return _Recipe("pool", take, {"whole": layer.whole(call.inputs[0].shape)})
 
     # Writing ------------------------------------------------------------------------------------------------------------
 
