@@ -15,13 +15,21 @@ LIBRARY = [path for path in SOURCES if path.is_relative_to(ROOT / "qi")]
 TEXTS = [*SOURCES, *ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.cfg"), ROOT / ".ci" / "run"]
 
 MAX_FILE_LINES = 500
-MAX_FUNCTION_LINES = 80  # 45 is the habit; a long docstring may need the rest
+MAX_FUNCTION_LINES = 55  # without the docstring; 45 is the habit
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|tmp|root|home)/\w")
 UNSAFE = {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
 
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function without its docstring."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    first = function.body[0]
+    documented = ast.get_docstring(function) is not None
+    return lines - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
@@ -33,7 +41,7 @@ def test_file_is_small(path: Path) -> None:
 def test_functions_are_short_and_nothing_unsafe_is_used(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
+            assert code_lines(node) < MAX_FUNCTION_LINES, node.name
         elif isinstance(node, ast.Import | ast.ImportFrom):
             modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert not UNSAFE & {(module or "").partition(".")[0] for module in modules}

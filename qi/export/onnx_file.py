@@ -82,7 +82,8 @@ def _built(graph: QGraph, opset: int | None, integer_io: bool) -> tuple[Builder,
         if op.kind not in WRITERS:
             raise refused(op, "which has no writer")
         WRITERS.get(op.kind)(builder, op)
-    outputs = [_output(builder, tensor, integer_io) for tensor in graph.outputs]
+    once = {id(tensor): tensor for tensor in graph.outputs}  # a name can be given only once
+    outputs = [_output(builder, tensor, integer_io) for tensor in once.values()]
     return builder, inputs, outputs
 
 

@@ -14,7 +14,7 @@ def data(samples: int = 64) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(samples, 6, 6, 2)).astype("float32")
 
 
-def quantized(recipe: str = "w8a8", *, islands: bool = False, channels: int = 4) -> Any:
+def quantized(recipe: str = "w8a8", *, islands: bool = False, channels: int = 4, classes: int = 3) -> Any:
     """A model of a convolution, a shortcut, a pooling and a product; with a normalization for float islands."""
     import keras
 
@@ -27,7 +27,7 @@ def quantized(recipe: str = "w8a8", *, islands: bool = False, channels: int = 4)
     y = keras.layers.GlobalAveragePooling2D(name="mean")(y)
     if islands:
         y = keras.layers.LayerNormalization(name="norm")(y)
-    model = keras.Model(x, keras.layers.Dense(3, name="head")(y), name="small")
+    model = keras.Model(x, keras.layers.Dense(classes, name="head")(y), name="small")
     return qi.quantize_model(model, recipe, data(), progress=False)[0]
 
 
