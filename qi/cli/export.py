@@ -37,6 +37,9 @@ def add(commands: Any) -> None:
         "--integer-only", action="store_true", help="no float operation where an integer kernel exists, however slow"
     )
     parser.add_argument("--packed", action="store_true", help="pack weights below 8 bits even where that costs time")
+    parser.add_argument(
+        "--no-dynamic", action="store_true", help="Dense layers of which the weights alone are quantized stay in float"
+    )
     parser.add_argument("--opset", metavar="N", type=positive, help="of an .onnx file")
     parser.add_argument("--strict", action="store_true", help="exit with 3 and write nothing if any output differs")
     parser.add_argument("--no-latency", action="store_true", help="don't time the file beside a float one")
@@ -69,6 +72,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
                 integer_only=arguments.integer_only,
                 packed=arguments.packed,
                 opset=arguments.opset,
+                dynamic=not arguments.no_dynamic,
                 strict=arguments.strict,
                 latency=not arguments.no_latency,
             )

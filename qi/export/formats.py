@@ -90,7 +90,9 @@ def _write_onnx(graph: QGraph, options: Options, manifest: bytes) -> bytes:
     from qi.export import onnx_file
 
     texts = {MANIFEST: base64.b64encode(deflate(manifest)).decode()} if manifest else None
-    return onnx_file.write(graph, opset=options.opset, integer_io=options.integer_io, metadata=texts)
+    return onnx_file.write(
+        graph, opset=options.opset, integer_io=options.integer_io, packed=options.packed, metadata=texts
+    )
 
 
 def _read_onnx(data: bytes) -> tuple[bytes, bool]:
@@ -111,7 +113,7 @@ def _read_onnx(data: bytes) -> tuple[bytes, bool]:
 def _onnx_places(data: bytes, graph: QGraph, options: Options) -> Places:
     from qi.export import onnx_file
 
-    return onnx_file.places(graph, opset=options.opset, integer_io=options.integer_io)
+    return onnx_file.places(graph, opset=options.opset, integer_io=options.integer_io, packed=options.packed)
 
 
 def _run_onnx(data: bytes, inputs: Sequence[np.ndarray], **options: Any) -> Mapping[str, np.ndarray]:

@@ -108,7 +108,9 @@ def export_integers(
     """
     for option, value in (unfit or {}).items():
         if value:
-            raise ConfigError(f"expected {option} for files that a runtime reads; received {option}={value!r} for integers")
+            raise ConfigError(
+                f"expected {option} for files that a runtime reads; received {option}={value!r} for integers"
+            )
     target = check_folder(path, set(FILES), _is_export)
     routed = route(graph, "reference", integer_only=True, packed=True)
     source = "seeded, over the calibrated range" if samples is None else "given"
@@ -153,13 +155,28 @@ def written_files(
     checked = {name: array.astype(record["tensors"][name]["type"]) for name, array in stored.items()}
     told = readme(record, samples=f"{len(samples[0])} samples ({source})", packed=packed)
     files = {
-        "graph.json": (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        "graph.json": _readable(record).encode(),
         "arrays.npz": _archive(arrays),
         "model.h": header(record, arrays, packed=packed).encode(),
         "README.md": told.encode(),
         "check.npz": _archive(checked),
     }
     return files, record
+
+
+def _readable(record: Json) -> str:
+    """JSON with a line for each entry, each tensor and each operation."""
+
+    def text(value: object) -> str:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+    def block(entries: list[str], ends: str) -> str:
+        return "\n  ".join([ends[0], ",\n  ".join(entries)]) + f"\n {ends[1]}"
+
+    whole = {key: text(value) for key, value in record.items()}
+    whole["tensors"] = block([f"{text(name)}: {text(entry)}" for name, entry in record["tensors"].items()], "{}")
+    whole["operations"] = block([text(entry) for entry in record["operations"]], "[]")
+    return "{\n " + ",\n ".join(f"{text(key)}: {value}" for key, value in whole.items()) + "\n}\n"
 
 
 def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -44,9 +44,10 @@ def header(record: Json, arrays: Mapping[str, np.ndarray], *, packed: bool = Fal
         f"#ifndef {guard}",
         f"#define {guard}",
         "",
-        "#include <math.h>",
         "#include <stdint.h>",
     ]
+    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in arrays.values()):
+        head.append("#include <math.h>")  # for NAN and INFINITY; not every compiler of small processors has it
     lines = [*head, *_tensors(record), *_operations(record, arrays, packed), "", f"#endif /* {guard} */", ""]
     return "\n".join(lines)
 

@@ -14,6 +14,14 @@ from qi.typing import Json
 __all__ = ["BORDER", "FUNCTIONS", "INTEGERS", "REAL", "readme"]
 
 _GENERAL = """\
+## How to read the files
+
+* In `graph.json`, `tensors` go by their names in C, with what the model calls them as `name`; one that is `constant`
+  is an array of `arrays.npz`. `operations` stand in the order of their running; `layer` is the model's, and `domain`
+  tells whether one works on codes (`integers`), on `real` numbers, or on the `border` between them.
+* In `model.h`, macros are made of these names in capitals: `<TENSOR>_SIZE`, `_DIM<axis>`, `_BITS`, `_ZERO_POINT`, `_SCALE`;
+  `<OPERATION>_<ATTRIBUTE>_<place in its list>`, `_CODE_MIN`, `_CODE_MAX`, and one for each number of `fixed_point`.
+
 ## Numbers
 
 * A **code** is an integer that stands for a real number: `real = (code - zero_point) * scale`. Each tensor of
@@ -153,7 +161,7 @@ Each pixel `factors[0]` times down and `factors[1]` times across: `y[i, j] = x[f
 BORDER = {
     "quantize": """\
 In float32: `v = x / scale` (a division, not a product with the reciprocal), saturated to -2^24 ... 2^24; rounded
-half **away from zero** to an integer `n`; `y = clip(n + zy)`.""",
+half **away from zero** to an integer `n`; `y = clip(n + zy)`. Callers that have codes already leave it out.""",
     "dequantize": "`y = (x - zx) * scale`, in float32.",
 }
 """Between real numbers and codes."""
@@ -259,7 +267,8 @@ def _borders(record: Json) -> Iterator[str]:
             entry = record["tensors"][name]
             codes = entry.get("codes")
             how = f"codes, scale {codes['scale']!r}, zero point {codes['zero_point']}" if codes else "plain values"
-            rows.append(f"* `{name}` (`{entry['name']}`): {entry['type']} {entry['shape']}, {how}")
+            shape = " x ".join("batch" if n is None else str(n) for n in entry["shape"])
+            rows.append(f"* `{name}` (`{entry['name']}`): {entry['type']}, {shape}, {how}")
         yield "\n".join([f"## {title.capitalize()}", "", *rows, ""])
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from qi.core import IntGrid, PerChannel, QParams
+from qi.core import IntGrid, PerChannel, PerGroup, QParams
 from qi.export.litert_file import Draft
 from qi.export.litert_ops import activation, refuse, strided_slice, window, writer
 from qi.ir.arithmetic import scale_of_sums
+from qi.ir.dynamic import KIND as DYNAMIC
 from qi.ir.graph import Op, Tensor
-from qi.ir.litert import packed_bits
+from qi.ir.litert import weight_bits
 
 __all__: list[str] = []
 
@@ -21,6 +23,7 @@ _LAYOUTS = {
     "depthwise_conv2d": ((0, 1, 2), 3),
     "conv2d_transpose": ((2, 0, 1, 3), 0),
     "dense": ((1, 0), 0),
+    DYNAMIC: ((1, 0), 0),
 }
 
 
@@ -29,29 +32,64 @@ def _weight(draft: Draft, op: Op) -> int:
     w = op.inputs[1]
     if w.data is None:
         raise refuse(op, "with weights that are computed", "give it constant ones")
-    order, axis = _LAYOUTS[op.kind]
-    data = w.data.transpose(order)
-    if op.kind == "depthwise_conv2d":
-        data = data[None]
-    if op.kind == "conv2d_transpose":
-        data = _spread(op, data)
-    if w.qparams is None:
-        return draft.constant(w.name, np.ascontiguousarray(data, np.float32))
+    if w.qparams is None or not (_has_type(w) or op.quantized):
+        return draft.constant(w.name, np.ascontiguousarray(_laid(op, w.values()), np.float32))
+    if op.quantized and not _has_type(w):
+        raise refuse(op, f"with weights {w}", "give the layer signed ones of at most 8 bits by a rule of the recipe")
+    data, axis, bits = _laid(op, w.data), _LAYOUTS[op.kind][1], weight_bits(op)
+    if w.grid.bits == 2 and bits == 8 and op.quantized:
+        raise refuse(op, "with weights of 2 bits", "give the layer 4 or 8 bits by a rule of the recipe")
+    if isinstance(w.qparams.granularity, PerGroup):
+        return _grouped(draft, op, data.astype(np.int8), bits)
     count = data.shape[axis]
     scale, zero_point = (np.broadcast_to(a.reshape(-1), count) for a in (w.qparams.scale, w.qparams.zero_point))
     qparams = QParams(scale, zero_point, w.qparams.grid, PerChannel(0))
-    bits = packed_bits(op) if op.quantized else 8
-    if w.grid.bits == 2 and bits == 8 and op.quantized:
-        raise refuse(op, "with weights of 2 bits", "give the layer 4 or 8 bits by a rule of the recipe")
     codes = draft.constant(w.name, data.astype(np.int8), qparams, axis=axis, bits=bits)
-    return codes if op.quantized else _real(draft, w, codes, data.shape)
+    return codes if op.quantized or op.kind == DYNAMIC else _real(draft, w.name, codes, data.shape, bits)
 
 
-def _real(draft: Draft, w: Tensor, codes: int, shape: tuple[int, ...]) -> int:
+def _laid(op: Op, data: np.ndarray) -> np.ndarray:
+    """Weights with their axes as LiteRT has them."""
+    data = data.transpose(_LAYOUTS[op.kind][0])
+    if op.kind == "depthwise_conv2d":
+        return data[None]
+    return _spread(op, data) if op.kind == "conv2d_transpose" else data
+
+
+def _has_type(w: Tensor) -> bool:
+    """Whether LiteRT has a type for the codes; the values of others are written, where the operation takes these."""
+    grid = w.qparams.grid if w.qparams is not None else None
+    return isinstance(grid, IntGrid) and grid.signed and grid.bits <= 8
+
+
+def _real(draft: Draft, name: str, codes: int, shape: tuple[int, ...], bits: int) -> int:
     """Real numbers of constant codes, which the runtime makes once."""
-    y = draft.real(f"{w.name}/real", shape)
-    draft.operator("DEQUANTIZE", [codes], [y], 5 if w.qparams and w.qparams.scale.size > 1 else 2)
+    y = draft.real(f"{name}/real", shape)
+    draft.operator("DEQUANTIZE", [codes], [y], 5 if bits == 8 else 6)
     return y
+
+
+def _grouped(draft: Draft, op: Op, data: np.ndarray, bits: int) -> int:
+    """Real numbers of codes with a scale for each few of them along the inputs, which are the last axis.
+
+    LiteRT has no scales of that form for every operation: the codes are made real at a scale of one and then multiplied, which is
+    done at every run. Groups that don't divide the inputs are cut to such that do.
+    """
+    w = op.inputs[1]
+    order, _ = _LAYOUTS[op.kind]
+    scale, zero_point = (a.transpose(order) for a in w.qparams.expanded(w.shape))  # type: ignore[union-attr, arg-type]
+    size = math.gcd(w.qparams.granularity.size, data.shape[-1])  # type: ignore[union-attr]
+    if op.kind not in ("conv2d", "dense") or zero_point.any():
+        raise refuse(op, f"with weights of {w.qparams.granularity}", "give it one scale for each channel")  # type: ignore[union-attr]
+    shape = (*data.shape[:-1], data.shape[-1] // size, size)
+    one = QParams(np.ones(()), np.zeros(()), w.grid)
+    real = _real(draft, w.name, draft.constant(w.name, data.reshape(shape), one, bits=bits), shape, bits)
+    factors = draft.constant(f"{w.name}/scales", np.ascontiguousarray(scale[..., ::size, None]))
+    scaled, whole = draft.real(f"{w.name}/scaled", shape), draft.real(f"{w.name}/whole", data.shape)
+    draft.operator("MUL", [real, factors], [scaled], 1, draft.options("MulOptions"))
+    sizes = draft.numbers(f"{w.name}/sizes", data.shape)
+    draft.operator("RESHAPE", [scaled, sizes], [whole], 1, draft.options("ReshapeOptions", newShape=list(data.shape)))
+    return whole
 
 
 def _bias(draft: Draft, op: Op) -> int:
@@ -100,14 +138,18 @@ def _depthwise_conv2d(draft: Draft, op: Op) -> None:
     draft.operator("DEPTHWISE_CONV_2D", inputs, [draft.tensor(op.y)], _version(op), options)
 
 
-@writer("dense")
+@writer("dense", DYNAMIC)
 def _dense(draft: Draft, op: Op) -> None:
+    dynamic = op.kind == DYNAMIC  # told by the types: real activations, codes as weights
     options = draft.options(
-        "FullyConnectedOptions", fusedActivationFunction=activation(draft, op), keepNumDims=len(op.x.shape) != 2
+        "FullyConnectedOptions",
+        fusedActivationFunction=activation(draft, op),
+        keepNumDims=len(op.x.shape) != 2,
+        asymmetricQuantizeInputs=dynamic,
     )
     inputs = [draft.tensor(op.x), _weight(draft, op), _bias(draft, op)]
     # 4 is enough for int8, int4 and int2 with a scale for each channel, though converters stamp 5 to 12.
-    version = 4 if op.quantized else 2 if options.keepNumDims else 1
+    version = 4 if op.quantized or dynamic else 2 if options.keepNumDims else 1
     draft.operator("FULLY_CONNECTED", inputs, [draft.tensor(op.y)], 5 if version == 2 else version, options)
 
 

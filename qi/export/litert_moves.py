@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from qi.core import IntGrid, PerGroup, QParams
 from qi.export.litert_file import Draft
 from qi.export.litert_ops import refuse, strided_slice, writer
-from qi.ir.graph import Op
+from qi.ir.graph import Op, Tensor
 
 __all__: list[str] = []
 
@@ -87,7 +90,37 @@ def _broadcast(draft: Draft, op: Op) -> None:
 
 @writer("embedding")
 def _embedding(draft: Draft, op: Op) -> None:
+    """Rows of codes; where the result is real, they become real after they are picked."""
     ids, table = op.inputs
-    number = draft.tensor(table) if op.quantized else draft.constant(table.name, table.values())
     options = draft.options("GatherOptions", axis=0)
+    if not op.quantized and _is_small(table):
+        _picked(draft, op, options)
+        return
+    number = draft.tensor(table) if op.quantized else draft.constant(table.name, table.values())
     draft.operator("GATHER", [number, draft.tensor(ids)], [draft.tensor(op.y)], 2 if op.quantized else 1, options)
+
+
+def _is_small(table: Tensor) -> bool:
+    """Whether int8 holds the codes, and a scale for each row, each column or all makes them real."""
+    if table.data is None or table.qparams is None or table.qparams.zero_point.any():
+        return False
+    grid, granularity = table.qparams.grid, table.qparams.granularity
+    return isinstance(grid, IntGrid) and grid.signed and grid.bits <= 8 and not isinstance(granularity, PerGroup)
+
+
+def _picked(draft: Draft, op: Op, options: Any) -> None:
+    """GATHER of codes at a scale of one, DEQUANTIZE, a product with their scales."""
+    (ids, table), name, shape = op.inputs, op.y.name, op.y.shape
+    one = QParams(np.ones(()), np.zeros(()), IntGrid(8))
+    codes = draft.new(f"{name}/codes", shape, Tensor("", shape, qparams=one))
+    number = draft.constant(table.name, np.asarray(table.data, np.int8), one)
+    draft.operator("GATHER", [number, draft.tensor(ids)], [codes], 2, options)
+    real = draft.real(f"{name}/units", shape)
+    draft.operator("DEQUANTIZE", [codes], [real], 2)
+    scale = table.qparams.scale if table.qparams is not None else np.ones(1, np.float32)
+    factors = draft.constant(f"{table.name}/scales", scale if scale.ndim == 2 else scale.reshape(1, 1))
+    if scale.ndim == 2 and scale.shape[0] > 1:
+        rows = draft.real(f"{name}/scales", (*ids.shape, 1))
+        draft.operator("GATHER", [factors, draft.tensor(ids)], [rows], 1, options)
+        factors = rows
+    draft.operator("MUL", [real, factors], [draft.tensor(op.y)], 1, draft.options("MulOptions"))

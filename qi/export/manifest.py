@@ -30,12 +30,14 @@ class Options:
         integer_only: whether no float islands are made where an integer kernel exists.
         packed: whether weights below 8 bits are packed everywhere.
         opset: of ONNX; None: the least that serves.
+        dynamic: whether products of real numbers with coded weights round their activations row by row, where that is fast.
     """
 
     integer_io: bool = False
     integer_only: bool = False
     packed: bool = False
     opset: int | None = None
+    dynamic: bool = True
 
 
 def manifest(graph: QGraph, limit: int, options: Options | None = None) -> bytes:

@@ -6,19 +6,22 @@ backwards, over operations of the same kind with the same operands, until nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from qi.export.match_weights import least_likeness, likeness
-from qi.export.vendor import Constant, VendorGraph, VendorNode, VendorTensor
+from qi.export.match_weights import gains, least_likeness, likeness
+from qi.export.vendor import TRANSPARENT, Constant, VendorGraph, VendorNode, VendorTensor
 
-__all__ = ["CallView", "Matching", "match"]
+__all__ = ["CallView", "Matching", "match", "shaped_like"]
 
+_SAME = 0.05  # how far factors that stand for the same may lie apart
 _CLOSE = 1e-4  # likenesses that differ by less say nothing
 _WEIGHTED = ("linear", "embedding")
+_UNORDERED = ("add", "mul", "maximum", "minimum")
+_LINEAR = ("relu", "leaky_relu", "max", "average", "slice", "resize")  # of one operand, which a factor passes through
 
 
 @dataclass(eq=False)
@@ -31,6 +34,7 @@ class CallView:
         path: of the main weight in the layer.
         weight: its values.
         axes: its axes of channels.
+        bias: what the layer adds.
     """
 
     call: Any
@@ -38,6 +42,7 @@ class CallView:
     path: str = ""
     weight: np.ndarray | None = None
     axes: tuple[int, ...] = ()
+    bias: np.ndarray | None = None
 
 
 @dataclass(eq=False)
@@ -49,12 +54,29 @@ class Matching:
         places: the tensor of each value, by ``id(value)``; values that are only moved are left out.
         reasons: why a call with weights has none in the file, by ``id(call)``.
         absorbed: values that the file doesn't have, as an operation takes over the clamp behind it, by ``id(value)``.
+        roots: the value that a value merely moves, by ``id(value)``; itself where it does more.
+        gains: by what a call's weight differs from the file's, by ``id(call)``: 1/sqrt(d) of attention, say, which the file
+            has as a step of its own. Absent where it doesn't.
+        factors: by what a value differs from its tensor for that reason, by ``id(value)``; absent where it doesn't.
+        left: operations of the file that are no call of the model.
     """
 
     nodes: dict[int, VendorNode] = field(default_factory=dict)
     places: dict[int, VendorTensor] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     absorbed: set[int] = field(default_factory=set)
+    roots: dict[int, Any] = field(default_factory=dict)
+    gains: dict[int, np.ndarray] = field(default_factory=dict)
+    factors: dict[int, float] = field(default_factory=dict)
+    left: list[VendorNode] = field(default_factory=list)
+
+    def place(self, value: Any) -> VendorTensor | None:
+        """The tensor of a value, or of what it merely moves."""
+        return self.places.get(id(self.roots.get(id(value), value)))
+
+    def factor(self, value: Any) -> float:
+        """What its tensor has to be multiplied by to be a value."""
+        return self.factors.get(id(self.roots.get(id(value), value)), 1.0)
 
 
 def match(views: list[CallView], file: VendorGraph, inputs: list[Any], outputs: list[Any]) -> Matching:
@@ -67,9 +89,11 @@ def match(views: list[CallView], file: VendorGraph, inputs: list[Any], outputs: 
         outputs: its output values.
     """
     walk = _Walk(views, file, inputs, outputs)
+    walk.ends(inputs, file.inputs)
     walk.by_content()
     walk.by_position()
-    walk.borders()
+    walk.around_products()
+    walk.ends(outputs, file.outputs)
     walk.spread()
     return walk.found
 
@@ -78,35 +102,25 @@ def shaped_like(weight: Constant, shape: tuple[int, ...]) -> Constant | None:
     """A file's weight in the shape of a variable: same order of axes, some joined, parted or of size 1; None if it can't be."""
     if weight.data.size != int(np.prod(shape)):
         return None
-    if weight.data.shape == shape or not weight.quantized:
-        return weight.changed(lambda a: a) if weight.data.shape == shape else weight.changed(lambda a: a.reshape(shape))
+    if weight.data.shape == shape:
+        return weight
     full = weight.data.shape
-    spread = [np.broadcast_to(a, full).reshape(shape) for a in (weight.scale, weight.zero_point) if a is not None]
-    return Constant(weight.name, weight.data.reshape(shape), spread[0], spread[1], weight.bits)
+    return weight.changed(lambda a: np.broadcast_to(a, full).reshape(shape))
 
 
 class _Walk:
     def __init__(self, views: list[CallView], file: VendorGraph, inputs: list[Any], outputs: list[Any]) -> None:
         self.views, self.file, self.inputs, self.outputs = views, file, inputs, outputs
         self.found = Matching()
-        self._view = {id(view.call): view for view in views}
         self._taken: set[int] = set()
         self._users: dict[int, list[CallView]] = {}
         for view in views:
             for value in {id(v): v for v in view.call.inputs}.values():
                 self._users.setdefault(id(value), []).append(view)
-
-    # The Keras side -----------------------------------------------------------------------------------------------------
-
-    def root(self, value: Any) -> Any:
-        """The value that a value merely moves."""
-        while value.producer is not None and self._kind(value.producer) == "move" and value.producer.inputs:
-            value = value.producer.inputs[0]
-        return value
-
-    def _kind(self, call: Any) -> str:
-        view = self._view.get(id(call))
-        return view.kind if view is not None else ""
+            if view.kind == "move" and view.call.inputs:
+                roots = self.found.roots
+                source = roots.get(id(view.call.inputs[0]), view.call.inputs[0])
+                roots.update((id(value), source) for value in view.call.outputs)
 
     # Weights ------------------------------------------------------------------------------------------------------------
 
@@ -131,8 +145,9 @@ class _Walk:
                 if id(view.call) in self.found.nodes or id(self.file.nodes[j]) in self._taken:
                     continue
                 rivals = [k for s, k in options[i] if s >= score - _CLOSE and id(self.file.nodes[k]) not in self._taken]
-                if single == (len(rivals) == 1):
-                    self._pair(view, max((self.file.nodes[k] for k in rivals), key=lambda n, v=view: self._agreement(v, n)))  # type: ignore[misc]
+                if not single or len(rivals) == 1:
+                    near = [self._agreement(view, self.file.nodes[k]) for k in rivals]
+                    self._pair(view, self.file.nodes[rivals[int(np.argmax(near))]])
 
     @staticmethod
     def _score(view: CallView, node: VendorNode) -> float:
@@ -150,90 +165,123 @@ class _Walk:
         self._taken.add(id(node))
 
     def _agreement(self, view: CallView, node: VendorNode) -> int:
-        """How many of the matched products around a call lie around a node too."""
-        own = [self._before(view), self._after(view)]
-        given = [self._nodes_before(node), self._nodes_after(node)]
-        partner = {i: id(n) for i, n in self.found.nodes.items()}
-        return sum(len({partner[i] for i in a if i in partner} & b) for a, b in zip(own, given, strict=True))
+        """How many of the matched products and inputs around a call lie around a node too."""
+        partner = self._partners()
+        own = [self._before(view, partner), self._after(view, partner)]
+        given = [self._nodes_before(node, partner), self._nodes_after(node, partner)]
+        return sum(len({partner[i] for i in a} & b) for a, b in zip(own, given, strict=True))
 
     def by_position(self) -> None:
-        """Parts pairs that lie elsewhere: the matched products before both must be each other's partners."""
+        """Parts pairs that lie elsewhere: the matched products and inputs before both must be each other's partners."""
         for view in self.views:
             node = self.found.nodes.get(id(view.call))
             if node is None or view.weight is None:
                 continue
-            partner = {i: id(n) for i, n in self.found.nodes.items()}
-            if {partner[i] for i in self._before(view)} != self._nodes_before(node):
+            partner = self._partners()
+            if {partner[i] for i in self._before(view, partner)} != self._nodes_before(node, partner):
                 del self.found.nodes[id(view.call)]
                 self._taken.discard(id(node))
-                self.found.reasons[id(view.call)] = f"the file has a weight like it ({_name(node)}), but elsewhere in its graph"
+                self.found.reasons[id(view.call)] = (
+                    f"the file has a weight like it ({_name(node)}), but elsewhere in its graph"
+                )
 
-    def _before(self, view: CallView) -> set[int]:
-        """The nearest matched products that lead to a call, by id."""
-        return _reached(
-            view.call.inputs,
-            lambda value: [] if value.producer is None else [value.producer],
-            lambda call: call.inputs,
-            lambda call: id(call) in self.found.nodes,
-        )
+    def _partners(self) -> dict[int, int]:
+        """By ``id``: the node of each matched call, the tensor of each matched input."""
+        inputs = {id(v): id(self.found.places[id(v)]) for v in self.inputs if id(v) in self.found.places}
+        return inputs | {call: id(node) for call, node in self.found.nodes.items()}
 
-    def _after(self, view: CallView) -> set[int]:
-        return _reached(
-            view.call.outputs,
-            lambda value: [user.call for user in self._users.get(id(value), [])],
-            lambda call: call.outputs,
-            lambda call: id(call) in self.found.nodes,
-        )
+    @staticmethod
+    def _before(view: CallView, partner: dict[int, int]) -> set[int]:
+        """The nearest matched products and inputs that lead to a call, by id."""
+        across = lambda value: [value if value.producer is None else value.producer]
+        return _reached(view.call.inputs, across, _inputs_of, partner)
 
-    def _nodes_before(self, node: VendorNode) -> set[int]:
-        producer = self.file.producer
-        return _reached(
-            node.inputs,
-            lambda tensor: [found] if (found := producer(tensor)) is not None else [],
-            lambda n: n.inputs,
-            lambda n: id(n) in self._taken,
-        )
+    def _after(self, view: CallView, partner: dict[int, int]) -> set[int]:
+        across = lambda value: [user.call for user in self._users.get(id(value), [])]
+        return _reached(view.call.outputs, across, lambda call: call.outputs, partner)
 
-    def _nodes_after(self, node: VendorNode) -> set[int]:
-        return _reached(
-            node.outputs, self.file.users, lambda n: n.outputs, lambda n: id(n) in self._taken
-        )
+    def _nodes_before(self, node: VendorNode, partner: dict[int, int]) -> set[int]:
+        across = lambda tensor: [self.file.producer(tensor) or tensor]
+        return _reached(node.inputs, across, _inputs_of, set(partner.values()))
+
+    def _nodes_after(self, node: VendorNode, partner: dict[int, int]) -> set[int]:
+        return _reached(node.outputs, self.file.users, lambda n: n.outputs, set(partner.values()))
 
     # Values -------------------------------------------------------------------------------------------------------------
 
-    def borders(self) -> None:
-        """What goes in and comes out, by name, or by being the only one; then what matched products take and give."""
+    def ends(self, values: list[Any], tensors: list[tuple[str, VendorTensor]]) -> None:
+        """Places inputs or outputs by their names, or where there is but one."""
+        named = {name.partition(":")[0].removeprefix("serving_default_"): tensor for name, tensor in tensors} | dict(
+            tensors
+        )
+        for value in values:
+            only = tensors[0][1] if len(values) == len(tensors) == 1 else None
+            self._place(value, named.get(value.name, only))
+
+    def around_products(self) -> None:
+        """Places what matched products take and give."""
         for view in self.views:
             node = self.found.nodes.get(id(view.call))
-            if node is not None:
-                self._place(view.call.inputs[0], node.inputs[0] if node.inputs else None)
-                self._give(view, node)
-        for values, tensors in ((self.inputs, self.file.inputs), (self.outputs, self.file.outputs)):
-            named = dict(tensors)
-            for value in values:
-                tensor = named.get(value.name)
-                if tensor is None and len(values) == len(tensors) == 1:
-                    tensor = tensors[0][1]
-                self._place(value, tensor)
+            if node is None:
+                continue
+            taken, given = self._factors(view, node)
+            if taken is not None:
+                self._place(view.call.inputs[0], node.inputs[0] if node.inputs else None, taken)
+            if given is not None:
+                self._give(view, node, given)
 
-    def _place(self, value: Any, tensor: VendorTensor | None) -> bool:
-        root = self.root(value)
+    def _factors(self, view: CallView, node: VendorNode) -> tuple[float | None, float | None]:
+        """By what a product's operand and result in the model differ from the file's; None where that can't be told.
+
+        Where the weight is the file's times something, the file has that as a step of its own: behind the product, if the bias
+        is the file's times the same; before it, if the bias is just the file's.
+        """
+        given = (
+            shaped_like(node.weight, view.weight.shape) if node.weight is not None and view.weight is not None else None
+        )
+        found = None
+        if given is not None and view.weight is not None and given.quantized:
+            found = gains(view.weight, given.real(), view.axes, given.bits)
+        if found is None:
+            return 1.0, 1.0
+        self.found.gains[id(view.call)] = found
+        if found.size > 1 or node.bias is None or view.bias is None or not view.bias.any():
+            return None, None
+        gain, bias = float(found.reshape(())), node.bias.real().reshape(-1)
+        added = gains(view.bias, bias, (), 8) if bias.shape == view.bias.shape and bias.any() else found
+        if added is None:
+            return 1 / gain, 1.0
+        same = (
+            bias.any()
+            and abs(float(added.reshape(-1)[0]) / gain - 1) < _SAME
+            and likeness(view.bias, bias, ()) > 1 - _SAME
+        )
+        return (1.0, gain) if same else (None, None)
+
+    def _place(self, value: Any, tensor: VendorTensor | None, factor: float = 1.0) -> bool:
+        root = self.found.roots.get(id(value), value)
         if tensor is None or id(root) in self.found.places or id(root) in self.found.absorbed:
             return False
         self.found.places[id(root)] = self.file.root(tensor)
+        if factor != 1.0:
+            self.found.factors[id(root)] = factor
         return True
 
-    def _give(self, view: CallView, node: VendorNode) -> bool:
+    def _give(self, view: CallView, node: VendorNode, factor: float) -> bool:
         """Places what a matched call gives: before or behind its clamp, as the file has that or not."""
         value, tensor = view.call.outputs[0], node.outputs[0]
         behind = self._users.get(id(value), [])
-        clamp = behind[0] if len(behind) == 1 and behind[0].kind == "relu" and all(v is not value for v in self.outputs) else None
+        clamp = (
+            behind[0]
+            if len(behind) == 1 and behind[0].kind == "relu" and all(v is not value for v in self.outputs)
+            else None
+        )
         if clamp is None or any(user.kind == "relu" for user in self.file.users(tensor)):
-            placed = [self._place(*pair) for pair in zip(view.call.outputs, node.outputs, strict=False)]
+            placed = [self._place(*pair, factor) for pair in zip(view.call.outputs, node.outputs, strict=False)]
             return any(placed)
         self.found.absorbed.add(id(value))
         self.found.places.pop(id(value), None)
-        return self._place(clamp.call.outputs[0], tensor)
+        return self._place(clamp.call.outputs[0], tensor, factor)
 
     def spread(self) -> None:
         """Walks both graphs from what is placed, until nothing more is found."""
@@ -243,38 +291,44 @@ class _Walk:
             for view in self.views:
                 if view.kind in ("", "move", *_WEIGHTED) or id(view.call) in self.found.nodes:
                     continue
+                scaled = [v for v in view.call.inputs if self.found.factor(v) != 1.0]
+                if scaled and view.kind != "matmul" and not (view.kind in _LINEAR and len(view.call.inputs) == 1):
+                    continue  # the file does this with other numbers
                 node = self._forwards(view) or self._backwards(view)
                 if node is not None:
                     self.found.nodes[id(view.call)] = node
                     self._taken.add(id(node))
-                    self._give(view, node)
+                    self._give(
+                        view, node, float(np.prod([self.found.factor(v) for v in view.call.inputs])) if scaled else 1.0
+                    )
                     self._take(view, node)
                     changed = True
+        self.found.left = [n for n in self.file.nodes if n.kind not in TRANSPARENT and id(n) not in self._taken]
 
     def _forwards(self, view: CallView) -> VendorNode | None:
         """The node of a call's kind that takes the tensors of its inputs."""
-        places = [self.found.places.get(id(self.root(value))) for value in view.call.inputs]
-        if not places or any(place is None for place in places):
-            return None
-        wanted = sorted(id(place) for place in places)
-        candidates = self.file.users(places[0]) if places[0] is not None else []
-        fitting = [n for n in candidates if self._free(n, view.kind) and sorted(map(id, self._operands(n))) == wanted]
-        return next(iter(fitting), None)
+        places = [self.found.place(value) for value in view.call.inputs]
+        order: Callable[[Any], list[int]] = sorted if view.kind in _UNORDERED else list
+        wanted = order(id(place) for place in places)
+        for node in self.file.users(places[0]) if places and places[0] is not None else []:
+            if self._free(node, view.kind) and order(map(id, self._operands(node))) == wanted:
+                return node
+        return None
 
     def _backwards(self, view: CallView) -> VendorNode | None:
         """The node of a call's kind that gives the tensor of its output, where the inputs don't speak against it."""
-        place = self.found.places.get(id(self.root(view.call.outputs[0])))
+        place = self.found.place(view.call.outputs[0])
         node = self.file.producer(place) if place is not None else None
         if node is None or not self._free(node, view.kind) or len(node.inputs) != len(view.call.inputs):
             return None
         operands = {id(t) for t in self._operands(node)}
-        places = [self.found.places.get(id(self.root(value))) for value in view.call.inputs]
+        places = [self.found.place(value) for value in view.call.inputs]
         return node if all(p is None or id(p) in operands for p in places) else None
 
     def _take(self, view: CallView, node: VendorNode) -> None:
         """Places the one input of a call that isn't placed yet."""
-        values = [v for v in view.call.inputs if id(self.root(v)) not in self.found.places]
-        known = {id(self.found.places[id(self.root(v))]) for v in view.call.inputs if id(self.root(v)) in self.found.places}
+        values = [v for v in view.call.inputs if self.found.place(v) is None]
+        known = {id(self.found.place(v)) for v in view.call.inputs}
         left = [t for t in node.inputs if id(self.file.root(t)) not in known]
         if len(values) == len(left) == 1:
             self._place(values[0], left[0])
@@ -290,16 +344,24 @@ def _name(node: VendorNode) -> str:
     return repr(node.weight.name) if node.weight is not None else node.kind
 
 
+def _inputs_of(operation: Any) -> list[Any]:
+    """What an operation takes; nothing where an input of the graph stands for one."""
+    return list(getattr(operation, "inputs", ()))
+
+
 def _reached(
-    start: list[Any], across: Callable[[Any], list[Any]], onward: Callable[[Any], list[Any]], stop: Callable[[Any], bool]
+    start: list[Any],
+    across: Callable[[Any], list[Any]],
+    onward: Callable[[Any], list[Any]],
+    stops: Container[int],
 ) -> set[int]:
-    """The nearest operations that fulfil `stop`, from some tensors on.
+    """The nearest operations among `stops`, from some tensors on, by id.
 
     Args:
         start: tensors.
         across: the operations at a tensor.
         onward: the tensors on the other side of an operation.
-        stop: where to stop.
+        stops: ids of those to stop at.
     """
     found: set[int] = set()
     seen: set[int] = set()
@@ -309,7 +371,7 @@ def _reached(
             if id(operation) in seen:
                 continue
             seen.add(id(operation))
-            if stop(operation):
+            if id(operation) in stops:
                 found.add(id(operation))
             else:
                 todo += onward(operation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,9 @@ from qi.errors import ConfigError
 from qi.export.vendor import Constant
 from qi.quantizers import BaseInferableQuantizer, WeightsSymmetricInferableQuantizer, WeightsUniformInferableQuantizer
 
-__all__ = ["least_likeness", "likeness", "weight_quantizer"]
+__all__ = ["gains", "least_likeness", "likeness", "weight_quantizer"]
 
+_SLACK = ((8, 0.05), (4, 0.15), (0, 0.3))  # by the least bits, how much rounding may change a channel's gain
 _FEW = 8  # products of so few weights tell little of a channel
 
 
@@ -35,6 +37,29 @@ def likeness(own: np.ndarray, given: np.ndarray, axes: Sequence[int]) -> float:
         return float(not a.any() and not b.any())
     found = (a * b).sum(axis=summed)[known] / lengths[known]
     return float(np.mean(np.clip(found, 0.0, 1.0)))
+
+
+def gains(own: np.ndarray, given: np.ndarray, axes: Sequence[int], bits: int) -> np.ndarray | None:
+    """By what a file's channels have to be multiplied to be the model's, where it folded something elsewhere; else None.
+
+    Args:
+        own: float weights.
+        given: others of the same shape that are like them.
+        axes: those of the channels.
+        bits: of a code: rounding alone changes a channel's gain by so much.
+
+    Returns:
+        float64, 1 along all axes but those of the channels; one number where all channels have the same.
+    """
+    a, b = (array.astype(np.float64) for array in (own, given))
+    summed = tuple(i for i in range(a.ndim) if i not in {axis % a.ndim for axis in axes})
+    power = (b * b).sum(axis=summed, keepdims=True)
+    found = np.divide((a * b).sum(axis=summed, keepdims=True), power, out=np.ones_like(power), where=power > 0)
+    slack = next(share for least, share in _SLACK if bits >= least)
+    if np.all(np.abs(found - 1) <= slack):
+        return None
+    whole = float((a * b).sum() / (b * b).sum())
+    return np.full((1,) * a.ndim, whole) if np.all(np.abs(found / whole - 1) <= slack) else found
 
 
 def least_likeness(size: int) -> float:
@@ -68,7 +93,7 @@ def weight_quantizer(weight: Constant) -> tuple[BaseInferableQuantizer, np.ndarr
         raise ConfigError("expected codes of at least 2 bits; received 1")
     real = ((codes - zeros).astype(np.float32) * weight.scale).astype(np.float32)
     axes, steps, scale, zero_point = _compact(weight.data.shape, weight.scale, zeros)
-    how = {"per_channel": bool(axes)} | _axes_of(axes, steps)
+    how: dict[str, Any] = {"per_channel": bool(axes)} | _axes_of(axes, steps)
     quantizer: BaseInferableQuantizer
     if signed:
         narrow = codes.size == 0 or int(codes.min()) > IntGrid(weight.bits).qmin
@@ -111,7 +136,9 @@ def _axes_of(axes: list[int], steps: list[int]) -> dict[str, int]:
     if len(axes) == 1 and steps[0] == 1:
         return {"channel_axis": axes[0]}
     if len(axes) != 2 or min(steps) != 1:
-        raise ConfigError(f"expected scales for the tensor, for channels or for groups in them; received some along axes {axes}")
+        raise ConfigError(
+            f"expected scales for the tensor, for channels or for groups in them; received some along axes {axes}"
+        )
     channel = 1 if steps[1] == 1 else 0
     group = 1 - channel
     PerGroup(axes[group], steps[group], axes[channel])

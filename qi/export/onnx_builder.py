@@ -74,10 +74,11 @@ class Builder:
     Args:
         graph: routed for ONNX Runtime.
         opset: of the file.
+        packed: whether to use ONNX Runtime's own operations on packed weights, which no other runtime has.
     """
 
-    def __init__(self, graph: QGraph, opset: int) -> None:
-        self.graph, self.opset = graph, opset
+    def __init__(self, graph: QGraph, opset: int, *, packed: bool = False) -> None:
+        self.graph, self.opset, self.packed = graph, opset, packed
         self._helper: Any = require("onnx.helper", "onnx", "an ONNX file")
         self._numpy: Any = require("onnx.numpy_helper", "onnx", "an ONNX file")
         self.types: Any = require("onnx", "onnx", "an ONNX file").TensorProto
@@ -143,6 +144,7 @@ class Builder:
         *,
         axis: int = 0,
         packed: bool = False,
+        block_size: int = 0,
     ) -> str:
         """The real numbers of constant codes, with a scale for each entry along an axis.
 
@@ -153,11 +155,13 @@ class Builder:
             hint: name of the codes, if that is free.
             axis: that of the scales.
             packed: as of `constant`.
+            block_size: how many entries along the axis share a scale; then scales and zero points have the codes' rank.
         """
         given = [self.constant(codes, hint, packed=packed), self.constant(scale, f"{hint}:scale")]
         if zero is not None:
             given.append(self.constant(zero, "zero_points", packed=packed))
-        return self.node("DequantizeLinear", given, f"{hint}:real", axis=axis)
+        blocks = {"block_size": block_size} if block_size else {}
+        return self.node("DequantizeLinear", given, f"{hint}:real", axis=axis, **blocks)
 
     def indices(self, values: Sequence[int]) -> str:
         """A constant of int64."""

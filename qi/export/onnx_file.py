@@ -19,7 +19,7 @@ import qi.ir.twin  # noqa: F401 - registers the kinds of operations
 from qi._version import __version__
 from qi.errors import ConfigError, UnsupportedError
 from qi.export.onnx_builder import LAST, WRITERS, Builder, refused
-from qi.export.onnx_weights import is_packed
+from qi.export.onnx_weights import MICROSOFT, is_grouped, is_packed
 from qi.ir.graph import QGraph, Tensor
 from qi.ir.linear import LINEAR
 from qi.optional import require
@@ -34,6 +34,7 @@ def write(
     *,
     opset: int | None = None,
     integer_io: bool = False,
+    packed: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """Writes a graph.
@@ -44,6 +45,9 @@ def write(
         opset: of ONNX; by default 18, or the least that the graph needs: 20 for GELU, 21 for packed weights and activations of
             more than 8 bits.
         integer_io: inputs and outputs are the codes (uint8: those of the graph with 128 added), where they have any.
+        packed: products of real numbers with weights of 4 bits and a scale for each group become MatMulNBits, which keeps them
+            packed as it runs and is fast; ONNX Runtime alone has it. By default DequantizeLinear makes the weights real at every
+            run.
         metadata: texts that the file carries along.
 
     Returns:
@@ -54,29 +58,31 @@ def write(
         UnsupportedError: an operation that the file can't hold; it is named.
         MissingDependencyError: without the package onnx.
     """
-    builder, inputs, outputs = _built(graph, opset, integer_io)
+    builder, inputs, outputs = _built(graph, opset, integer_io, packed)
     return _model(builder, inputs, outputs, metadata or {})
 
 
 def places(
-    graph: QGraph, *, opset: int | None = None, integer_io: bool = False
+    graph: QGraph, *, opset: int | None = None, integer_io: bool = False, packed: bool = False
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Where the tensors of a graph are in the file that `write` makes of it with the same options.
 
     Returns:
         for each tensor that isn't constant and is in the file: (its name there, how its axes lie there). Codes have 128 added.
     """
-    builder, *_ = _built(graph, opset, integer_io)
+    builder, *_ = _built(graph, opset, integer_io, packed)
     return builder.places()
 
 
-def _built(graph: QGraph, opset: int | None, integer_io: bool) -> tuple[Builder, list[Any], list[Any]]:
+def _built(
+    graph: QGraph, opset: int | None, integer_io: bool, packed: bool
+) -> tuple[Builder, list[Any], list[Any]]:
     if graph.target != "onnxruntime":
         raise ConfigError(
             f"expected a graph routed for 'onnxruntime'; received target={graph.target!r}; do call qi.ir.routing.route"
         )
     graph = _with_integer_borders(graph) if integer_io else graph
-    builder = Builder(graph, _opset(graph, opset))
+    builder = Builder(graph, _opset(graph, opset), packed=packed)
     inputs = [_input(builder, tensor) for tensor in graph.inputs]
     for op in graph.ops:
         if op.kind not in WRITERS:
@@ -99,9 +105,9 @@ def _opset(graph: QGraph, asked: int | None) -> int:
     grids = [t.grid for t in graph.tensors() if t.quantized and not t.constant]
     if any(grid.bits > 16 for grid in grids):
         raise UnsupportedError(f"expected activations of at most 16 bits; received {max(grid.bits for grid in grids)}")
-    packed = any(is_packed(op.inputs[1]) for op in graph.ops if op.kind in LINEAR)
+    packed = any(is_packed(op.inputs[1]) or is_grouped(op.inputs[1]) for op in graph.ops if op.kind in LINEAR)
     if packed or any(grid.bits > 8 for grid in grids):
-        least, why = 21, "packed weights and activations of more than 8 bits"
+        least, why = 21, "packed weights, scales of groups and activations of more than 8 bits"
     if asked is not None and not least <= asked <= _MOST:
         raise ConfigError(f"expected opset from {least} (for {why}) to {_MOST}; received opset={asked}")
     return asked or least
@@ -157,6 +163,8 @@ def _model(b: Builder, inputs: list[Any], outputs: list[Any], metadata: Mapping[
     graph = helper.make_graph(b.nodes, b.graph.name, inputs, outputs, b.initializers)
     opsets = [helper.make_opsetid("", b.opset)]
     version = helper.find_min_ir_version_for(opsets)
+    if any(node.domain == MICROSOFT for node in b.nodes):
+        opsets.append(helper.make_opsetid(MICROSOFT, 1))
     model = helper.make_model(
         graph, opset_imports=opsets, ir_version=version, producer_name="qi", producer_version=__version__
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qi.export.onnx_builder import FIRST, LAST, Builder, writer
-from qi.export.onnx_weights import bias, weight
+from qi.export.onnx_weights import bias, block_product, blocks, weight
 from qi.ir.graph import Op, Tensor
 
 __all__ = ["attributes_of"]
@@ -64,7 +64,12 @@ def _dense(b: Builder, op: Op) -> None:
 
 
 def _product(b: Builder, op: Op, rows: str) -> str:
-    """A Gemm; of real numbers with transposed weights, or ONNX Runtime rounds the activations to eight bits (MatMulNBits)."""
+    """A Gemm; of real numbers with transposed weights, or ONNX Runtime rounds the activations to eight bits.
+
+    Where packed weights are asked for, it is a MatMulNBits of blocks, which doesn't round them.
+    """
+    if b.packed and not op.quantized and blocks(op.inputs[1]):
+        return block_product(b, op, rows)
     if op.quantized:
         return b.node("Gemm", [rows, weight(b, op.inputs[1], lambda a: a, 1), *bias(b, op)])
     return b.node("Gemm", [rows, weight(b, op.inputs[1], lambda a: a.T, 0), *bias(b, op)], transB=1)

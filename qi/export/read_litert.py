@@ -55,13 +55,19 @@ CODES: dict[int, tuple[str, str]] = {
     54: ("PRELU", "prelu"),
     55: ("MAXIMUM", "maximum"),
     57: ("MINIMUM", "minimum"),
+    59: ("NEG", "negative"),
     60: ("PADV2", "move"),
     65: ("SLICE", "slice"),
     67: ("TRANSPOSE_CONV", "linear"),
+    69: ("TILE", "tile"),
     70: ("EXPAND_DIMS", "move"),
+    76: ("RSQRT", "rsqrt"),
+    77: ("SHAPE", "shape"),
     82: ("REDUCE_MAX", "max"),
+    83: ("PACK", "pack"),
     97: ("RESIZE_NEAREST_NEIGHBOR", "resize"),
     98: ("LEAKY_RELU", "leaky_relu"),
+    99: ("SQUARED_DIFFERENCE", "squared_difference"),
     102: ("SPLIT_V", "split"),
     111: ("ELU", "elu"),
     114: ("QUANTIZE", "quantize"),
@@ -161,7 +167,9 @@ class _Reader:
                 return unpack(np.frombuffer(stored, np.uint8), bits, shape, signed=True)
             return np.frombuffer(stored, numpy_type).reshape(shape)
         except (ValueError, InputError) as error:
-            raise FileFormatError(f"expected {name!r} of shape {list(shape)}; its buffer has {len(stored)} bytes") from error
+            raise FileFormatError(
+                f"expected {name!r} of shape {list(shape)}; its buffer has {len(stored)} bytes"
+            ) from error
 
     # Operators ----------------------------------------------------------------------------------------------------------
 
@@ -195,7 +203,9 @@ class _Reader:
         return int(operator.get("options", {}).get(str(slot), 0))
 
 
-def _split(inputs: list[Any], outputs: list[VendorTensor]) -> tuple[list[VendorTensor], list[VendorTensor], None, None, list[Constant]]:
+def _split(
+    inputs: list[Any], outputs: list[VendorTensor]
+) -> tuple[list[VendorTensor], list[VendorTensor], None, None, list[Constant]]:
     given = [t for t in inputs if isinstance(t, VendorTensor)]
     return given, outputs, None, None, [t for t in inputs if isinstance(t, Constant)]
 
@@ -207,7 +217,11 @@ def _linear(name: str, operator: Any, inputs: list[Any], outputs: list[VendorTen
     change = _CHANGES.get(name, lambda a: a)
     if name == "BATCH_MATMUL" and operator.get("options", {}).get("1", 0):
         change = lambda a: a.swapaxes(-1, -2)
-    if not isinstance(x, VendorTensor) or not isinstance(weight, Constant) or weight.data.ndim != _RANKS.get(name, weight.data.ndim):
+    if (
+        not isinstance(x, VendorTensor)
+        or not isinstance(weight, Constant)
+        or weight.data.ndim != _RANKS.get(name, weight.data.ndim)
+    ):
         return VendorNode("matmul", *_split(inputs, outputs))
     if weight.data.ndim < 2:
         return VendorNode("matmul", *_split(inputs, outputs))

@@ -98,6 +98,10 @@ def _stored(graph: Any) -> list[Any]:
     return [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.type == 4)]
 
 
+def _computed(pairs: list[tuple[str, VendorTensor | Constant]]) -> list[tuple[str, VendorTensor]]:
+    return [(name, tensor) for name, tensor in pairs if isinstance(tensor, VendorTensor)]
+
+
 class _Reader:
     def __init__(self, graph: Any) -> None:
         self._graph = graph
@@ -106,7 +110,9 @@ class _Reader:
         self._table: dict[str, VendorTensor | Constant] = {}
         self._types: dict[int, tuple[int, bool]] = {}  # bits and sign of constants of codes, by id
         self._dynamic: dict[str, Constant | None] = {}  # scales known at run time only, times a constant one
-        self._integer: dict[int, VendorNode] = {}  # products of integers whose scales are still to come, by id of the output
+        self._integer: dict[
+            int, VendorNode
+        ] = {}  # products of integers whose scales are still to come, by id of the output
         self._nodes: list[VendorNode] = []
         self._special: dict[str, Callable[[Any, list[str], dict[str, Any]], None]] = {
             "QuantizeLinear": self._quantize,
@@ -130,8 +136,7 @@ class _Reader:
         for node in self._graph.node:
             self._add(node)
         outputs = [(given.name, self._of(given.name)) for given in self._graph.output]
-        ends = ([(name, t) for name, t in pairs if isinstance(t, VendorTensor)] for pairs in (inputs, outputs))
-        return VendorGraph(*ends, self._nodes)
+        return VendorGraph(_computed(inputs), _computed(outputs), self._nodes)
 
     # Tensors ------------------------------------------------------------------------------------------------------------
 
@@ -159,7 +164,9 @@ class _Reader:
         bits, signed = (8, False) if zeros is None else _BITS.get(str(zeros.dtype), (0, True))
         found = self._table.get(zero_point)
         bits = found.bits if isinstance(found, Constant) and found.bits else bits
-        return activation_params(name, factors, [] if zeros is None else zeros, bits, signed) if 0 < bits <= 16 else None
+        return (
+            activation_params(name, factors, [] if zeros is None else zeros, bits, signed) if 0 < bits <= 16 else None
+        )
 
     def _scaled(self, codes: Constant, scale: str, zero_point: str, axis: int, block: int = 0) -> Constant:
         """A constant of codes with its scales; the codes alone where these aren't known."""
@@ -214,7 +221,9 @@ class _Reader:
         if kind == "move" and isinstance(given, Constant):
             attrs = {a.name: self._helper.get_attribute_value(a) for a in node.attribute}
             perm = attrs.get("perm")
-            self._table[node.output[0]] = given.changed(lambda a: a.transpose(perm)) if node.op_type == "Transpose" else given
+            self._table[node.output[0]] = (
+                given.changed(lambda a: a.transpose(perm)) if node.op_type == "Transpose" else given
+            )
             return
         self._emit(kind, names, self._outputs(node))
 
@@ -225,7 +234,9 @@ class _Reader:
         else:
             numbers = next((v for k, v in attrs.items() if k.startswith("value_") and "string" not in k), None)
             dtype = np.float32 if any("float" in key for key in attrs) else np.int64
-            self._table[node.output[0]] = Constant(node.output[0], np.asarray(numbers if numbers is not None else 0, dtype), bits=0)
+            self._table[node.output[0]] = Constant(
+                node.output[0], np.asarray(numbers if numbers is not None else 0, dtype), bits=0
+            )
 
     # Codes --------------------------------------------------------------------------------------------------------------
 
@@ -241,7 +252,9 @@ class _Reader:
     def _rounded(self, x: Constant, scale: str, zero: str, axis: int) -> Constant:
         """Codes of a constant of real numbers, as some quantizers leave to the runtime to make."""
         found = self._table.get(zero)
-        bits, signed = (8, False) if not isinstance(found, Constant) else (found.bits or 8, found.data.dtype.kind == "i")
+        bits, signed = (
+            (8, False) if not isinstance(found, Constant) else (found.bits or 8, found.data.dtype.kind == "i")
+        )
         if bits > 16:
             return x
         empty = Constant(x.name, np.zeros(x.data.shape, np.int8), bits=bits)
@@ -254,7 +267,9 @@ class _Reader:
     def _dequantize(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
         x, zero = self._of(names[0]), names[2] if len(names) > 2 else ""
         if isinstance(x, Constant):
-            self._table[node.output[0]] = self._scaled(x, names[1], zero, attrs.get("axis", 1), attrs.get("block_size", 0))
+            self._table[node.output[0]] = self._scaled(
+                x, names[1], zero, attrs.get("axis", 1), attrs.get("block_size", 0)
+            )
             return
         if x.qparams is None:
             x.qparams = self._params(names[0], names[1], zero)
@@ -271,7 +286,9 @@ class _Reader:
         for i in range(operands):
             self._read_as(*names[3 * i : 3 * i + 3])
         # Constants get their scales for this use only.
-        kept = {name: self._table[name] for name in names[: 3 * operands : 3] if isinstance(self._table[name], Constant)}
+        kept = {
+            name: self._table[name] for name in names[: 3 * operands : 3] if isinstance(self._table[name], Constant)
+        }
         for i in range(operands):
             name, scale, zero = names[3 * i : 3 * i + 3]
             codes = self._table[name]
@@ -283,11 +300,23 @@ class _Reader:
             self._special[kind](node, given, attrs)
         else:
             self._emit(_KINDS[kind], given, self._outputs(node))
+        if bias is not None:
+            self._scale_bias(self._nodes[-1])
         self._table.update(kept)
         zero = names[place + 1] if place + 1 < len(names) else ""
         result = self._table[node.output[0]]
         if place < len(names) and isinstance(result, VendorTensor):
             result.qparams = self._params(node.output[0], names[place], zero)
+
+    @staticmethod
+    def _scale_bias(node: VendorNode) -> None:
+        """The bias of an operation on codes is at the scale of its sums."""
+        bias, weight, params = node.bias, node.weight, node.inputs[0].qparams if node.inputs else None
+        if bias is None or bias.quantized or weight is None or weight.scale is None or params is None:
+            return
+        scale = (params.scale.reshape(-1) * weight.scale.reshape(-1)).astype(np.float32)
+        if bias.data.ndim == 1 and scale.size in (1, bias.data.size):
+            node.bias = Constant(bias.name, bias.data, scale, np.zeros(scale.shape, np.int64), 32)
 
     def _concat_codes(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
         del attrs
@@ -350,7 +379,9 @@ class _Reader:
             return
         bias = self._table.get(names[2]) if len(names) > 2 and names[2] else None
         bias = bias if isinstance(bias, Constant) else None
-        self._emit("linear", names[1 - place : 2 - place], self._outputs(node), weight=weight.changed(change), bias=bias)
+        self._emit(
+            "linear", names[1 - place : 2 - place], self._outputs(node), weight=weight.changed(change), bias=bias
+        )
 
     def _conv(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
         """[out, in, *window] becomes [*window, in, out]; of a transposed one, [in, out, *window] becomes [*window, out, in]."""

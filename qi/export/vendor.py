@@ -16,9 +16,19 @@ import numpy as np
 from qi.core import IntGrid, QParams
 from qi.errors import ConfigError, FileFormatError
 
-__all__ = ["Constant", "VendorGraph", "VendorNode", "VendorTensor", "activation_params", "along", "attach_biases"]
+__all__ = [
+    "TRANSPARENT",
+    "Constant",
+    "VendorGraph",
+    "VendorNode",
+    "VendorTensor",
+    "activation_params",
+    "along",
+    "attach_biases",
+]
 
 TRANSPARENT = ("move", "quantize")
+"""Kinds whose result holds the values of their input."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +63,8 @@ class Constant:
         """What it stands for, in float32."""
         if self.scale is None or self.zero_point is None:
             return self.data.astype(np.float32)
-        return (self.data.astype(np.float32) - self.zero_point.astype(np.float32)) * self.scale
+        exact = (self.data.astype(np.float64) - self.zero_point) * self.scale.astype(np.float64)
+        return np.asarray(exact, np.float32)
 
 
 @dataclass(eq=False)
@@ -75,6 +86,7 @@ class VendorNode:
         weight: of "linear" and "embedding", with its axes as Keras has them.
         bias: of "linear".
         constants: other constant inputs.
+        parted: whether the file rounds to codes before it adds the bias.
     """
 
     kind: str
@@ -83,6 +95,7 @@ class VendorNode:
     weight: Constant | None = None
     bias: Constant | None = None
     constants: list[Constant] = field(default_factory=list)
+    parted: bool = False
 
 
 class VendorGraph:
@@ -95,7 +108,10 @@ class VendorGraph:
     """
 
     def __init__(
-        self, inputs: Sequence[tuple[str, VendorTensor]], outputs: Sequence[tuple[str, VendorTensor]], nodes: list[VendorNode]
+        self,
+        inputs: Sequence[tuple[str, VendorTensor]],
+        outputs: Sequence[tuple[str, VendorTensor]],
+        nodes: list[VendorNode],
     ) -> None:
         self.inputs, self.outputs, self.nodes = list(inputs), list(outputs), nodes
         self._producers = {id(tensor): node for node in nodes for tensor in node.outputs}
@@ -138,9 +154,7 @@ class VendorGraph:
         spread = {id(t) for t in self._spread(tensor, TRANSPARENT)}
         return any(id(output) in spread for _, output in self.outputs)
 
-    def _back(
-        self, tensor: VendorTensor, through: Sequence[str], stop: Callable[[VendorTensor], bool]
-    ) -> VendorTensor:
+    def _back(self, tensor: VendorTensor, through: Sequence[str], stop: Callable[[VendorTensor], bool]) -> VendorTensor:
         seen: set[int] = set()
         while not stop(tensor) and id(tensor) not in seen:
             seen.add(id(tensor))
@@ -182,7 +196,11 @@ def activation_params(name: str, scale: Any, zero_point: Any, bits: int, signed:
     if scale.size != 1 or zero_point.size > 1:
         return None
     try:
-        return QParams(scale.reshape(()), zero_point.reshape(()) if zero_point.size else 0, IntGrid(bits, signed=signed))
+        return QParams(
+            scale.reshape(()),
+            zero_point.reshape(()) if zero_point.size else np.asarray(0),
+            IntGrid(bits, signed=signed),
+        )
     except ConfigError as error:
         raise FileFormatError(f"expected {name!r} to have a scale and a zero point; {error}") from error
 
@@ -200,12 +218,14 @@ def along(name: str, array: Any, rank: int, axis: int, size: int) -> np.ndarray:
     Raises:
         FileFormatError: their count fits neither.
     """
-    array = np.asarray(array).reshape(-1)
-    if array.size == 1:
-        return array.reshape((1,) * rank)
-    if not -rank <= axis < rank or array.size != size:
-        raise FileFormatError(f"expected one scale for {name!r}, or one for each of its {size} channels; received {array.size}")
-    return array.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+    flat: np.ndarray = np.asarray(array).reshape(-1)
+    if flat.size == 1:
+        return flat.reshape((1,) * rank)
+    if not -rank <= axis < rank or flat.size != size:
+        raise FileFormatError(
+            f"expected one scale for {name!r}, or one for each of its {size} channels; received {flat.size}"
+        )
+    return flat.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
 
 def attach_biases(graph: VendorGraph) -> VendorGraph:
@@ -218,6 +238,7 @@ def attach_biases(graph: VendorGraph) -> VendorGraph:
             continue
         adds, count = users[0], node.weight.data.shape[-1]
         if len(adds.constants) == 1 and adds.constants[0].data.size == count:
+            node.parted = graph.settled(node.outputs[0]) is not None
             node.bias, node.outputs = adds.constants[0], adds.outputs
             graph.nodes.remove(adds)
     return VendorGraph(graph.inputs, graph.outputs, graph.nodes)

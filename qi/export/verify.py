@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from qi.errors import ConfigError, FileFormatError, InputError
+from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
 from qi.export.deploy import written
 from qi.export.formats import Format, format_of
 from qi.export.isolated import run_isolated
@@ -60,6 +61,7 @@ class Verification:
             "integer_io": self.options.integer_io,
             "integer_only": self.options.integer_only,
             "packed": self.options.packed,
+            "dynamic": self.options.dynamic,
         }
 
     def __str__(self) -> str:
@@ -114,13 +116,13 @@ def verify(
     text, takes_codes = kind.read(data)
     graph = lower(qmodel)
     arrays = None if samples is None else model_inputs(qmodel, samples)
-    candidates = _candidates(graph, kind, [options_of(text)] if text else _likely(takes_codes))
     try:
-        own = [(options, routed) for options, routed in candidates if written(routed, kind, options) == data]
+        candidates = _candidates(graph, kind, [options_of(text)] if text else _likely(takes_codes))
+        own = [entry[:2] for entry in candidates if entry[2] == data]
         # What isn't of our own writing may be anything.
         runs = kind if own else replace(kind, run=partial(run_isolated, kind.name))
         found: list[Verification] = []
-        for options, routed in own or candidates:
+        for options, routed in own or [entry[:2] for entry in candidates]:
             given = made_samples(routed) if arrays is None else arrays
             source = "seeded, over the calibrated range" if arrays is None else "given"
             proof = prove(data, routed, runs, given, source=source, options=options, threads=threads)
@@ -136,14 +138,26 @@ def verify(
 
 def _likely(takes_codes: bool) -> list[Options]:
     """The options that a file without a manifest can have been written with, the likeliest first."""
-    return [Options(takes_codes, only, packed) for only in (False, True) for packed in (False, True)]
+    both = (False, True)
+    return [Options(takes_codes, *rest, None, not plain) for plain in both for rest in product(both, both)]
 
 
-def _candidates(graph: QGraph, kind: Format, likely: Sequence[Options]) -> list[tuple[Options, QGraph]]:
-    """Options with the graphs that they lead to, each graph once."""
-    routed = [
-        (options, route(graph, kind.target, integer_only=options.integer_only, packed=options.packed))
-        for options in likely
-    ]
-    different = {str(graph): (options, graph) for options, graph in reversed(routed)}
-    return list(reversed(different.values()))
+def _candidates(graph: QGraph, kind: Format, likely: Sequence[Options]) -> list[tuple[Options, QGraph, bytes]]:
+    """Options with the graphs that they lead to, each graph once, and the files of these.
+
+    Raises:
+        UnsupportedError: no file can be written of any.
+    """
+    found: dict[str, tuple[Options, QGraph, bytes]] = {}
+    refusals = []
+    for options in likely:
+        routed = route(graph, kind.target, integer_only=options.integer_only, packed=options.packed)
+        if str(routed) in found:
+            continue
+        try:
+            found[str(routed)] = options, routed, written(routed, kind, options)
+        except UnsupportedError as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return list(found.values())

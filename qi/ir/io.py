@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from qi.core import IntGrid, PerChannel, PerTensor, QParams
-from qi.errors import FileFormatError, UnsupportedError
+from qi.core import Granularity, IntGrid, PerChannel, PerGroup, PerTensor, QParams
+from qi.errors import FileFormatError
 from qi.files import read_limited, write_atomically
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.validate import validate
@@ -68,10 +68,19 @@ def to_record(graph: QGraph) -> tuple[Json, dict[str, np.ndarray]]:
 
 def _grid_record(tensor: Tensor) -> Json:
     granularity, grid = getattr(tensor.qparams, "granularity", None), tensor.grid
-    if not isinstance(granularity, (PerTensor, PerChannel)):
-        raise UnsupportedError(f"expected one scale or one for each channel in {tensor.name!r}; received {granularity}")
-    axis = granularity.axis if isinstance(granularity, PerChannel) else None
-    return {"bits": grid.bits, "signed": grid.signed, "narrow": grid.narrow, "axis": axis}
+    record: Json = {"bits": grid.bits, "signed": grid.signed, "narrow": grid.narrow, "axis": None}
+    if isinstance(granularity, PerChannel):
+        record["axis"] = granularity.axis
+    if isinstance(granularity, PerGroup):
+        record |= {"axis": granularity.channel_axis, "group": [granularity.axis, granularity.size]}
+    return record
+
+
+def _granularity(how: Mapping[str, Any]) -> Granularity:
+    axis, group = how["axis"], how.get("group")
+    if group is not None:
+        return PerGroup(*group, axis)
+    return PerTensor() if axis is None else PerChannel(axis)
 
 
 def from_record(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> QGraph:
@@ -114,9 +123,8 @@ def _tensor(entry: Mapping[str, Any], i: int, arrays: Mapping[str, np.ndarray]) 
     data = np.asarray(arrays[f"data_{i}"]) if entry.get("constant") else None
     qparams, how = None, entry.get("quantized")
     if how is not None:
-        granularity = PerTensor() if how["axis"] is None else PerChannel(how["axis"])
         grid = IntGrid(how["bits"], signed=how["signed"], narrow=how["narrow"])
-        qparams = QParams(arrays[f"scale_{i}"], arrays[f"zero_point_{i}"], grid, granularity)
+        qparams = QParams(arrays[f"scale_{i}"], arrays[f"zero_point_{i}"], grid, _granularity(how))
     dtype = np.dtype(entry["dtype"])
     if dtype.kind not in "fiub":
         raise ValueError(f"a tensor of dtype {dtype}")

@@ -12,17 +12,19 @@ import numpy as np
 
 from qi.ir import fixed, formulas
 from qi.ir.arithmetic import clipped, integer_sums, requantize_float, scale_of_sums
+from qi.ir.dynamic import KIND as DYNAMIC
 from qi.ir.graph import Op
 from qi.ir.kinds import kernel
 from qi.ir.linear import LINEAR
 from qi.ir.reference import averaged, linear_factor, matrix_products
 from qi.ir.routing import island
 
-__all__ = ["packed_bits"]
+__all__ = ["packed_bits", "weight_bits"]
 
 _SMALL = 1024  # elements of a sample
 _FAST = ("sigmoid", "tanh", "elu", "leaky_relu")  # functions of one number that XNNPACK does in integers
 _PACKS = {"conv2d": (4,), "depthwise_conv2d": (4,), "dense": (4, 2)}
+_SIZES = (2, 4, 8)  # bits of the types that weights lie in
 
 
 @island("litert")
@@ -42,6 +44,19 @@ def packed_bits(op: Op) -> int:
     """Bits of each weight in a LiteRT file: 4 and 2 are packed where a kernel takes them, all others lie in bytes."""
     bits = op.inputs[1].grid.bits
     return bits if bits in _PACKS.get(op.kind, ()) else 8
+
+
+def weight_bits(op: Op) -> int:
+    """Bits of each weight in a LiteRT file, whether the operation is done in integers, dynamically or in real numbers.
+
+    DEQUANTIZE takes packed ones anywhere; XNNPACK's dynamic kernels do where rows end with a byte: where they don't, LiteRT's
+    own kernel would take them, whose numbers are others.
+    """
+    if op.quantized:
+        return packed_bits(op)
+    w = op.inputs[1]
+    bits = next(size for size in _SIZES if size >= w.grid.bits)
+    return bits if op.kind != DYNAMIC or w.shape[0] % (8 // bits) == 0 else 8  # type: ignore[operator]
 
 
 def _linear(op: Op, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:

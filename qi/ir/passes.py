@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qi.core import IntGrid, QParams
+from qi.core import IntGrid, PerGroup, QParams
 from qi.errors import InputError
 from qi.ir.arithmetic import scale_of_sums
 from qi.ir.graph import Op, QGraph, Tensor
@@ -176,6 +176,8 @@ def _only(graph: QGraph, tensor: Tensor, op: Op) -> bool:
 
 def _takes_codes(op: Op) -> bool:
     reals = [t for t in op.inputs if t.dtype.startswith("float")]
+    if any(t.qparams is not None and isinstance(t.qparams.granularity, PerGroup) for t in reals):
+        return False  # no runtime sums integers group by group
     return all(t.quantized or t.constant for t in reals) and any(t.quantized and not t.constant for t in reals)
 
 

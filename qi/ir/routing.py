@@ -9,6 +9,7 @@ import numpy as np
 from qi.core import IntGrid, QParams
 from qi.errors import ConfigError
 from qi.ir.arithmetic import scale_of_sums
+from qi.ir.dynamic import make_dynamic
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.kinds import KINDS, TARGETS
 from qi.ir.linear import LINEAR
@@ -42,7 +43,9 @@ def lacks(target: str) -> Callable[[Callable[[Op], bool]], Callable[[Op], bool]]
     return add
 
 
-def route(graph: QGraph, target: str, *, integer_only: bool = False, packed: bool = False) -> QGraph:
+def route(
+    graph: QGraph, target: str, *, integer_only: bool = False, packed: bool = False, dynamic: bool = True
+) -> QGraph:
     """A copy of a graph for a target: what it does in real numbers stands between "dequantize" and "quantize".
 
     The values that enter and leave such an island are codes still, so the graph stays well defined.
@@ -53,6 +56,8 @@ def route(graph: QGraph, target: str, *, integer_only: bool = False, packed: boo
         integer_only: no islands where an integer kernel exists, however slow it is.
         packed: whether weights below 8 bits stay so everywhere, for size; by default only where that costs no time, and lie in
             bytes elsewhere, with the same values.
+        dynamic: whether products of real numbers with coded weights round their activations to 8 bits, row by row, where the
+            target has a fast kernel for that (`qi.ir.dynamic`).
 
     Raises:
         ConfigError: an unknown target.
@@ -63,6 +68,8 @@ def route(graph: QGraph, target: str, *, integer_only: bool = False, packed: boo
     routed.target = target
     if not packed:
         _widen(routed)
+    if dynamic:
+        make_dynamic(routed)
     prefers, unable = ISLANDS.get(target, _never), LACKS.get(target, _never)
     for op in list(routed.ops):
         if op.kind in ("quantize", "dequantize") or (KINDS.get(op.kind).moves and op.quantized):

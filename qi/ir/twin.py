@@ -8,6 +8,7 @@ import numpy as np
 
 # These register kinds of operations and then kernels, in this order.
 import qi.ir.borders
+import qi.ir.dynamic
 import qi.ir.elementwise
 import qi.ir.linear
 import qi.ir.litert

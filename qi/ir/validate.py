@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qi.core import IntGrid
+from qi.core import IntGrid, PerGroup
 from qi.errors import InputError
 from qi.ir.arithmetic import sum_axes
 from qi.ir.graph import Op, QGraph, Tensor
@@ -89,6 +89,8 @@ def _check_sums(graph: QGraph, op: Op) -> None:
     if w.data is None or w.qparams is None or w.qparams.zero_point.any():
         _refuse(graph, f"constant weights with zero point 0; received {op}")
         return
+    if isinstance(w.qparams.granularity, PerGroup):
+        _refuse(graph, f"one scale, or one for each channel, in weights of an integer operation; received {op}")
     bias = np.zeros(1)
     if len(op.inputs) == 3:
         b = op.inputs[2]

@@ -1,5 +1,6 @@
 """QI on Keras 3. Importing this package registers every class of ours with Keras' serialization."""
 
+from qi.keras.attention import BandSoftmax
 from qi.keras.callbacks import BitWidthSchedule, FreezeBatchNorm, FreezeRanges, StartQuantization
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.emulate import emulate
@@ -15,6 +16,7 @@ from qi.keras.saving import load_model, save_model
 from qi.keras.wrapper import KerasQuantizationWrapper
 
 __all__ = [
+    "BandSoftmax",
     "BitWidthSchedule",
     "ExactDecode",
     "ExactGrid",

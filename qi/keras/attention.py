@@ -86,7 +86,9 @@ def split_attention(graph: Graph) -> dict[str, str]:
         if kept[path]:
             continue
         try:
-            parts = _Parts(rebuild_layer(calls[0].op))  # a copy, so that regularizers aren't shared with the given model
+            parts = _Parts(
+                rebuild_layer(calls[0].op)
+            )  # a copy, so that regularizers aren't shared with the given model
         except NotRebuildableError as error:
             kept[path] = str(error)
             continue
@@ -114,7 +116,9 @@ def _masked(graph: Graph) -> set[int]:
     found: set[int] = set()
     for call in graph.calls:
         layer = isinstance(call.op, keras.layers.Layer)
-        if layer and (any(id(value) in found for value in call.inputs) or any(map(_makes_mask, call.op._flatten_layers()))):
+        if layer and (
+            any(id(value) in found for value in call.inputs) or any(map(_makes_mask, call.op._flatten_layers()))
+        ):
             found |= {id(value) for value in call.outputs}
     return found
 
@@ -202,7 +206,13 @@ class _Parts:
         inner = kernel.shape[:2] if part == "attention_output" else kernel.shape[:1]
         factor = 1 / math.sqrt(kernel.shape[-1]) if part == "query" else 1.0
         matrix = kernel.reshape(math.prod(inner), -1)
-        names = ("kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint")
+        names = (
+            "kernel_regularizer",
+            "bias_regularizer",
+            "activity_regularizer",
+            "kernel_constraint",
+            "bias_constraint",
+        )
         dense = layers.Dense(
             matrix.shape[1],
             use_bias=bias is not None,

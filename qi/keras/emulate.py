@@ -27,6 +27,7 @@ def emulate(
     *,
     raw: bool = False,
     integer_only: bool = False,
+    dynamic: bool = True,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Any:
@@ -43,6 +44,8 @@ def emulate(
         raw: the codes themselves (int8; uint8 for ONNX Runtime) in place of what they stand for. Outputs that stay in float are
             given as they are.
         integer_only: no float islands where an integer kernel exists; as of `qi.export`.
+        dynamic: whether Dense layers whose weights alone are quantized round their activations row by row, where the target has a
+            kernel for that; as of `qi.export`.
         batch_size: for arrays.
         progress: whether to show a progress bar.
 
@@ -65,7 +68,7 @@ def emulate(
     """
     if target not in TARGETS:
         raise ConfigError(f"expected target to be one of {sorted(TARGETS)}; received target={target!r}")
-    routed = route(lower(qmodel), target, integer_only=integer_only)
+    routed = route(lower(qmodel), target, integer_only=integer_only, dynamic=dynamic)
     graph = flatten_model(qmodel)
     bar = keras.utils.Progbar(count_batches(x, batch_size), unit_name="batch", verbose=int(progress))
     parts: list[list[np.ndarray]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -181,17 +181,18 @@ def _fold(graph: Graph, norms: list[Call], on_fold: Folded | None) -> str:
     return ""
 
 
-def split_activations(graph: Graph, has_policy: Any) -> None:
+def split_activations(graph: Graph, has_policy: Any, fused: Collection[str] = FUSED_ACTIVATIONS) -> None:
     """Gives an activation argument that integer kernels can't fuse (all but relu and relu6) a layer of its own.
 
     Args:
         graph: changed in place.
         has_policy: tells of a layer whether its weights are quantized.
+        fused: the activations that stay arguments.
     """
     for op, calls in [(calls[0].op, calls) for calls in graph.calls_of().values()]:
         name = activation_name(op)
         # Whoever wrote a class of their own decides what it does with its activation.
-        if name in FUSED_ACTIVATIONS or not calls[0].builtin_kind or not has_policy(op):
+        if name in fused or not calls[0].builtin_kind or not has_policy(op):
             continue
         try:
             linear = rebuild_layer(op, {"activation": "linear"})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qi.core import PerChannel, QParams
+from qi.core import PerChannel, PerGroup, QParams
 from qi.ir.graph import Tensor
 from qi.keras.lowering import Site, lowering
 
@@ -119,6 +119,8 @@ def _depthwise_kernel(site: Site, path: str) -> Tensor:
     codes, qparams = np.asarray(kernel.data), kernel.qparams
     height, width, channels, multiplier = codes.shape
     data = codes.reshape(height, width, channels * multiplier)
+    if qparams is not None and isinstance(qparams.granularity, PerGroup) and qparams.granularity.size > 1:
+        raise site.refuse(f"with scales of {qparams.granularity}", "give its weights one scale for each channel")
     if qparams is not None and qparams.scale.size > 1:
         expand: Callable[[np.ndarray], np.ndarray] = lambda a: np.broadcast_to(a, (1, 1, channels, multiplier)).reshape(
             1, 1, -1

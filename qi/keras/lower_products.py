@@ -87,7 +87,9 @@ def _contracted(site: Site, a: Tensor, b: Tensor, labels: tuple[str, str, str]) 
     b = _shaped(site, b, (*front, *(ends if turned else ends[::-1])), "b_matrices")
     a = _arranged(site, a, la, batch + rows + sums, "a_turned")
     a = _shaped(site, a, (*front, _product(sizes, rows), _product(sizes, sums)), "a_matrices")
-    y = site.emit("batch_matmul", [a, b], (*a.shape[:-1], ends[0]), suffix="product", transpose_a=False, transpose_b=turned)
+    y = site.emit(
+        "batch_matmul", [a, b], (*a.shape[:-1], ends[0]), suffix="product", transpose_a=False, transpose_b=turned
+    )
     made = batch + rows + columns
     if made == ly:
         return _shaped(site, y, site.shape, "apart")
@@ -123,7 +125,9 @@ def _matmul(site: Site) -> Tensor:
     if isinstance(a, Tensor) and not isinstance(b, Tensor) and np.ndim(to_numpy(b)) == 2:
         return site.emit("dense", [a, site.constant("matrix", to_numpy(b).astype(np.float32))], activation="none")
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or len(a.shape) != len(b.shape) or len(a.shape) < 3:
-        raise site.refuse("of matrices that aren't in stacks of one rank", "give both as many axes, with the batch in front")
+        raise site.refuse(
+            "of matrices that aren't in stacks of one rank", "give both as many axes, with the batch in front"
+        )
     return site.emit("batch_matmul", [a, b], transpose_a=False, transpose_b=False)
 
 
@@ -154,7 +158,9 @@ def _matrix(site: Site, labels: str, sums: str, columns: str) -> Tensor:
     matrix, qparams = codes.reshape(int(np.prod(shape[0])), -1), kernel.qparams
     if qparams is not None and qparams.scale.size > 1:
         if not isinstance(qparams.granularity, PerChannel) or labels[qparams.granularity.axis] in sums:
-            raise site.refuse(f"whose kernel has scales {qparams.granularity}", "quantize it with one scale for each output")
+            raise site.refuse(
+                f"whose kernel has scales {qparams.granularity}", "quantize it with one scale for each output"
+            )
         behind = order[len(sums) :]
         outer = (a.transpose(order).reshape([a.shape[i] for i in behind]) for a in (qparams.scale, qparams.zero_point))
         scale, zero = (np.broadcast_to(a, shape[1]).reshape(1, -1) for a in outer)
@@ -191,7 +197,9 @@ def _einsum_dense(site: Site) -> Tensor:
     columns = "".join(label for label in ly if label in lk)
     free = "".join(label for label in lx if label not in lk)
     if set(sums) & set(ly) or set(free) - set(ly) or set(lk) - set(sums + columns):
-        raise site.refuse(f"with equation {site.layer.equation!r}", "use one whose labels are summed or come out, not both")
+        raise site.refuse(
+            f"with equation {site.layer.equation!r}", "use one whose labels are summed or come out, not both"
+        )
     front = tuple(sizes[label] for label in free)
     x = _shaped(site, _arranged(site, x, lx, free + sums, "turned"), (*front, _product(sizes, sums)), "flat")
     inputs = [x, _matrix(site, lk, sums, columns)]

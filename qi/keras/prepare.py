@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +56,19 @@ class Prepared:
         return [value for group in self.plan.groups if group.fixed is None for value in group.observed]
 
 
-def prepare(model: keras.Model, recipe: RecipeLike, *, train_norms: bool = False) -> Prepared:
+Planner = Callable[[Graph, RuleBook], ActivationPlan]
+
+
+def prepare(
+    model: keras.Model, recipe: RecipeLike, *, train_norms: bool = False, planner: Planner | None = None
+) -> Prepared:
     """The model's graph, ready for quantizers.
 
     Args:
         model: it is only read.
         recipe: as of `qi.quantize_model`.
         train_norms: leaves batch normalizations that can be folded later, without touching a code, to train.
+        planner: makes the plan of activations in place of the recipe; it may change the graph first.
 
     Raises:
         UnsupportedError: an already quantized model; a call that can't be followed on symbolic tensors.
@@ -95,7 +101,7 @@ def prepare(model: keras.Model, recipe: RecipeLike, *, train_norms: bool = False
     if any(probe.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
         split_activations(graph, has_policy)
         split_separable(graph)
-    plan = plan_activations(graph, book, later)
+    plan = plan_activations(graph, book, later) if planner is None else planner(graph, book)
     notes = copy_layers(graph, plan)
     return Prepared(flatten_model(model), graph, book, plan, kept, notes, build_tensors(graph))
 

@@ -24,7 +24,7 @@ def test_a_new_folder(tmp_path: Path) -> None:
     target = check_folder(tmp_path / "new", NAMES, former)
     write_folder(target, {"a": b"ours", "b": b""})
     assert contents(tmp_path / "new") == {"a": b"ours", "b": b""}
-    assert os.listdir(tmp_path) == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_an_empty_folder_and_a_former_export_are_replaced(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_an_empty_folder_and_a_former_export_are_replaced(tmp_path: Path) -> Non
     for text in (b"ours 1", b"ours 2"):
         write_folder(check_folder(f"{tmp_path}/dir/", NAMES, former), {"a": text})
     assert contents(tmp_path / "dir") == {"a": b"ours 2"}
-    assert os.listdir(tmp_path) == ["dir"]
+    assert [path.name for path in tmp_path.iterdir()] == ["dir"]
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
             write_folder(where, {"a": b"ours, new", "b": b"ours too"})
         synced.clear()
     assert contents(target) == {"a": b"ours"}
-    assert os.listdir(tmp_path) == ["dir"]
+    assert [path.name for path in tmp_path.iterdir()] == ["dir"]
 
 
 @pytest.mark.parametrize("fails", [1, 2])
@@ -103,4 +103,4 @@ def test_a_failed_change_of_places_leaves_the_old_folder(
     with pytest.raises(PermissionError):
         write_folder(target, {"a": b"ours, new"})
     assert contents(target) == {"a": b"ours"}
-    assert os.listdir(tmp_path) == ["dir"]
+    assert [path.name for path in tmp_path.iterdir()] == ["dir"]

@@ -38,7 +38,10 @@ def test_the_three_factors_of_a_sum() -> None:
 
 def test_one_factor() -> None:
     a, b, y = (codes_of(name, 2, 2, qparams=act(scale)) for name, scale in (("a", 0.5), ("b", 0.25), ("y", 1.0)))
-    for kind, attrs in (("mul", {"activation": "none"}), ("batch_matmul", {"transpose_a": False, "transpose_b": False})):
+    for kind, attrs in (
+        ("mul", {"activation": "none"}),
+        ("batch_matmul", {"transpose_a": False, "transpose_b": False}),
+    ):
         assert factor(fixed_point(Op(kind, [a, b], [y], attrs))) == 0.125
     mean = fixed_point(Op("mean", [a], [y], {"axes": [1, 2], "keepdims": False}))
     assert (mean["count"], factor(mean)) == (4, 0.125)

@@ -14,7 +14,7 @@ from qi.export.integers_header import header
 from qi.export.integers_record import record_of
 from qi.ir import Op, QGraph, Tensor
 from qi.ir.routing import route
-from tests.ir.graphs import act, codes_of, graph_of, perceptron, real, weight
+from tests.ir.graphs import codes_of, graph_of, perceptron, real, weight
 
 needs_gcc = pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc here")
 
@@ -37,7 +37,12 @@ def compiles(text: str, folder: Path, *flags: str) -> str:
     (folder / "main.c").write_text('#include "model.h"\n#include "model.h"\nint main(void) { return 0; }\n')
     options = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wundef", "-Werror", *flags]
     done = subprocess.run(
-        ["gcc", *options, "-c", "main.c", "-o", "main.o"], cwd=folder, capture_output=True, text=True, check=False, timeout=60
+        ["gcc", *options, "-c", "main.c", "-o", "main.o"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     return done.stderr
 
@@ -45,7 +50,9 @@ def compiles(text: str, folder: Path, *flags: str) -> str:
 def four_bits() -> QGraph:
     x, y = codes_of("x", 3), codes_of("y", 2)
     w = weight("w", np.array([[-7, 7], [1, -1], [0, 3]]), [0.1, 0.2])
-    w.qparams = type(w.qparams)(w.qparams.scale, w.qparams.zero_point, type(w.grid)(4, narrow=True), w.qparams.granularity)
+    w.qparams = type(w.qparams)(
+        w.qparams.scale, w.qparams.zero_point, type(w.grid)(4, narrow=True), w.qparams.granularity
+    )
     return graph_of(Op("dense", [x, w], [y], {"activation": "none"}, "layer"), inputs=[x])
 
 
@@ -60,7 +67,10 @@ def test_arrays_and_numbers() -> None:
         "#define GRAPH_OP1_CODE_MAX 127", "#define GRAPH_HIDDEN_SCALE 0.0500000007f",
     ):  # fmt: skip
         assert line in text.splitlines()
-    assert 'graph_op1: dense, in integers, layer \'dense0\'\n   graph_hidden = dense(graph_x_codes, graph_w0, graph_b0)' in text
+    assert (
+        "graph_op1: dense, in integers, layer 'dense0'\n   graph_hidden = dense(graph_x_codes, graph_w0, graph_b0)"
+        in text
+    )
     assert "_scales" not in text  # nothing in integers takes them
 
 
@@ -68,7 +78,7 @@ def test_weights_in_bytes_or_packed() -> None:
     assert array(header_of(four_bits()), "graph_w") == ["-7", "7", "1", "-1", "0", "3"]
     packed = array(header_of(four_bits(), packed=True), "graph_w")
     stored = np.array([int(v) for v in packed], np.uint8)
-    assert unpack(stored, 4, 6, signed=True).tolist() == [-7, 7, 1, -1, 0, 3]
+    assert unpack(stored, 4, (6,), signed=True).tolist() == [-7, 7, 1, -1, 0, 3]
     assert packed[0] == str(0x79)  # -7 in the low half
 
 
@@ -114,6 +124,8 @@ def test_names_that_would_break_c(tmp_path: Path) -> None:
     graph.name = "for"
     text = header_of(graph)
     assert not compiles(text, tmp_path)
+    assert "<math.h>" in text
+    assert "<math.h>" not in header_of(perceptron())
     assert array(text, "for_values") == ["NAN", "INFINITY", "(-INFINITY)"]
     assert array(text, "for_least") == ["(-2147483647-1)", "2147483647"]
     assert [float(v[:-1]) for v in array(text, "for_small")] == [np.float32(-1e-38)]

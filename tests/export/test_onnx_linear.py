@@ -9,22 +9,10 @@ from qi.export import onnx_file, onnx_runtime
 from qi.ir import twin
 from qi.ir.graph import QGraph, Tensor
 from qi.ir.routing import route
+from tests.ir.graphs import weight_only
 from tests.parity.operations import case, samples
 
 KINDS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "dense", "dense_int4", "dense_int2", "embedding")
-
-
-def weight_only(graph: QGraph) -> QGraph:
-    """The graph without its activations' quantizers."""
-    real = {id(op.y): op.x for op in graph.ops if op.kind == "quantize"}
-    graph.ops = [op for op in graph.ops if op.kind != "quantize"]
-    for op in graph.ops:
-        op.y.qparams = None
-        op.inputs = [real.get(id(t), t) for t in op.inputs]
-        for i, t in enumerate(op.inputs):
-            if t.constant and t.dtype == "int32":
-                op.inputs[i] = Tensor(t.name, t.shape, data=(t.values() * 1e-3).astype(np.float32))
-    return graph
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from qi.core import IntGrid, PerChannel, QParams
+from qi.core import IntGrid, PerChannel, PerGroup, QParams
 from qi.ir import Op, QGraph, Tensor
 
-__all__ = ["act", "codes_of", "graph_of", "per_channel", "perceptron", "real", "weight"]
+__all__ = ["act", "codes_of", "graph_of", "grouped", "per_channel", "perceptron", "real", "weight", "weight_only"]
 
 
 def act(scale: float = 0.1, zero_point: int = 0, bits: int = 8) -> QParams:
@@ -64,3 +64,24 @@ def perceptron(seed: int = 0, sizes: tuple[int, int, int] = (4, 3, 2)) -> QGraph
         bias = Tensor(f"b{i}", (m,), "int32", data=rng.integers(-900, 900, m).astype(np.int32))
         ops.append(Op("dense", [a, w, bias], [b], {"activation": "none" if i else "relu"}, source=f"dense{i}"))
     return graph_of(*ops, inputs=[x])
+
+
+def weight_only(graph: QGraph) -> QGraph:
+    """The graph without its activations' quantizers."""
+    real = {id(op.y): op.x for op in graph.ops if op.kind == "quantize"}
+    graph.ops = [op for op in graph.ops if op.kind != "quantize"]
+    for op in graph.ops:
+        op.y.qparams = None
+        op.inputs = [real.get(id(t), t) for t in op.inputs]
+        for i, t in enumerate(op.inputs):
+            if t.constant and t.dtype == "int32":
+                op.inputs[i] = Tensor(t.name, t.shape, data=(t.values() * 1e-3).astype(np.float32))
+    return graph
+
+
+def grouped(name: str, rng: np.random.Generator, shape: tuple[int, ...], size: int, bits: int = 4) -> Tensor:
+    """A constant with a scale for each group of `size` codes along the last axis but one, and for each index of the last."""
+    granularity, top = PerGroup(len(shape) - 2, size, len(shape) - 1), 2 ** (bits - 1) - 1
+    scale = rng.uniform(0.01, 0.05, granularity.param_shape(shape)).astype(np.float32)
+    qparams = QParams(scale, np.zeros(scale.shape, np.int32), IntGrid(bits, narrow=True), granularity)
+    return Tensor(name, shape, qparams=qparams, data=rng.integers(-top, top + 1, shape).astype(np.int8))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from qi.core import IntGrid, PerGroup, QParams
-from qi.errors import FileFormatError, UnsupportedError
+from qi.errors import FileFormatError
 from qi.ir import Op, QGraph, Tensor, run
 from qi.ir.io import from_record, load_graph, save_graph, to_record
 from tests.ir.graphs import act, codes_of, graph_of, perceptron, real
@@ -80,12 +80,12 @@ def test_the_record_is_plain_json_and_the_file_plain_arrays(tmp_path: Path) -> N
         assert set(file.files) == {"graph", *arrays}
 
 
-def test_scales_of_groups_are_refused() -> None:
-    graph = perceptron()
-    w = graph.ops[1].inputs[1]
-    w.qparams = QParams(np.ones((2, 3)), np.zeros((2, 3)), IntGrid(8, narrow=True), PerGroup(0, 2, 1))
-    with pytest.raises(UnsupportedError, match="one scale or one for each channel in 'w0'"):
-        to_record(graph)
+def test_scales_of_groups_come_back() -> None:
+    x, y = real("x", 4), real("y", 3)
+    qparams = QParams(np.ones((2, 3)), np.zeros((2, 3)), IntGrid(8, narrow=True), PerGroup(0, 2, 1))
+    w = Tensor("w", (4, 3), qparams=qparams, data=np.ones((4, 3), np.int8))
+    graph = graph_of(Op("dense", [x, w], [y], {"activation": "none"}, "d"), inputs=[x])
+    assert from_record(*to_record(graph)).ops[0].inputs[1].qparams == qparams
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

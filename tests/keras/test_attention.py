@@ -162,7 +162,10 @@ def test_a_shared_layer_is_split_once_for_all_its_calls() -> None:
 
 
 WHOLE: dict[str, tuple[Any, str]] = {
-    "mask": (lambda x, y: head()(x, y, attention_mask=keras.ops.ones((1, 6, 5), "bool")), "it is called with attention_mask"),
+    "mask": (
+        lambda x, y: head()(x, y, attention_mask=keras.ops.ones((1, 6, 5), "bool")),
+        "it is called with attention_mask",
+    ),
     "scores": (lambda x, y: head()(x, y, return_attention_scores=True)[0], "return_attention_scores=True"),
     "training": (lambda x, y: head()(x, y, training=True), "called with training=True"),
     "images": (lambda x, y: keras.ops.squeeze(head()(x[:, None], y[:, None]), 1), "inputs of rank 4"),
@@ -300,7 +303,10 @@ def test_every_tensor_in_between_has_its_grid_and_row() -> None:
     second = {name: row.method for name, row in rows.items() if name in ("query", "key", "value", "scores")}
     assert second == {"query": "uniform", "key": "symmetric", "value": "symmetric", "scores": "uniform"}
     macs = {row.layer: row.macs for row in report.weights if row.name == "kernel"}
-    assert macs == {**dict.fromkeys(("mha/query", "mha/key", "mha/value"), 6 * 8 * 6), "mha/attention_output": 6 * 6 * 8}
+    assert macs == {
+        **dict.fromkeys(("mha/query", "mha/key", "mha/value"), 6 * 8 * 6),
+        "mha/attention_output": 6 * 6 * 8,
+    }
     x = samples(model, 64)
     error = np.abs(qmodel.predict(x, verbose=0)[0] - model.predict(x, verbose=0)[0]).max()
     assert error < 0.1 * np.abs(model.predict(x, verbose=0)[0]).max()

@@ -73,7 +73,9 @@ def test_refused_equations() -> None:
     assert "summed or come out, not both" in refusal(x, layers.EinsumDense("abc,bcd->abd", (3, 5))(x))
     spread = settle(keras.Model(x, layers.EinsumDense("abc,cd->abd", (3, 5), name="spread")(x)))
     quantizer = qi.WeightsSymmetricInferableQuantizer(8, [1.0] * 4, per_channel=True, channel_axis=0, input_rank=2)
-    wrapper = qi.KerasQuantizationWrapper(spread.get_layer("spread"), qi.KerasNodeQuantizationDispatcher({"kernel": quantizer}))
+    wrapper = qi.KerasQuantizationWrapper(
+        spread.get_layer("spread"), qi.KerasNodeQuantizationDispatcher({"kernel": quantizer})
+    )
     with pytest.raises(qi.UnsupportedError, match="of class EinsumDense, whose kernel has scales"):
         lower(keras.Model(x, wrapper(x)))
 

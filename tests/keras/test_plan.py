@@ -319,3 +319,43 @@ def test_a_recipe_for_weights_alone_plans_nothing() -> None:
 def test_a_key_is_the_name_of_the_first_value() -> None:
     spec = TensorSpec(bits=8, method="uniform")
     assert Group(spec, names=["a", "b"]).key == "a"
+
+
+# Products of activations --------------------------------------------------------------------------------------------------
+
+
+def product_of(second: Any, *rules: Rule, recipe: str = "w8a8") -> Planned:
+    """A product of what `second` makes of an input with another one: x @ turned(second(y))."""
+    x, y = keras.Input((5, 4), name="x"), keras.Input((6, 4), name="y")
+    z = layers.Permute((2, 1), name="turned")(second(y))
+    return Planned(keras.Model([x, y], keras.ops.matmul(x, z)), *rules, recipe=recipe)
+
+
+def method(plan: Planned, name: str) -> str:
+    group = plan.group(name)
+    assert group is not None
+    return group.spec.method
+
+
+def test_what_a_product_takes_second_lies_about_zero_where_it_comes_from_a_linear_operation() -> None:
+    plan = product_of(layers.Dense(4, name="dense"))
+    assert plan.share("dense", "turned")
+    assert [method(plan, name) for name in ("dense", "x", "y")] == ["symmetric", "uniform", "uniform"]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        layers.Dense(4, activation="relu", name="last"),
+        layers.Activation("gelu", name="last"),
+        layers.Softmax(name="last"),
+    ],
+    ids=["relu", "gelu", "softmax"],
+)
+def test_other_grids_of_second_operands_stay(second: Any) -> None:
+    assert method(product_of(second), "last") == "uniform"
+
+
+def test_a_method_that_is_symmetric_already_stays() -> None:
+    two = TensorSpec(bits=8, method="power_of_two")
+    assert method(product_of(layers.Dense(4, name="dense"), Rule("dense", activations=two)), "dense") == "power_of_two"

@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from qi.keras import traits
 from qi.keras.graph import Call, flatten_model
-from qi.keras.traits import Role, fuses_activation, is_fusable_activation, known_range, role_of
+from qi.keras.traits import Role, fuses_activation, is_fusable_activation, known_range, multiplies, role_of
 
 IMAGE, STEPS, FLAT = (6, 6, 4), (6, 4), (4,)
 
@@ -190,3 +190,13 @@ def test_the_tables_name_operations_that_exist(table: str) -> None:
 
     missing = [n for n in getattr(traits, table) if not any(hasattr(m, n) for m in (layers, numpy, core))]
     assert missing == []
+
+
+def test_products_of_two_activations() -> None:
+    turned = lambda x: ops.transpose(x, (0, 2, 1))
+    matrix = np.ones((4, 2), "float32")
+    assert multiplies(last_call(lambda x: ops.matmul(x, turned(x)), STEPS))
+    assert multiplies(last_call(lambda x: ops.einsum("abc,adc->abd", x, x), STEPS))
+    assert multiplies(last_call(lambda x: layers.Dot(2)([x, x]), STEPS))
+    assert not multiplies(last_call(lambda x: ops.matmul(x, matrix), STEPS))
+    assert not multiplies(last_call(lambda x: x * x, STEPS))
