@@ -63,6 +63,10 @@ _MODULE_TO_NAMES = {
         "training_methods",
     ),
     "qi.ir": ("QGraph",),
+    "qi.exporters.deploy": ("export",),
+    "qi.exporters.import_ranges": ("import_ranges",),
+    "qi.exporters.report": ("ExportReport",),
+    "qi.exporters.verify": ("Verification", "verify"),
     "qi.dispatch": ("NodeQuantizationDispatcher",),
     "qi.recipes": ("Recipe", "Rule", "TensorSpec"),
     "qi.ledger": ("QuantizationReport",),
@@ -100,7 +104,7 @@ _MODULE_TO_NAMES = {
     ),
 }
 # Reached as attributes, without an import of their own: `qi.recipes.get_recipe`.
-_PACKAGES = ("core", "dispatch", "ir", "keras", "ledger", "observers", "quantizers", "recipes", "report", "testing")
+_PACKAGES = ("core", "dispatch", "exporters", "ir", "keras", "ledger", "observers", "quantizers", "recipes", "report", "testing")
 _EXPORTS = {name: module for module, names in _MODULE_TO_NAMES.items() for name in names}
 
 __all__ = sorted(_EXPORTS)

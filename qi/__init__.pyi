@@ -3,6 +3,7 @@
 from qi import (
     core as core,
     dispatch as dispatch,
+    exporters as exporters,
     ir as ir,
     keras as keras,
     ledger as ledger,
@@ -37,6 +38,19 @@ from qi.errors import (
     QuantizationWarning as QuantizationWarning,
     StrictError as StrictError,
     UnsupportedError as UnsupportedError,
+)
+from qi.exporters.deploy import (
+    export as export,
+)
+from qi.exporters.import_ranges import (
+    import_ranges as import_ranges,
+)
+from qi.exporters.report import (
+    ExportReport as ExportReport,
+)
+from qi.exporters.verify import (
+    Verification as Verification,
+    verify as verify,
 )
 from qi.ir import (
     QGraph as QGraph,

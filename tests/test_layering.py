@@ -17,7 +17,7 @@ ROW_OF = {
     "engine": 3, "quantizers": 3, "algorithms": 3, "ir": 3,
     "dispatch": 4, "recipes": 4, "ledger": 4,
     "keras": 5, "torch": 5,
-    "export": 6, "report": 6, "testing": 6,
+    "exporters": 6, "report": 6, "testing": 6,
     "service": 7,
     "cli": 8, "demo": 8,
 }  # fmt: skip

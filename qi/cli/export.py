@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     model = load(arguments.model)
     data = optional_samples(file, model)
     from qi.cli.quiet import without_chatter
-    from qi.export.deploy import export
+    from qi.exporters.deploy import export
 
     try:
         with writing(arguments.out), without_chatter():

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     model = load(arguments.model)
     data = optional_samples(file, model)
     from qi.cli.quiet import without_chatter
-    from qi.export.verify import verify
+    from qi.exporters.verify import verify
 
     with without_chatter():
         found = verify(arguments.file, model, data, threads=arguments.threads)

@@ -49,7 +49,13 @@ def to_record(graph: QGraph) -> tuple[Json, dict[str, np.ndarray]]:
         return [number[id(t)] for t in found]
 
     ops = [
-        {"kind": o.kind, "inputs": numbers(o.inputs), "outputs": numbers(o.outputs), "attrs": o.attrs, "source": o.source}
+        {
+            "kind": o.kind,
+            "inputs": numbers(o.inputs),
+            "outputs": numbers(o.outputs),
+            "attrs": o.attrs,
+            "source": o.source,
+        }
         for o in graph.ops
     ]
     return {
@@ -79,7 +85,8 @@ def _grid_record(tensor: Tensor) -> Json:
 def _granularity(how: Mapping[str, Any]) -> Granularity:
     axis, group = how["axis"], how.get("group")
     if group is not None:
-        return PerGroup(*group, axis)
+        along, size = group
+        return PerGroup(along, size, axis)
     return PerTensor() if axis is None else PerChannel(axis)
 
 

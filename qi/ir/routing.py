@@ -13,6 +13,7 @@ from qi.ir.dynamic import make_dynamic
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.kinds import KINDS, TARGETS
 from qi.ir.linear import LINEAR
+from qi.ir.norms import normalize_codes
 
 __all__ = ["ISLANDS", "LACKS", "island", "lacks", "route"]
 
@@ -77,6 +78,8 @@ def route(
         missing = op.quantized and (target not in KINDS.get(op.kind).kernels or unable(op))
         if missing or (op.quantized and not integer_only and prefers(op)) or not op.quantized:
             _surround(routed, op)
+    if target == "litert":
+        normalize_codes(routed)
     return routed
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qi.export import deploy, proof
+from qi.exporters import deploy, proof
 
 
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])

@@ -13,7 +13,7 @@ import qi
 @pytest.fixture(scope="module")
 def deployed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """m.tflite and m.onnx of the quantized model, and one of other weights: other.keras."""
-    from qi.export.deploy import export
+    from qi.exporters.deploy import export
 
     folder = tmp_path_factory.mktemp("deployed")
     model = qi.load_model(files / "quantized.keras")

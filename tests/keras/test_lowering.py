@@ -88,11 +88,35 @@ def test_scales_along_several_axes_are_refused(model: dict[str, Site]) -> None:
         model["dense"].weight("kernel", lambda array: array.reshape(-1) if array.size > 3 else np.ones((1,)))
 
 
-def test_scales_of_blocks_are_refused() -> None:
+def test_scales_of_groups_follow_their_axes() -> None:
     x = keras.Input((64,), name="x")
     site = sites(layers.Dense(4, name="dense")(x), x, "w4_g32")["dense"]
-    with pytest.raises(UnsupportedError, match="one scale or one for each channel"):
-        site.weight("kernel")
+    kernel, turned = site.weight("kernel"), site.weight("kernel", lambda array: array.T[None])
+    assert kernel.qparams.granularity == PerGroup(0, 32, 1)
+    assert turned.qparams.granularity == PerGroup(2, 32, 1)
+    assert turned.qparams.scale.shape == (1, 4, 2)
+    np.testing.assert_array_equal(turned.values(), kernel.values().T[None])
+
+
+@pytest.mark.parametrize("change", [lambda a: a.reshape(-1), lambda a: a.reshape(4, -1, *a.shape[1:])])
+def test_groups_may_neither_be_joined_nor_parted(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    x = keras.Input((128,), name="x")
+    site = sites(layers.Dense(4, name="dense")(x), x, "w4_g32")["dense"]
+    with pytest.raises(UnsupportedError, match="expected (groups along one axis|scales of shape)"):
+        site.weight("kernel", change)
+
+
+def test_one_group_is_a_scale_for_each_channel() -> None:
+    x = keras.Input((20,), name="x")
+    site = sites(layers.Dense(4, name="dense")(x), x, "w4_g32")["dense"]
+    assert site.weight("kernel").qparams.granularity == PerChannel(1)
+
+
+def test_groups_of_depthwise_convolutions_are_refused() -> None:
+    x = keras.Input((6, 6, 64), name="x")
+    site = sites(layers.DepthwiseConv2D(3, name="dense")(x), x, "w4_g32")["dense"]
+    with pytest.raises(UnsupportedError, match="one scale for each channel"):
+        LOWERINGS.get("DepthwiseConv2D")(site)
 
 
 def test_one_scale_serves_any_shape() -> None:

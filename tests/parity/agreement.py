@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from qi.errors import UnsupportedError
-from qi.export import litert
+from qi.exporters import litert
 from qi.ir import twin
 from qi.ir.graph import QGraph
 from qi.ir.routing import route

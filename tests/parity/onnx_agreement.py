@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from qi.core import IntGrid, PerChannel, QParams
-from qi.export import onnx_file, onnx_runtime
+from qi.exporters import onnx_file, onnx_runtime
 from qi.ir import twin
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.routing import route

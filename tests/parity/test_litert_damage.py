@@ -8,7 +8,7 @@ import sys
 CODE = """
 import collections, numpy as np
 from qi.errors import FileFormatError
-from qi.export import litert
+from qi.exporters import litert
 from qi.ir.routing import route
 from tests.parity.operations import case, samples
 files = [(litert.write(route(g, "litert")), samples(g)) for g in (case(k, 1) for k in ("conv2d", "moves", "mean", "dense_int4"))]

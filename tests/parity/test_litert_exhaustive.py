@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qi.core import IntGrid, QParams
-from qi.export import litert
+from qi.exporters import litert
 from qi.ir import twin
 from qi.ir.fixed_functions import INTEGER_FUNCTIONS
 from qi.ir.graph import Op, QGraph, Tensor

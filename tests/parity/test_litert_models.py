@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qi.export import litert
+from qi.exporters import litert
 from qi.ir import twin
 from qi.ir.graph import QGraph
 from qi.ir.routing import route

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qi.core import IntGrid, QParams
-from qi.export import onnx_file, onnx_runtime
+from qi.exporters import onnx_file, onnx_runtime
 from qi.ir import twin
 from qi.ir.graph import QGraph
 from tests.parity.onnx_agreement import graph_of

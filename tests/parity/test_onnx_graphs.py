@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qi.export import onnx_file, onnx_runtime
+from qi.exporters import onnx_file, onnx_runtime
 from qi.ir import twin
 from qi.ir.routing import route
 from tests.parity.random_graphs import random_graph

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qi.export import onnx_file, onnx_runtime
+from qi.exporters import onnx_file, onnx_runtime
 from qi.ir import twin
 from qi.ir.graph import QGraph
 from qi.ir.routing import route

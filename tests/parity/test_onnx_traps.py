@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from qi.core import IntGrid, QParams
-from qi.export import onnx_file, onnx_runtime
+from qi.exporters import onnx_file, onnx_runtime
 from qi.ir import twin
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.routing import route

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qi.core import PerChannel, QParams
-from qi.export import litert, onnx_file, onnx_runtime
-from qi.export.litert_file import schema
+from qi.exporters import litert, onnx_file, onnx_runtime
+from qi.exporters.litert_file import schema
 from qi.ir import Op, QGraph, Tensor, run
 from qi.ir.routing import route
 from tests.ir.graphs import graph_of, grouped, real, weight_only
@@ -44,7 +44,12 @@ def dynamic(rng: np.random.Generator, bits: int) -> tuple[QGraph, np.ndarray]:
     batch = int(rng.integers(1, 9))
     values = rng.normal(size=(batch, *shape)) * np.exp(3 * rng.normal(size=(batch, *shape[:-1], 1)))
     form = int(rng.integers(0, 4))
-    values = [values, np.maximum(values, 0), -1 - np.abs(values), values * (np.arange(batch) > 0).reshape(-1, *[1] * len(shape))]
+    values = [
+        values,
+        np.maximum(values, 0),
+        -1 - np.abs(values),
+        values * (np.arange(batch) > 0).reshape(-1, *[1] * len(shape)),
+    ]
     return graph_of(op, inputs=[x]), values[form].astype(np.float32)
 
 
@@ -59,7 +64,9 @@ def test_dynamic_products_bit_by_bit(bits: int) -> None:
         np.testing.assert_array_equal(found, run(routed, [x])["y"], err_msg=f"case {i}: {graph}")
 
 
-@pytest.mark.parametrize("kind", ["conv2d", "depthwise_conv2d", "conv2d_transpose", "dense", "dense_int4", "dense_int2"])
+@pytest.mark.parametrize(
+    "kind", ["conv2d", "depthwise_conv2d", "conv2d_transpose", "dense", "dense_int4", "dense_int2"]
+)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_litert_makes_weights_real(kind: str, bits: int) -> None:
     """With both sets of kernels. Convolutions are never dynamic, which is several times slower."""

@@ -1,0 +1,174 @@
+"""export: a quantized Keras model as a file that a runtime runs with the very same numbers, and the proof that it does."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from qi.errors import QuantizationWarning, StrictError
+from qi.exporters.formats import Format, format_of
+from qi.exporters.integers import export_integers
+from qi.exporters.manifest import Options, manifest
+from qi.exporters.proof import Proof, coded, made_samples, prove
+from qi.exporters.report import ExportReport
+from qi.files import write_atomically
+from qi.ir import QGraph
+from qi.ir.dynamic import KIND as DYNAMIC
+from qi.ir.kinds import KINDS
+from qi.ir.routing import route
+
+__all__ = ["export", "written"]
+
+_RUNS, _MOST_SECONDS = 100, 1.0
+_MANIFEST_SHARE = 0.01
+_ROUNDING = 0.01  # steps: below it, it is the order in which real numbers were added
+_ROUNDED = 0.99  # steps: likewise where such numbers are rounded to codes afterwards, within a dynamic product
+
+
+def export(
+    qmodel: Any,
+    path: str | os.PathLike[str],
+    *,
+    samples: Any = None,
+    format: str | None = None,
+    integer_io: bool = False,
+    integer_only: bool = False,
+    packed: bool = False,
+    opset: int | None = None,
+    dynamic: bool = True,
+    strict: bool = False,
+    latency: bool = True,
+) -> ExportReport:
+    """Writes a quantized model as a LiteRT or ONNX file, runs it there, and tells whether it gives what the twin gives.
+
+    The file is written operation by operation, with the scales, zero points and integers that the model has; no converter comes
+    between. Its own runtime then runs the samples, and every output is compared with `qi.emulate`'s.
+
+    Args:
+        qmodel: from `qi.quantize_model` or `qi.convert`.
+        path: ends in ".tflite" or ".onnx". It is written whole or not at all, and not before the runtime has run it.
+        samples: inputs to compare on, as ``predict`` takes them; by default 64 seeded ones, uniform over the calibrated range.
+        format: "litert" or "onnx", where the path doesn't tell; or "integers": then the path is a folder, for kernels of other
+            hardware, and the report an `IntegersReport`.
+        integer_io: whether the file takes and gives codes (int8; ONNX: uint8) in place of real numbers.
+        integer_only: no float operation where an integer kernel exists, for microcontrollers and NPUs; by default some operations
+            whose integer kernels are slow are done in float, between codes.
+        packed: whether weights below 8 bits are packed everywhere, for size; by default only where that costs no time.
+        opset: of an ONNX file.
+        dynamic: whether a Dense whose weights alone are quantized rounds its activations to 8 bits as they come, row by row,
+            where the target has a fast kernel for that (LiteRT); the twin does so too. Otherwise it is done in float.
+        strict: raise where the runtime and the twin differ, and write nothing; a warning tells otherwise.
+        latency: whether to time the file beside one of the same model without quantization.
+
+    Returns:
+        the report; ``report.exact`` says whether everything was equal, ``print(report)`` shows the rest.
+
+    Raises:
+        UnsupportedError: a float model, one that still trains, or a layer or operation that the target can't carry; it is named,
+            and nothing is written.
+        ConfigError: an unknown format or option.
+        InputError: samples that don't fit.
+        StrictError: with `strict`, a difference.
+        MissingDependencyError: the writer's or the runtime's package isn't installed.
+        OSError: the file can't be written; one that was there survives.
+
+    Example:
+        >>> import keras, numpy as np, qi
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+        >>> qmodel, _ = qi.quantize_model(model, "w8a8", x, progress=False)
+        >>> import tempfile, os
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = qi.export(qmodel, os.path.join(folder, "model.tflite"), samples=x, latency=False)
+        >>> report.exact, report.float_operations
+        (True, ())
+    """
+    from qi.keras.emulate import float_graph, model_inputs
+    from qi.keras.lower import lower
+
+    if format == "integers":
+        arrays = None if samples is None else model_inputs(qmodel, samples)
+        unfit = {"integer_io": integer_io, "opset": opset}
+        return export_integers(lower(qmodel), path, samples=arrays, packed=packed, unfit=unfit)
+    target = Path(path)
+    kind = format_of(target, format)
+    routed = route(lower(qmodel), kind.target, integer_only=integer_only, packed=packed, dynamic=dynamic)
+    options = Options(integer_io, integer_only, packed, opset, dynamic)
+    data = written(routed, kind, options)
+    plain = kind.write(route(float_graph(qmodel), kind.target), Options(opset=opset), b"")
+
+    arrays = made_samples(routed) if samples is None else model_inputs(qmodel, samples)
+    source = "seeded, over the calibrated range" if samples is None else "given"
+    proof = prove(data, routed, kind, arrays, source=source, options=options)
+    found = _warnings(routed, proof, kind)
+    if strict and not proof.exact:
+        raise StrictError(
+            f"expected {kind.target} to give what the twin gives; {found[0]}; do look at the first difference"
+        )
+    for text in found if proof.max_lsb > _tolerance(routed) else ():
+        warnings.warn(text, QuantizationWarning, stacklevel=2)
+    fed = coded(routed, kind, arrays) if integer_io else arrays
+    ours, floats = _latencies(kind, (data, fed), (plain, arrays)) if latency else (None, None)
+    write_atomically(target, data)
+    integer = Counter(op.kind for op in routed.ops if op.quantized)
+    real = tuple(f"{op.kind} ({op.source})" for op in _real_operations(routed))
+    sizes = len(data), len(plain)
+    return ExportReport(str(path), kind.target, proof, dict(integer), real, *sizes, ours, floats, tuple(found))
+
+
+def _real_operations(graph: QGraph) -> list[Any]:
+    borders = ("quantize", "dequantize")
+    return [op for op in graph.ops if not op.quantized and op.kind not in borders and op.y.dtype.startswith("float")]
+
+
+def _tolerance(graph: QGraph) -> float:
+    """Steps by which the runtime may differ without a warning: nothing, unless real numbers are added."""
+    kinds = {op.kind for op in _real_operations(graph) if not KINDS.get(op.kind).moves}
+    if not kinds - {DYNAMIC}:
+        return 0.0
+    return _ROUNDED if DYNAMIC in kinds else _ROUNDING
+
+
+def _warnings(graph: QGraph, proof: Proof, kind: Format) -> list[str]:
+    if proof.exact:
+        return []
+    where = f", first in {proof.first.name!r}" if proof.first is not None else ""
+    told = f"{proof.share:.3%} of the outputs differ, by at most {proof.max_lsb:.3g} steps{where}"
+    islands = sorted({op.kind for op in _real_operations(graph)})
+    because = f" (behind float operations: {', '.join(islands)})" if islands else ""
+    return [f"{kind.target} and the twin differ: {told}{because}"]
+
+
+def written(graph: QGraph, kind: Format, options: Options) -> bytes:
+    """The file of a routed graph, with its manifest: the same bytes for the same graph and options."""
+    bare = kind.write(graph, options, b"")
+    text = manifest(graph, int(len(bare) * _MANIFEST_SHARE), options)
+    return kind.write(graph, options, text) if text else bare
+
+
+def _latencies(kind: Format, *files: tuple[bytes, Sequence[np.ndarray]]) -> tuple[float, ...]:
+    """Seconds of one sample in one thread: the median of interleaved runs, for each file with its inputs."""
+    actions: list[Callable[[], Any]] = []
+    for data, arrays in files:
+        actions.append(partial(kind.session(data, threads=1), [array[:1] for array in arrays]))
+    for action in actions:
+        action()
+    seconds: list[list[float]] = [[] for _ in actions]
+    begin = time.perf_counter()
+    for _ in range(_RUNS):
+        for found, action in zip(seconds, actions, strict=True):
+            start = time.perf_counter()
+            action()
+            found.append(time.perf_counter() - start)
+        if time.perf_counter() - begin > _MOST_SECONDS:
+            break
+    return tuple(median(found) for found in seconds)

@@ -1,0 +1,165 @@
+"""verify: does a deployed file still give what the twin of a quantized model gives?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
+from qi.exporters.deploy import written
+from qi.exporters.formats import Format, format_of
+from qi.exporters.isolated import run_isolated
+from qi.exporters.manifest import Options, options_of
+from qi.exporters.proof import Proof, made_samples, prove
+from qi.exporters.report import rows_of
+from qi.files import read_limited
+from qi.ir import QGraph
+from qi.ir.routing import route
+from qi.ledger.table import table
+from qi.typing import Json
+
+__all__ = ["Verification", "verify"]
+
+_MOST = 2**31
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What running a file beside a model's twin showed.
+
+    Attributes:
+        path: of the file.
+        target: the runtime.
+        proof: the file beside the twin.
+        identical: whether the file is, byte for byte, what this version of `qi.export` writes of the model.
+        options: that it was written with.
+    """
+
+    path: str
+    target: str
+    proof: Proof
+    identical: bool
+    options: Options
+
+    @property
+    def exact(self) -> bool:
+        """Whether the runtime gave what the twin gives, bit for bit."""
+        return self.proof.exact
+
+    def to_dict(self) -> Json:
+        """A record of plain JSON values."""
+        return {
+            "path": self.path,
+            "target": self.target,
+            **self.proof.to_dict(),
+            "identical_bytes": self.identical,
+            "integer_io": self.options.integer_io,
+            "integer_only": self.options.integer_only,
+            "packed": self.options.packed,
+            "dynamic": self.options.dynamic,
+        }
+
+    def __str__(self) -> str:
+        same = (
+            "those that an export of the model gives"
+            if self.identical
+            else "others than an export of the model gives now"
+        )
+        body = table(("", ""), [*rows_of(self.proof), ("bytes", same)], left=2)
+        lines = [f"  {line}" for line in body.splitlines() if line.strip()]
+        return "\n".join([f"Verified: {self.path} on {self.target}", "", *lines])
+
+
+def verify(
+    path: str | os.PathLike[str], qmodel: Any, samples: Any = None, *, threads: int = 1, format: str | None = None
+) -> Verification:
+    """Runs a file in its runtime, and the twin of a model beside it, on the same samples.
+
+    Args:
+        path: a ".tflite" or ".onnx" file; its manifest says how `qi.export` wrote it.
+        qmodel: the quantized model that it should agree with.
+        samples: as ``predict`` takes them; by default 64 seeded ones, uniform over the calibrated range.
+        threads: of the runtime.
+        format: "litert" or "onnx", where the path doesn't tell.
+
+    Returns:
+        what it showed: ``exact``, the differences, the first tensor that differs; ``print`` shows it.
+
+    Raises:
+        FileFormatError: a damaged file, or one that doesn't take what the model takes and give what it gives.
+        InputError: samples that don't fit the model.
+        UnsupportedError: a float model, one that still trains, or one that the file's target can't carry.
+        MissingDependencyError: the runtime's package isn't installed.
+        OSError: the file can't be read.
+
+    Example:
+        >>> import keras, numpy as np, os, qi, tempfile
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+        >>> qmodel, _ = qi.quantize_model(model, "w8a8", x, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = qi.export(qmodel, os.path.join(folder, "model.onnx"), latency=False)
+        ...     found = qi.verify(os.path.join(folder, "model.onnx"), qmodel, x)
+        >>> found.exact, found.identical
+        (True, True)
+    """
+    from qi.keras.emulate import model_inputs
+    from qi.keras.lower import lower
+
+    kind = format_of(Path(path), format)
+    data = read_limited(path, _MOST)
+    text, takes_codes = kind.read(data)
+    graph = lower(qmodel)
+    arrays = None if samples is None else model_inputs(qmodel, samples)
+    try:
+        candidates = _candidates(graph, kind, [options_of(text)] if text else _likely(takes_codes))
+        own = [entry[:2] for entry in candidates if entry[2] == data]
+        # What isn't of our own writing may be anything.
+        runs = kind if own else replace(kind, run=partial(run_isolated, kind.name))
+        found: list[Verification] = []
+        for options, routed in own or [entry[:2] for entry in candidates]:
+            given = made_samples(routed) if arrays is None else arrays
+            source = "seeded, over the calibrated range" if arrays is None else "given"
+            proof = prove(data, routed, runs, given, source=source, options=options, threads=threads)
+            found.append(Verification(os.fspath(path), kind.target, proof, bool(own), options))
+            if proof.exact:
+                return found[-1]
+    except (ConfigError, InputError) as error:  # the samples fit the model: so it is the file that doesn't
+        raise FileFormatError(
+            f"expected a file of model {graph.name!r}; received {os.fspath(path)!r}, where {error}"
+        ) from error
+    return found[0]
+
+
+def _likely(takes_codes: bool) -> list[Options]:
+    """The options that a file without a manifest can have been written with, the likeliest first."""
+    both = (False, True)
+    return [Options(takes_codes, *rest, None, not plain) for plain in both for rest in product(both, both)]
+
+
+def _candidates(graph: QGraph, kind: Format, likely: Sequence[Options]) -> list[tuple[Options, QGraph, bytes]]:
+    """Options with the graphs that they lead to, each graph once, and the files of these.
+
+    Raises:
+        UnsupportedError: no file can be written of any.
+    """
+    found: dict[tuple[str, bool], tuple[Options, QGraph, bytes]] = {}
+    refusals = []
+    for options in likely:
+        how = {"integer_only": options.integer_only, "packed": options.packed, "dynamic": options.dynamic}
+        routed = route(graph, kind.target, **how)
+        key = str(routed), options.packed and kind.name == "onnx"  # which then has operations of its own
+        if key in found:
+            continue
+        try:
+            found[key] = options, routed, written(routed, kind, options)
+        except UnsupportedError as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return list(found.values())
