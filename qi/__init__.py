@@ -104,7 +104,19 @@ _MODULE_TO_NAMES = {
     ),
 }
 # Reached as attributes, without an import of their own: `qi.recipes.get_recipe`.
-_PACKAGES = ("core", "dispatch", "exporters", "ir", "keras", "ledger", "observers", "quantizers", "recipes", "report", "testing")
+_PACKAGES = (
+    "core",
+    "dispatch",
+    "exporters",
+    "ir",
+    "keras",
+    "ledger",
+    "observers",
+    "quantizers",
+    "recipes",
+    "report",
+    "testing",
+)
 _EXPORTS = {name: module for module, names in _MODULE_TO_NAMES.items() for name in names}
 
 __all__ = sorted(_EXPORTS)

@@ -32,7 +32,19 @@ def modules_loaded_by(statements: str, checkout: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["core", "observers", "quantizers", "dispatch", "recipes", "ledger", "ir", "exporters", "report", "testing", "cli.main"],
+    [
+        "core",
+        "observers",
+        "quantizers",
+        "dispatch",
+        "recipes",
+        "ledger",
+        "ir",
+        "exporters",
+        "report",
+        "testing",
+        "cli.main",
+    ],
 )
 def test_a_package_that_needs_no_framework_loads_none(module: str, checkout: Path) -> None:
     loaded = modules_loaded_by(f"import qi.{module}", checkout)

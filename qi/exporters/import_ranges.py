@@ -15,7 +15,7 @@ from qi.errors import ConfigError, InputError, QuantizationWarning, StrictError
 from qi.exporters.call_views import view_of
 from qi.exporters.formats import format_of
 from qi.exporters.match_graph import CallView, Matching, match, shaped_like
-from qi.exporters.match_weights import weight_quantizer
+from qi.exporters.match_weights import common_bias, weight_quantizer
 from qi.exporters.vendor import Constant, VendorGraph
 from qi.files import read_limited
 from qi.ledger import QuantizationReport
@@ -329,7 +329,7 @@ class _Import:
         return chosen, reasons
 
     def _chosen(self, view: CallView, call: Any, nodes: list[Any], weight: Constant) -> Any:
-        from qi.keras.variables import weights_of
+        from qi.keras.variables import to_numpy, weights_of
 
         shape = tuple(np.shape(view.weight)) if view.weight is not None else ()
         shaped = shaped_like(weight, shape)
@@ -346,15 +346,15 @@ class _Import:
             )
         quantizer, real = weight_quantizer(shaped)
         values = {view.path: real}
-        bias = next((node.bias for node in nodes if node is not None and node.bias is not None), None)
+        biases = [node.bias for node in nodes if node is not None and node.bias is not None]
         own = weights_of(call.op).get("bias")
-        if bias is not None and own is not None and bias.data.size == int(np.prod(own.shape)):
-            if gain is None:  # else the file may add it in that other place, too
-                values["bias"] = bias.real()
-            if any(node is not None and node.parted for node in nodes):
-                self._parted.append(call.path)
-        elif bias is not None and own is None and bias.data.any():
+        if own is None and any(bias.data.any() for bias in biases):
             self.told.append(f"the file adds a bias in {call.path!r}, which has none in the model: it is left out")
+        elif own is not None and biases and gain is None:  # with a gain, the file may add it in that other place, too
+            if all(bias.data.size == int(np.prod(own.shape)) for bias in biases):
+                values["bias"] = common_bias(to_numpy(own), biases)
+        if any(node is not None and node.parted for node in nodes):
+            self._parted.append(call.path)
         return {view.path: quantizer}, values
 
     def _insert_edges(self, graph: Any) -> None:

@@ -13,7 +13,7 @@ from qi.errors import ConfigError
 from qi.exporters.vendor import Constant
 from qi.quantizers import BaseInferableQuantizer, WeightsSymmetricInferableQuantizer, WeightsUniformInferableQuantizer
 
-__all__ = ["gains", "least_likeness", "likeness", "weight_quantizer"]
+__all__ = ["common_bias", "gains", "least_likeness", "likeness", "weight_quantizer"]
 
 _SLACK = ((8, 0.05), (4, 0.15), (0, 0.3))  # by the least bits, how much rounding may change a channel's gain
 _FEW = 8  # products of so few weights tell little of a channel
@@ -68,6 +68,30 @@ def least_likeness(size: int) -> float:
     Codes of 2 bits correlate by 0.8 with what they were made of; short random vectors may do so by chance.
     """
     return max(0.75, min(0.95, 4 / math.sqrt(max(size, 1))))
+
+
+def common_bias(own: np.ndarray, given: Sequence[Constant]) -> np.ndarray:
+    """The real numbers from which the biases of all calls of a layer are rounded, each at the scale of its own sums.
+
+    Args:
+        own: the layer's.
+        given: the file's; where it has just one, that is it.
+    """
+    reals = [constant.real().reshape(-1) for constant in given]
+    if len(reals) == 1:
+        return reals[0]
+    steps = [np.inf if constant.scale is None else float(np.min(constant.scale)) for constant in given]
+    for candidate in (own.reshape(-1).astype(np.float32), *reals):
+        if all(_rounds_to(candidate, constant) for constant in given):
+            return candidate
+    return reals[int(np.argmin(steps))]
+
+
+def _rounds_to(bias: np.ndarray, constant: Constant) -> bool:
+    if constant.scale is None:
+        return np.array_equal(bias, constant.real().reshape(-1))
+    scale = np.broadcast_to(constant.scale.reshape(-1), bias.shape)
+    return np.array_equal(np.rint(bias / scale), constant.data.reshape(-1))
 
 
 def weight_quantizer(weight: Constant) -> tuple[BaseInferableQuantizer, np.ndarray]:

@@ -74,9 +74,7 @@ def places(
     return builder.places()
 
 
-def _built(
-    graph: QGraph, opset: int | None, integer_io: bool, packed: bool
-) -> tuple[Builder, list[Any], list[Any]]:
+def _built(graph: QGraph, opset: int | None, integer_io: bool, packed: bool) -> tuple[Builder, list[Any], list[Any]]:
     if graph.target != "onnxruntime":
         raise ConfigError(
             f"expected a graph routed for 'onnxruntime'; received target={graph.target!r}; do call qi.ir.routing.route"

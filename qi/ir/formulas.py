@@ -71,7 +71,7 @@ def fused_sum(a: Array, ratio_a: Array, b: Array, ratio_b: Array, offset: Array)
 
 
 def _fma(a: Any, b: Any, c: Any, xp: ArrayNamespace) -> Any:
-    """a * b + c with a single rounding to float32: products of float32 are exact in float64."""
+    """A * b + c with a single rounding to float32: products of float32 are exact in float64."""
     wide = [xp.cast(value, "float64") for value in (a, b, c)]
     return xp.cast(wide[0] * wide[1] + wide[2], "float32")
 

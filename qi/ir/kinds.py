@@ -84,7 +84,9 @@ def kernel(name: str, *targets: str) -> Callable[[Kernel], Kernel]:
         kernels = KINDS.get(name).kernels
         for target in targets:
             if target not in TARGETS or target in kernels:
-                raise ConfigError(f"expected a target of {sorted(TARGETS)} without a kernel for {name!r}; received {target!r}")
+                raise ConfigError(
+                    f"expected a target of {sorted(TARGETS)} without a kernel for {name!r}; received {target!r}"
+                )
             kernels[target] = function
         return function
 

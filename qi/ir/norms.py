@@ -1,7 +1,7 @@
 """Layer normalization of codes, so that real-number kernels compute it with the very same bits on every processor.
 
-Sums of real numbers depend on their order, which is the processor's. Sums of integers don't, as long as float32 counts to them;
-and what a normalization takes is integers times a scale, of which its result doesn't depend. All other steps are single operations
+Sums of real numbers depend on their order, that is on the processor. Sums of integers do not, as long as float32 counts to them,
+and what a normalization takes is integers times a scale, of which its result is free. All other steps are single operations
 that IEEE 754 defines to the last bit. Only the square root isn't: kernels approximate it, and one step of Newton's method, from
 whatever neighbour of the root, gives one number.
 """

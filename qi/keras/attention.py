@@ -278,7 +278,7 @@ class _Split:
         y = self._project("attention_output", y)
         shape = self.call.outputs[0].shape
         if len(shape) > 3:
-            self._shape("output_split", y, (-1, *shape[2:]))
+            self._shape("output_split", y, (-1, *(n for n in shape[2:] if n is not None)))
 
     def _attend(self, query: Value, key: Value, value: Value) -> Value:
         """softmax(query @ key) @ value, the keys with their axes turned around."""

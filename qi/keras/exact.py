@@ -135,7 +135,10 @@ class ExactPool(_Exact):
     def _sums(self, x: Any) -> Any:
         """Zeros stand for what lies outside."""
         rank = len(self.layer.pool_size)
-        axes = [self._window(size, *w) for size, *w in zip(x.shape[1 : 1 + rank], self.layer.pool_size, self.layer.strides, strict=True)]
+        axes = [
+            self._window(size, *w)
+            for size, *w in zip(x.shape[1 : 1 + rank], self.layer.pool_size, self.layer.strides, strict=True)
+        ]
         x = keras.ops.pad(x, [(0, 0), *(pads for pads, _ in axes), (0, 0)])
         total: Any = None
         for place in product(*(starts for _, starts in axes)):
@@ -219,7 +222,7 @@ class ExactGrid(_Exact):
             attrs: of the step.
         """
         ops, bound = keras.ops, self.holder.bound
-        grid = bound.quantizer.grid
+        grid: Any = bound.quantizer.grid  # of integers: `exact_graph` wraps no others
         shift = 0 if grid.signed else 1 << (grid.bits - 1)  # codes are signed in integer graphs
         scale, zero = (ops.stop_gradient(value) for value in bound.parameters())
         zero = zero - shift
@@ -268,9 +271,11 @@ def _activated(x: Any, activation: str) -> Any:
 Step = Callable[..., tuple[Callable[[], Any], Callable[[], Any]]]
 STEPS: Registry[Step] = Registry("step to a grid")
 STEP_SHAPES: dict[str, Callable[..., Any]] = {
-    "add": lambda tensors, **attrs: keras.ops.broadcast_shapes(tensors[0].shape, tensors[3].shape)
-    if hasattr(keras.ops, "broadcast_shapes")
-    else tensors[0].shape,
+    "add": lambda tensors, **attrs: (
+        keras.ops.broadcast_shapes(tensors[0].shape, tensors[3].shape)
+        if hasattr(keras.ops, "broadcast_shapes")
+        else tensors[0].shape
+    ),
     "mean": lambda tensors, **attrs: _reduced(tensors[0].shape, attrs["axes"], attrs["keepdims"]),
 }
 
@@ -314,9 +319,7 @@ def _from_mul(target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, b: A
 
 
 @STEPS.register("mean")
-def _from_mean(
-    target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, *, axes: Any, keepdims: bool
-) -> Any:
+def _from_mean(target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, *, axes: Any, keepdims: bool) -> Any:
     sums = keras.ops.sum(a, axis=tuple(axes), keepdims=keepdims)
     count = 1.0
     for axis in axes:
@@ -331,9 +334,7 @@ def _mean_codes(target: str, scale: Any, zero: Any, sums: Any, sa: Any, za: Any,
 
 
 @STEPS.register("pool")
-def _from_pool(
-    target: str, scale: Any, zero: Any, sums: Any, counts: Any, sa: Any, za: Any, *, whole: int = 0
-) -> Any:
+def _from_pool(target: str, scale: Any, zero: Any, sums: Any, counts: Any, sa: Any, za: Any, *, whole: int = 0) -> Any:
     if target == "litert":
         return lambda: sums / counts * sa, lambda: integer_mean(sums + counts * za, counts) - za
     if whole:  # of the whole image: a kernel of its own

@@ -22,7 +22,15 @@ from qi.keras.wrapper import KerasQuantizationWrapper
 __all__ = ["check_exact", "exact_target", "make_exact", "plain"]
 
 _LINEAR = ("Dense", "Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D", "Conv1DTranspose", "Conv2DTranspose")
-_FREE = ("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout", "GaussianDropout", "GaussianNoise")
+_FREE = (
+    "Dropout",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
+    "AlphaDropout",
+    "GaussianDropout",
+    "GaussianNoise",
+)
 _EXACT32 = 2**24
 
 
@@ -241,9 +249,7 @@ class _Writer:
             self._layers[key] = make(self.name(f"{op.name}_{kind}"))
         return self._layers[key]
 
-    def emit(
-        self, op: Any, call: Call, inputs: list[Value], count: int, attrs: dict[str, Any], shape: Any
-    ) -> _Codes:
+    def emit(self, op: Any, call: Call, inputs: list[Value], count: int, attrs: dict[str, Any], shape: Any) -> _Codes:
         """Adds a call of one of our layers, with `count` outputs."""
         outputs = [Value(tuple(shape), "float32")] + [Value((), "float32") for _ in range(count - 1)]
         made = Call(op, call.path, call.site, inputs, outputs, lambda tensors: (tuple(tensors), dict(attrs)))
@@ -259,9 +265,13 @@ class _Writer:
             return value
         if id(value) not in self._real or output:
             fresh = output and output not in {call.op.name for call in self.calls}
-            name = output if fresh else self.name(f"{codes.codes.producer.op.name if codes.codes.producer else ''}_real")
+            name = (
+                output if fresh else self.name(f"{codes.codes.producer.op.name if codes.codes.producer else ''}_real")
+            )
             result = Value(value.shape, "float32")
-            call = Call(ExactDecode(name=name), name, name, [codes.codes, codes.scale], [result], lambda t: (tuple(t), {}))
+            call = Call(
+                ExactDecode(name=name), name, name, [codes.codes, codes.scale], [result], lambda t: (tuple(t), {})
+            )
             result.producer = call
             self.calls.append(call)
             self._real[id(value)] = result
@@ -363,7 +373,13 @@ def _held(calls: list[Call], call: Call, inputs: list[Value]) -> Value:
     _, attrs = call.arguments([None] * len(call.inputs))
     step, value, names = attrs["step"], inputs[0], list(attrs["layers"])
     if step in ("add", "mul"):
-        kind = keras.layers.Multiply if step == "mul" else keras.layers.Subtract if attrs.get("sign") == -1 else keras.layers.Add
+        kind = (
+            keras.layers.Multiply
+            if step == "mul"
+            else keras.layers.Subtract
+            if attrs.get("sign") == -1
+            else keras.layers.Add
+        )
         value = _append(calls, kind(name=names[0]), call, [inputs[0], inputs[3]], lambda t: ((list(t),), {}))
     elif step == "mean":
         cls = keras.layers.GlobalAveragePooling2D if len(inputs[0].shape) == 4 else keras.layers.GlobalAveragePooling1D

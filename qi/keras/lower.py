@@ -107,7 +107,9 @@ def _lowered(call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -
     outputs = list(found) if isinstance(found, (list, tuple)) else [found]
     wrapper = call.op if isinstance(call.op, KerasQuantizationWrapper) else None
     held = wrapper.output_quantizers if wrapper is not None else []
-    return [_held(site, quantizer, tensor) for quantizer, tensor in zip(held, outputs, strict=True)] if held else outputs
+    return (
+        [_held(site, quantizer, tensor) for quantizer, tensor in zip(held, outputs, strict=True)] if held else outputs
+    )
 
 
 def _check_arguments(site: Site) -> None:
@@ -140,5 +142,3 @@ def _int8(qparams: QParams) -> QParams:
     shift = 0 if grid.signed else 1 << (grid.bits - 1)
     zero_point = qparams.zero_point.reshape(()) - shift
     return QParams(qparams.scale.reshape(()), zero_point, IntGrid(grid.bits, narrow=grid.narrow))
-
-

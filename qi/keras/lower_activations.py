@@ -112,8 +112,11 @@ def _softmax(site: Site) -> Tensor:
 
 def _function(name: str) -> Any:
     def run(site: Site) -> Tensor:
-        options = {key: getattr(site.layer, key) for key in ("alpha", "negative_slope", "axis", "approximate")
-                   if hasattr(site.layer, key)}
+        options = {
+            key: getattr(site.layer, key)
+            for key in ("alpha", "negative_slope", "axis", "approximate")
+            if hasattr(site.layer, key)
+        }
         return activate(site, site.x, name, **options)
 
     return run

@@ -150,7 +150,13 @@ def _separable(site: Site) -> Tensor:
         activation="none",
     )
     pointwise = site.weight("pointwise_kernel", _to_image)
-    one: dict[str, Any] = {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilation": [1, 1], "groups": 1, "activation": "none"}
+    one: dict[str, Any] = {
+        "strides": [1, 1],
+        "pads": [0, 0, 0, 0],
+        "dilation": [1, 1],
+        "groups": 1,
+        "activation": "none",
+    }
     y = site.emit("conv2d", [middle, pointwise, *_bias(site)], _image_shape(site), suffix="pointwise", **one)
     return site.activate(back(site, y))
 
@@ -199,6 +205,8 @@ def _batch_norm(site: Site) -> Tensor:
     gain = gain * site.array("gamma") if site.has("gamma") else gain
     shift = (site.array("beta") if site.has("beta") else 0) - mean * gain
     shape = [-1 if i == axis % len(site.shape) else 1 for i in range(len(site.shape))]
-    factor, offset = (site.constant(name, a.reshape(shape).astype(np.float32)) for name, a in (("gain", gain), ("shift", shift)))
+    factor, offset = (
+        site.constant(name, a.reshape(shape).astype(np.float32)) for name, a in (("gain", gain), ("shift", shift))
+    )
     y = site.emit("mul", [site.x, factor], suffix="scaled", activation="none")
     return site.emit("add", [y, offset], activation="none")

@@ -42,7 +42,9 @@ def _chain(kind: str, **attrs: Any) -> Any:
     def run(site: Site) -> Tensor:
         operands = _operands(site)
         if len(operands) > 2 and kind not in ("maximum", "minimum"):
-            raise site.refuse(f"of {len(operands)} tensors, whose sums in between have no scale", "chain layers of two tensors")
+            raise site.refuse(
+                f"of {len(operands)} tensors, whose sums in between have no scale", "chain layers of two tensors"
+            )
         y = operands[0]
         for other in operands[1:]:
             y = site.emit(kind, [y, other], **attrs)
@@ -264,8 +266,10 @@ def _get_item(site: Site) -> Tensor:
         if step < 1:
             raise site.refuse(f"with step {step}")
         begin, end, strides = [*begin, start], [*end, stop], [*strides, step]
-    shape = [None if n is None else len(range(*slice(b, e, s).indices(n)))
-             for n, b, e, s in zip(site.x.shape, begin, end, strides, strict=True)]
+    shape = [
+        None if n is None else len(range(*slice(b, e, s).indices(n)))
+        for n, b, e, s in zip(site.x.shape, begin, end, strides, strict=True)
+    ]
     y = site.emit("slice", [site.x], shape, suffix="slice", begin=begin, end=end, strides=strides)
     return y if len(shape) == len(site.shape) else site.reshape(y, site.shape, "")
 

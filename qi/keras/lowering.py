@@ -215,7 +215,9 @@ def _changed_groups(
     granularity, rank = qparams.granularity, len(old)
     scale, zero_point = (change(array) for array in (qparams.scale, qparams.zero_point))
     grouped, channel = (
-        _varying(change(np.broadcast_to(np.arange(old[axis]).reshape([-1 if i == axis else 1 for i in range(rank)]), old)))
+        _varying(
+            change(np.broadcast_to(np.arange(old[axis]).reshape([-1 if i == axis else 1 for i in range(rank)]), old))
+        )
         for axis in (granularity.axis % rank, granularity.channel_axis % rank)
     )
     if channel is not None and qparams.scale.shape[granularity.axis] == 1:  # one group: a scale for each channel

@@ -114,9 +114,7 @@ def prepare_qat(
     seen = gather_statistics(model, ready, data, statistics, batch_size, progress).statistics
 
     types = {id(call): describe(call) for call in ready.graph.calls}
-    weights = wrap_layers(
-        ready.graph, ready.book, ready.kept, ready.notes, types, partial(_wrapped, methods=methods)
-    )
+    weights = wrap_layers(ready.graph, ready.book, ready.kept, ready.notes, types, partial(_wrapped, methods=methods))
     _tell_refused(weights, strict)
     insert_holders(ready.graph, ready.plan, _activation_quantizers(ready, seen, methods), one_each=True)
     result = build_model(ready.graph, build_tensors(ready.graph), kind=kind)

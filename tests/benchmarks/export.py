@@ -44,9 +44,7 @@ def twin_outputs(graph: QGraph, x: np.ndarray) -> np.ndarray:
 
 def file_outputs(kind: Any, data: bytes, x: np.ndarray, threads: int) -> np.ndarray:
     """What the runtime gives."""
-    parts = [
-        next(iter(kind.run(data, [x[i : i + BATCH]], threads=threads).values())) for i in range(0, len(x), BATCH)
-    ]
+    parts = [next(iter(kind.run(data, [x[i : i + BATCH]], threads=threads).values())) for i in range(0, len(x), BATCH)]
     return np.concatenate(parts)
 
 
@@ -67,7 +65,7 @@ def exactness(data: Data) -> None:
                 found = file_outputs(kind, content, data.x_test, threads)
                 told.append(f"file with {threads} threads {np.count_nonzero(found != expected)}")
                 accuracy = np.mean(found.argmax(-1) == data.y_test) * 100
-            same = np.mean((predicted.argmax(-1) == found.argmax(-1))) * 100
+            same = np.mean(predicted.argmax(-1) == found.argmax(-1)) * 100
             print(
                 f"{name}{suffix}: of {expected.size} outputs differ: {', '.join(told)}; top-1 {accuracy:.2f}, equal to predict's "
                 f"image by image {same:.2f} %; written in {seconds:.2f} s",
@@ -121,7 +119,9 @@ def peers(data: Data) -> None:
             write = lambda g, kind=kind: kind.write(g, Options(), b"")
             files = {"ours": write(graph), "float": write(plain_graph)}
             files["peer"] = (
-                litert_peer(model, data) if suffix == ".tflite" else onnx_peer(files["float"], data, graph.inputs[0].name)
+                litert_peer(model, data)
+                if suffix == ".tflite"
+                else onnx_peer(files["float"], data, graph.inputs[0].name)
             )
             one = [data.x_test[:1]]
             sessions = {key: kind.session(content, threads=1) for key, content in files.items()}
@@ -153,7 +153,9 @@ def training(data: Data) -> None:
         content = kind.write(route(qi.lower(qmodel), "litert"), Options(), b"")
         found = file_outputs(kind, content, data.x_test, 2)
         rows = np.all(qmodel.predict(data.x_test, batch_size=BATCH, verbose=0) == found, axis=-1)
-        print(f"{MODELS[0]}, w4a8 trained with exact={exact!r}: {rows.mean():.2%} of rows equal to the file's", flush=True)
+        print(
+            f"{MODELS[0]}, w4a8 trained with exact={exact!r}: {rows.mean():.2%} of rows equal to the file's", flush=True
+        )
 
 
 TABLES = {"exact": exactness, "peers": peers, "training": training}

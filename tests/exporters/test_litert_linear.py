@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qi.core import IntGrid, PerGroup, QParams
 from qi.errors import UnsupportedError
 from qi.exporters import litert
 from qi.exporters.litert_check import check
 from qi.exporters.litert_file import schema
-from qi.ir import Op, QGraph, run
+from qi.ir import Op, QGraph, Tensor, run
 from qi.ir.routing import route
-from tests.ir.graphs import act, codes_of, graph_of, real, weight
+from tests.ir.graphs import act, codes_of, graph_of, grouped, real, weight
 from tests.parity.operations import case
 
 CODES = np.random.default_rng(0).integers(-128, 128, (4, 5, 5, 4)).astype(np.int8)
@@ -89,20 +90,66 @@ def test_transposed_convolutions_that_take_more_than_one_operator(attrs: dict[st
 
 def test_int2_convolutions_are_refused() -> None:
     w = weight("w", np.ones((1, 1, 4, 6)), np.full(6, 0.1))
-    from qi.core import IntGrid, QParams
-
     assert w.qparams is not None
     w.qparams = QParams(w.qparams.scale, w.qparams.zero_point, IntGrid(2, narrow=True), w.qparams.granularity)
     with pytest.raises(UnsupportedError, match=r"2 bits, of layer 'layer'; do give the layer 4 or 8 bits"):
         litert.write(route(linear("conv2d", w), "litert", packed=True))
 
 
+def real_dense(inputs: int = 4, bits: int = 8) -> QGraph:
+    """A product of which the weights alone are codes."""
+    rng = np.random.default_rng(0)
+    w = weight("w", rng.integers(-1, 2, (inputs, 3)), [0.1, 0.2, 0.3])
+    assert w.qparams is not None
+    w.qparams = QParams(w.qparams.scale, w.qparams.zero_point, IntGrid(bits, narrow=True), w.qparams.granularity)
+    x = real("x", inputs)
+    return graph_of(Op("dense", [x, w], [real("y", 3)], {"activation": "none"}, "d"), inputs=[x])
+
+
+@pytest.mark.parametrize(
+    ("bits", "inputs", "dynamic", "kind"),
+    [
+        (4, 8, True, 4),
+        (4, 7, True, 8),
+        (2, 8, True, 2),
+        (2, 6, True, 8),
+        (3, 8, True, 4),
+        (4, 7, False, 4),
+        (6, 8, True, 8),
+    ],
+)
+def test_bits_of_weights_beside_real_numbers(bits: int, inputs: int, dynamic: bool, kind: int) -> None:
+    """XNNPACK's dynamic kernels take packed rows that end with a byte only; LiteRT's own kernel gives other numbers."""
+    data = litert.write(route(real_dense(inputs, bits), "litert", dynamic=dynamic))
+    assert tensors(data)["w"].type == getattr(schema().TensorType, f"INT{kind}")
+
+
+def test_values_are_written_where_there_is_no_type_for_codes() -> None:
+    graph = route(real_dense(bits=16), "litert")
+    data, x = litert.write(graph), np.eye(4, dtype=np.float32)
+    assert [op.kind for op in graph.ops] == ["dense"]
+    assert tensors(data)["w"].type == schema().TensorType.FLOAT32
+    np.testing.assert_array_equal(litert.run(data, [x])["y"], graph.ops[0].inputs[1].values())
+
+
+def test_groups_that_cannot_be_written_are_refused() -> None:
+    w = grouped("w", np.random.default_rng(0), (3, 2, 4, 6), 2)
+    graph = linear("conv2d_transpose", weight("w", np.ones((3, 2, 6, 4)), np.full(6, 0.1), 2))
+    op = graph.ops[0]
+    op.inputs[1] = Tensor(
+        "w",
+        (3, 2, 6, 4),
+        qparams=QParams(np.ones((1, 1, 6, 2)), np.zeros((1, 1, 6, 2)), w.grid, PerGroup(3, 2, 2)),
+        data=np.ones((3, 2, 6, 4), np.int8),
+    )
+    op.x.qparams = op.y.qparams = None
+    with pytest.raises(UnsupportedError, match="give it one scale for each channel"):
+        litert.write(route(graph, "litert"))
+
+
 def test_weights_only() -> None:
     """Codes of a layer that stays in float are made real by the runtime."""
-    x, y = real("x", 4), real("y", 3)
-    rng = np.random.default_rng(0)
-    w = weight("w", rng.integers(-127, 128, (4, 3)), [0.1, 0.2, 0.3])
-    graph = route(graph_of(Op("dense", [x, w], [y], {"activation": "none"}, "d"), inputs=[x]), "litert")
+    graph, rng = route(real_dense(), "litert", dynamic=False), np.random.default_rng(1)
     values = rng.normal(size=(7, 4)).astype(np.float32)
     data = litert.write(graph)
     np.testing.assert_allclose(litert.run(data, [values])["y"], run(graph, [values])["y"], rtol=1e-5, atol=1e-4)

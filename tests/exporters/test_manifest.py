@@ -10,7 +10,7 @@ from qi.errors import FileFormatError
 from qi.exporters.manifest import Options, deflate, inflate, manifest, options_of
 from tests.exporters.exported import graph
 
-OPTIONS = Options(integer_io=True, integer_only=True, packed=True, opset=21)
+OPTIONS = Options(integer_io=True, integer_only=True, packed=True, opset=21, dynamic=False)
 
 
 def test_a_manifest_tells_what_wrote_the_file_and_how() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from qi.core import PerChannel, PerGroup, PerTensor
 from qi.errors import ConfigError
-from qi.export.match_weights import gains, least_likeness, likeness, weight_quantizer
+from qi.export.match_weights import common_bias, gains, least_likeness, likeness, weight_quantizer
 from qi.export.vendor import Constant
 
 SHAPE = (3, 3, 4, 8)
@@ -62,7 +62,9 @@ def test_one_gain_and_several_are_told_apart() -> None:
     np.testing.assert_allclose(several.reshape(-1), 1 / np.linspace(1, 2, 8), rtol=1e-6)
 
 
-def constant(scale: Any, zero: Any = 0, dtype: str = "int8", bits: int = 8, shape: tuple[int, ...] = (4, 6)) -> Constant:
+def constant(
+    scale: Any, zero: Any = 0, dtype: str = "int8", bits: int = 8, shape: tuple[int, ...] = (4, 6)
+) -> Constant:
     low, high = (0, 2**bits - 1) if dtype[0] == "u" else (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
     codes = np.random.default_rng(0).integers(low, high + 1, shape).astype(dtype)
     scale = np.asarray(scale, np.float32)
@@ -115,3 +117,19 @@ def test_the_lowest_code_widens_the_grid() -> None:
 def test_what_no_quantizer_has_is_refused(weight: Constant, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         weight_quantizer(weight)
+
+
+def bias(codes: Any, scale: float) -> Constant:
+    array = np.asarray(codes, np.int32)
+    return Constant("b", array, np.full(1, scale, np.float32), np.zeros(1, np.int64), 32)
+
+
+def test_the_bias_of_one_call_is_the_files() -> None:
+    np.testing.assert_array_equal(common_bias(np.zeros(2), [bias([3, -4], 0.5)]), np.float32([1.5, -2.0]))
+
+
+def test_the_bias_of_several_calls_rounds_to_the_codes_of_each() -> None:
+    own = np.float32([1.3, -0.77])
+    given = [bias(np.rint(own / np.float32(s)), s) for s in (0.5, 0.013)]
+    np.testing.assert_array_equal(common_bias(own, given), own)
+    np.testing.assert_array_equal(common_bias(own + 9, given), given[1].real())

@@ -16,7 +16,6 @@ from qi.exporters.manifest import Options, deflate
 from qi.exporters.verify import verify
 from qi.keras.lower import lower
 from tests.exporters.exported import data, quantized
-from tests.keras.warned import warned
 
 NAMES = pytest.mark.parametrize("name", ["m.tflite", "m.onnx"])
 
@@ -82,14 +81,20 @@ def test_the_options_are_found_out(name: str, classes: int, tmp_path: Path) -> N
             assert found.options == options
 
 
-def test_options_that_lead_nowhere_are_not_tried(tmp_path: Path) -> None:
-    with warned():  # of what 2 bits cost
-        model = quantized("w2a8")  # whose convolutions LiteRT takes in bytes only
+def test_options_that_lead_nowhere_are_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quantized("w4a8", islands=True)
     export(model, tmp_path / "m.tflite", latency=False)
+    write = module.written
+
+    def picky(graph: Any, kind: Any, options: Options) -> bytes:
+        if options.packed or not options.dynamic:
+            raise UnsupportedError("expected less")
+        return write(graph, kind, options)
+
+    monkeypatch.setattr(module, "written", picky)
     assert verify(tmp_path / "m.tflite", model).identical
-    kind, graph = FORMATS["litert"], module.route(lower(model), "litert")
-    with pytest.raises(UnsupportedError, match="weights of 2 bits"):
-        module._candidates(graph, kind, [Options(packed=True)])
+    with pytest.raises(UnsupportedError, match="expected less"):
+        module._candidates(lower(model), FORMATS["litert"], [Options(packed=True)])
 
 
 @NAMES

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from qi.ir import formulas
 
@@ -40,7 +39,9 @@ def test_fixed_sums_are_those_of_integers(a: list[int], b: list[int], ra: float,
     exponent = next(e for e in range(-20, 20) if Fraction(2) ** e <= largest < Fraction(2) ** (e + 1))
     shift = 20 - exponent
     fa, fb = (round(Fraction(float(r)) * Fraction(2) ** shift) for r in (ra, rb))
-    expected = [((fa * x + sign * fb * y) + (1 << (shift - 1))) >> shift for x, y in zip(a[:count], b[:count], strict=True)]
+    expected = [
+        ((fa * x + sign * fb * y) + (1 << (shift - 1))) >> shift for x, y in zip(a[:count], b[:count], strict=True)
+    ]
     found = formulas.fixed_sum(np.array(a[:count]), ra, np.array(b[:count]), rb, sign=sign)
     assert found.tolist() == expected
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 from keras import layers, ops
 
 import qi
-from qi.core import PerChannel
+from qi.core import PerChannel, PerGroup, QParams, QTensor
 from qi.errors import ConfigError, UnsupportedError
 from qi.ir import QGraph, Tensor
 from qi.keras.graph import flatten_model
@@ -102,7 +103,7 @@ def test_scales_of_groups_follow_their_axes() -> None:
 def test_groups_may_neither_be_joined_nor_parted(change: Callable[[np.ndarray], np.ndarray]) -> None:
     x = keras.Input((128,), name="x")
     site = sites(layers.Dense(4, name="dense")(x), x, "w4_g32")["dense"]
-    with pytest.raises(UnsupportedError, match="expected (groups along one axis|scales of shape)"):
+    with pytest.raises(UnsupportedError, match=r"expected (groups along one axis|scales of shape)"):
         site.weight("kernel", change)
 
 
@@ -113,8 +114,11 @@ def test_one_group_is_a_scale_for_each_channel() -> None:
 
 
 def test_groups_of_depthwise_convolutions_are_refused() -> None:
-    x = keras.Input((6, 6, 64), name="x")
-    site = sites(layers.DepthwiseConv2D(3, name="dense")(x), x, "w4_g32")["dense"]
+    x = keras.Input((6, 6, 4), name="x")
+    site = sites(layers.DepthwiseConv2D(1, depth_multiplier=3, name="dense")(x), x)["dense"]
+    tensor = site._quantized["kernel"]
+    groups = QParams(np.ones((1, 1, 2, 3)), np.zeros((1, 1, 2, 3)), tensor.qparams.grid, PerGroup(2, 2, 3))
+    site._quantized["kernel"] = QTensor(tensor.codes, groups)
     with pytest.raises(UnsupportedError, match="one scale for each channel"):
         LOWERINGS.get("DepthwiseConv2D")(site)
 
