@@ -1,6 +1,6 @@
 """The steps back to codes, as runtimes do them: pure functions on numpy arrays and on tensors of any framework.
 
-One body serves the twin, on codes, and Keras models that are exact, on codes with their zero point taken off (carried in float32).
+One body serves the twin, on codes, and exact Keras models, on codes with their zero point taken off (carried in float32).
 Every number that isn't an array is a float32 array of one element or an array that broadcasts.
 """
 

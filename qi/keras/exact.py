@@ -60,6 +60,7 @@ class ExactSums(_Exact):
         Args:
             codes: without their zero point.
             scale: of the codes.
+            training: whether a training step runs.
         """
         ops, wrapper = keras.ops, self.wrapper
         step = ops.stop_gradient(wrapper.bounds["kernel"].parameters()[0])

@@ -22,15 +22,6 @@ from qi.keras.wrapper import KerasQuantizationWrapper
 __all__ = ["check_exact", "exact_target", "make_exact", "plain"]
 
 _LINEAR = ("Dense", "Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D", "Conv1DTranspose", "Conv2DTranspose")
-_FREE = (
-    "Dropout",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "SpatialDropout3D",
-    "AlphaDropout",
-    "GaussianDropout",
-    "GaussianNoise",
-)
 _EXACT32 = 2**24
 
 
@@ -118,7 +109,7 @@ class _Writer:
 
     def write(self, call: Call) -> None:
         """Adds what stands for a call."""
-        if isinstance(call.op, KerasActivationQuantizationHolder):
+        if _is_held(call):
             self._hold(call)
             return
         recipe = self._recipe(call)
@@ -162,7 +153,7 @@ class _Writer:
             after = self._consumers.get(id(value), [])
             if len(after) != 1 or id(value) in self._outputs:
                 return False
-            if isinstance(after[0].op, KerasActivationQuantizationHolder):
+            if _is_held(after[0]):
                 return True
             if not is_fusable_activation(after[0]):
                 return False
@@ -285,6 +276,11 @@ class _Writer:
             candidate = f"{wanted}_{count}"
         self._names.add(candidate)
         return candidate
+
+
+def _is_held(call: Call) -> bool:
+    """Whether a call is that of a quantizer with an integer grid: look-up tables stay as they are."""
+    return isinstance(call.op, KerasActivationQuantizationHolder) and isinstance(call.op.quantizer.grid, IntGrid)
 
 
 def _same_parameters(one: KerasActivationQuantizationHolder, other: KerasActivationQuantizationHolder) -> bool:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,8 @@ def peers(data: Data) -> None:
                 if suffix == ".tflite"
                 else onnx_peer(files["float"], data, graph.inputs[0].name)
             )
-            one = [data.x_test[:1]]
             sessions = {key: kind.session(content, threads=1) for key, content in files.items()}
-            seconds = interleaved({key: (lambda s=s: s(one)) for key, s in sessions.items()}, ROUNDS)
+            seconds = interleaved({key: partial(session, [data.x_test[:1]]) for key, session in sessions.items()}, ROUNDS)
             sizes = {key: len(files["float"]) / len(content) for key, content in files.items()}
             accuracy = {
                 key: np.mean(file_outputs(kind, files[key], data.x_test, 2).argmax(-1) == data.y_test) * 100

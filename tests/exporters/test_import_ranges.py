@@ -10,11 +10,11 @@ from keras import layers
 
 import qi
 from qi.errors import ConfigError, FileFormatError, InputError, StrictError, UnsupportedError
-from qi.export import litert, onnx_file, onnx_runtime
-from qi.export.deploy import export
-from qi.export.import_ranges import import_ranges
-from qi.export.read_litert import read_litert
-from qi.export.read_onnx import read_onnx
+from qi.exporters import litert, onnx_file, onnx_runtime
+from qi.exporters.deploy import export
+from qi.exporters.import_ranges import import_ranges
+from qi.exporters.read_litert import read_litert
+from qi.exporters.read_onnx import read_onnx
 from qi.ir.routing import route
 from qi.keras.emulate import float_graph
 from tests.export.vendor_files import images, onnx_quantized, quiet, small_cnn, tflite

@@ -7,8 +7,8 @@ import pytest
 
 from qi.core import PerChannel, PerGroup, PerTensor
 from qi.errors import ConfigError
-from qi.export.match_weights import common_bias, gains, least_likeness, likeness, weight_quantizer
-from qi.export.vendor import Constant
+from qi.exporters.match_weights import common_bias, gains, least_likeness, likeness, weight_quantizer
+from qi.exporters.vendor import Constant
 
 SHAPE = (3, 3, 4, 8)
 

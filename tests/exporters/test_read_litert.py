@@ -8,9 +8,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from qi.core import IntGrid, PerChannel, QParams
 from qi.errors import FileFormatError
-from qi.export import litert
-from qi.export.litert_file import Draft, packed
-from qi.export.read_litert import CODES, read_litert
+from qi.exporters import litert
+from qi.exporters.litert_file import Draft, packed
+from qi.exporters.read_litert import CODES, read_litert
 from qi.ir import Op
 from qi.ir.routing import route
 from tests.ir.graphs import act, codes_of, graph_of, per_channel as per_channel_params, perceptron, real, weight

@@ -9,9 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qi.core import IntGrid, QParams
 from qi.errors import FileFormatError
-from qi.export import onnx_file
-from qi.export.read_onnx import read_onnx
-from qi.export.vendor import VendorGraph
+from qi.exporters import onnx_file
+from qi.exporters.read_onnx import read_onnx
+from qi.exporters.vendor import VendorGraph
 from qi.ir.routing import route
 from tests.ir.graphs import perceptron
 

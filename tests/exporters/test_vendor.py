@@ -5,7 +5,7 @@ import pytest
 
 from qi.core import IntGrid, QParams
 from qi.errors import FileFormatError
-from qi.export.vendor import (
+from qi.exporters.vendor import (
     Constant,
     VendorGraph,
     VendorNode,
