@@ -350,9 +350,9 @@ class _Import:
         own = weights_of(call.op).get("bias")
         if own is None and any(bias.data.any() for bias in biases):
             self.told.append(f"the file adds a bias in {call.path!r}, which has none in the model: it is left out")
-        elif own is not None and biases and gain is None:  # with a gain, the file may add it in that other place, too
-            if all(bias.data.size == int(np.prod(own.shape)) for bias in biases):
-                values["bias"] = common_bias(to_numpy(own), biases)
+        fitting = own is not None and all(bias.data.size == int(np.prod(own.shape)) for bias in biases)
+        if biases and fitting and gain is None:  # with a gain, the file may add it in that other place, too
+            values["bias"] = common_bias(to_numpy(own), biases)
         if any(node is not None and node.parted for node in nodes):
             self._parted.append(call.path)
         return {view.path: quantizer}, values

@@ -74,12 +74,10 @@ def common_bias(own: np.ndarray, given: Sequence[Constant]) -> np.ndarray:
     """The real numbers from which the biases of all calls of a layer are rounded, each at the scale of its own sums.
 
     Args:
-        own: the layer's.
-        given: the file's; where it has just one, that is it.
+        own: the layer's; it is kept where the file's integers follow from it.
+        given: the file's, one for each call.
     """
     reals = [constant.real().reshape(-1) for constant in given]
-    if len(reals) == 1:
-        return reals[0]
     steps = [np.inf if constant.scale is None else float(np.min(constant.scale)) for constant in given]
     for candidate in (own.reshape(-1).astype(np.float32), *reals):
         if all(_rounds_to(candidate, constant) for constant in given):

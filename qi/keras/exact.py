@@ -277,6 +277,7 @@ STEP_SHAPES: dict[str, Callable[..., Any]] = {
         if hasattr(keras.ops, "broadcast_shapes")
         else tensors[0].shape
     ),
+    "matmul": lambda tensors, **attrs: (*tensors[0].shape[:-1], tensors[3].shape[-1]),
     "mean": lambda tensors, **attrs: _reduced(tensors[0].shape, attrs["axes"], attrs["keepdims"]),
 }
 
@@ -317,6 +318,12 @@ def _from_add(
 def _from_mul(target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, b: Any, sb: Any, zb: Any) -> Any:
     products = a * b
     return lambda: products * (sa * sb), lambda: rounded_product(products, (sa * sb) / scale)
+
+
+@STEPS.register("matmul")
+def _from_matmul(target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, b: Any, sb: Any, zb: Any) -> Any:
+    sums = keras.ops.matmul(a, b)
+    return lambda: sums * (sa * sb), lambda: rounded_product(sums, (sa * sb) / scale)
 
 
 @STEPS.register("mean")

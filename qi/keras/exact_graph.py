@@ -187,6 +187,8 @@ class _Writer:
             if sign and self.target != "litert":
                 return None
             return _Recipe(step, lambda writer: [*known[0].all, *known[1].all], sign)
+        if kind == "Matmul" and len(known) == 2 and self._multiplies(call, known[1]):
+            return _Recipe("matmul", lambda writer: [*known[0].all, *known[1].all])
         if kind in ("GlobalAveragePooling1D", "GlobalAveragePooling2D") and call.op.data_format == "channels_last":
             axes = list(range(1, len(call.inputs[0].shape) - 1))
             attrs = {"axes": axes, "keepdims": bool(call.op.keepdims)}
@@ -200,6 +202,15 @@ class _Writer:
         name = type(layer).__name__
         kind = "dense" if name == "Dense" else "depthwise_conv2d" if "Depthwise" in name else "conv2d"
         return self.target in KINDS.get("conv2d_transpose" if "Transpose" in name else kind).kernels
+
+    def _multiplies(self, call: Call, second: _Codes) -> bool:
+        """Whether the target multiplies such matrices in integers, and float32 holds every sum."""
+        shapes = [value.shape for value in call.inputs]
+        terms = shapes[0][-1]
+        if len(shapes[0]) != len(shapes[1]) or len(shapes[0]) < 3 or terms is None or terms * 255 * 255 >= _EXACT32:
+            return False
+        grid = second.scale.producer.op if second.scale.producer is not None else None
+        return self.target != "litert" or (isinstance(grid, ExactGrid) and _is_centred(grid.holder))
 
     def _pools(self, call: Call, codes: _Codes) -> bool:
         sizes = call.inputs[0].shape[1:]
@@ -281,6 +292,13 @@ class _Writer:
 def _is_held(call: Call) -> bool:
     """Whether a call is that of a quantizer with an integer grid: look-up tables stay as they are."""
     return isinstance(call.op, KerasActivationQuantizationHolder) and isinstance(call.op.quantizer.grid, IntGrid)
+
+
+def _is_centred(holder: KerasActivationQuantizationHolder) -> bool:
+    """Whether 0 has the middle code."""
+    quantizer = holder.bound.current()
+    grid: Any = quantizer.grid
+    return bool(quantizer.qparams((1,)).zero_point.reshape(()) == (0 if grid.signed else 1 << (grid.bits - 1)))
 
 
 def _same_parameters(one: KerasActivationQuantizationHolder, other: KerasActivationQuantizationHolder) -> bool:
@@ -377,6 +395,10 @@ def _held(calls: list[Call], call: Call, inputs: list[Value]) -> Value:
             else keras.layers.Add
         )
         value = _append(calls, kind(name=names[0]), call, [inputs[0], inputs[3]], lambda t: ((list(t),), {}))
+    elif step == "matmul":
+        value = _append(
+            calls, _matmul(inputs[0], inputs[3], names[0]), call, [inputs[0], inputs[3]], lambda t: (tuple(t), {})
+        )
     elif step == "mean":
         cls = keras.layers.GlobalAveragePooling2D if len(inputs[0].shape) == 4 else keras.layers.GlobalAveragePooling1D
         value = _append(calls, cls(keepdims=attrs["keepdims"], name=names[0]), call, inputs[:1])
@@ -384,3 +406,11 @@ def _held(calls: list[Call], call: Call, inputs: list[Value]) -> Value:
         top = 6.0 if attrs["activation"] == "relu6" else None
         value = _append(calls, keras.layers.ReLU(max_value=top, name=names[-1]), call, [value])
     return _append(calls, call.op.holder, call, [value])
+
+
+def _matmul(a: Value, b: Value, name: str) -> Any:
+    """The operation behind ``keras.ops.matmul``."""
+    tensors = [keras.KerasTensor(value.shape, value.dtype) for value in (a, b)]
+    operation = keras.ops.matmul(*tensors)._keras_history.operation
+    operation.name = name
+    return operation

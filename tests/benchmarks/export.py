@@ -125,7 +125,9 @@ def peers(data: Data) -> None:
                 else onnx_peer(files["float"], data, graph.inputs[0].name)
             )
             sessions = {key: kind.session(content, threads=1) for key, content in files.items()}
-            seconds = interleaved({key: partial(session, [data.x_test[:1]]) for key, session in sessions.items()}, ROUNDS)
+            seconds = interleaved(
+                {key: partial(session, [data.x_test[:1]]) for key, session in sessions.items()}, ROUNDS
+            )
             sizes = {key: len(files["float"]) / len(content) for key, content in files.items()}
             accuracy = {
                 key: np.mean(file_outputs(kind, files[key], data.x_test, 2).argmax(-1) == data.y_test) * 100

@@ -124,8 +124,10 @@ def bias(codes: Any, scale: float) -> Constant:
     return Constant("b", array, np.full(1, scale, np.float32), np.zeros(1, np.int64), 32)
 
 
-def test_the_bias_of_one_call_is_the_files() -> None:
-    np.testing.assert_array_equal(common_bias(np.zeros(2), [bias([3, -4], 0.5)]), np.float32([1.5, -2.0]))
+def test_the_bias_of_one_call_is_the_files_but_where_that_is_the_layers_own_rounded() -> None:
+    given = [bias([3, -4], 0.5)]
+    np.testing.assert_array_equal(common_bias(np.zeros(2), given), np.float32([1.5, -2.0]))
+    np.testing.assert_array_equal(common_bias(np.array([1.4, -2.1]), given), np.float32([1.4, -2.1]))
 
 
 def test_the_bias_of_several_calls_rounds_to_the_codes_of_each() -> None:

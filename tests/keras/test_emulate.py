@@ -81,7 +81,7 @@ def test_float_models_are_refused() -> None:
 def test_models_that_still_train_are_refused() -> None:
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     qat = qi.prepare_qat(model, "w8", progress=False)
-    with pytest.raises(UnsupportedError, match="still trains; do call qi.convert first"):
+    with pytest.raises(UnsupportedError, match=r"still trains; do call qi\.convert first"):
         emulate(qat, np.ones((2, 3), "float32"))
 
 

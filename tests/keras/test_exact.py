@@ -155,7 +155,7 @@ def test_unknown_targets_and_what_cannot_be_exact_are_refused() -> None:
         qi.quantize_model(model, "w8a8", X, exact="reference", progress=False)
     with pytest.raises(ConfigError, match="expected batch_norm='folded' with exact; received batch_norm='trained'"):
         qi.prepare_qat(model, "w8a8", X, exact="litert", batch_norm="trained", progress=False)
-    with pytest.raises(ConfigError, match="expected a method without noise with exact; .* do choose 'lsq' or 'ste'"):
+    with pytest.raises(ConfigError, match=r"expected a method without noise with exact; .* do choose 'lsq' or 'ste'"):
         qi.prepare_qat(model, "w8a8", X, exact="litert", method="noise", progress=False)
 
 
@@ -165,4 +165,31 @@ def test_every_step_is_used_by_the_network() -> None:
     for layer in qmodel.layers:
         if isinstance(layer, ExactGrid):
             used |= {node.arguments.kwargs.get("step", "real") for node in layer._inbound_nodes}
-    assert used == set(STEPS.names())
+    assert used == set(STEPS.names()) - {"matmul"}
+
+
+@pytest.mark.parametrize("target", EXACT_TARGETS)
+def test_attention(target: str) -> None:
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(64, 6, 8)).astype("float32")
+    inputs = keras.Input((6, 8))
+    model = keras.Model(inputs, layers.Dense(3)(layers.MultiHeadAttention(2, 4)(layers.Dense(8)(inputs), inputs)))
+    qmodel, _ = qi.quantize_model(model, "w8a8", x, exact=target, progress=False)
+    steps = [
+        node.arguments.kwargs["step"]
+        for layer in qmodel.layers
+        if isinstance(layer, ExactGrid)
+        for node in layer._inbound_nodes
+    ]
+    assert steps.count("matmul") == 2
+    found, expected = qmodel.predict(x, verbose=0), qi.emulate(qmodel, x, target, progress=False)
+    assert np.count_nonzero(found != expected) <= 0.003 * found.size  # behind the softmax
+
+
+def test_an_activation_within_the_layer() -> None:
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(500, 40)).astype("float32")
+    model = keras.Sequential([keras.Input((40,)), layers.Dense(30, activation="relu"), layers.Dense(20)])
+    qmodel, _ = qi.quantize_model(model, "w8a8", x, exact="litert", progress=False)
+    assert sum(isinstance(layer, ExactSums) for layer in qmodel.layers) == 2
+    np.testing.assert_array_equal(qmodel.predict(x, verbose=0), qi.emulate(qmodel, x, "litert", progress=False))
