@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from qi.export.call_views import view_of
+from qi.exporters.call_views import view_of
 from qi.keras.graph import flatten_model
 
 IMAGE = (8, 8, 4)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from qi.core import IntGrid, QParams
-from qi.export.match_graph import CallView, Matching, match, shaped_like
-from qi.export.vendor import Constant, VendorGraph, VendorNode, VendorTensor
+from qi.exporters.match_graph import CallView, Matching, match, shaped_like
+from qi.exporters.vendor import Constant, VendorGraph, VendorNode, VendorTensor
 
 
 @dataclass(eq=False)
@@ -113,8 +113,8 @@ def test_a_weight_at_another_place_is_parted_again() -> None:
         for i, seed in enumerate(order):
             build("linear", "x t0 t1".split()[i], f"t{i}" if i < 2 else "y", kernel(seed))
     p.match()
-    assert p.partners()["t0"] == "t0"
-    assert "elsewhere" in p.found.reasons[id(p.views["y"].call)] + p.found.reasons.get(id(p.views["t1"].call), "")
+    assert p.partners() == {"t0": "t0", "y": "t1"}  # with one of two that changed places gone, the other's is right
+    assert "elsewhere" in p.found.reasons[id(p.views["t1"].call)]
 
 
 def test_a_weight_like_none_says_so() -> None:
