@@ -17,7 +17,7 @@ from qi.exporters.read_litert import read_litert
 from qi.exporters.read_onnx import read_onnx
 from qi.ir.routing import route
 from qi.keras.emulate import float_graph
-from tests.export.vendor_files import images, onnx_quantized, quiet, small_cnn, tflite
+from tests.exporters.vendor_files import images, onnx_quantized, quiet, small_cnn, tflite
 from tests.keras.models import settle
 from tests.keras.warned import warned
 

@@ -49,8 +49,8 @@ def test_illegal_options_are_refused(options: dict[str, Any], message: str) -> N
         prepared(small(), **{"recipe": "w4a8", "data": np.ones((4, 4), "float32")} | options)
 
 
-def test_exact_is_reserved() -> None:
-    with pytest.raises(UnsupportedError, match=r"expected exact=None, .*received exact='tflite'"):
+def test_exact_names_a_runtime() -> None:
+    with pytest.raises(ConfigError, match=r"expected exact to be None or one of .*received exact='tflite'"):
         prepared(small(), "w4", exact="tflite")
 
 
