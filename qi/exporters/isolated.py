@@ -20,7 +20,7 @@ import qi.errors
 from qi.errors import FileFormatError, InputError, MissingDependencyError, QiError
 from qi.exporters.formats import FORMATS
 
-__all__ = ["run_isolated"]
+__all__ = ["limit_memory", "run_isolated", "run_module"]
 
 _SECONDS = 300
 _BYTES = 8 * 2**30  # of addresses, beside a generous multiple of what is run
@@ -47,16 +47,7 @@ def run_isolated(
     arrays: dict[str, Any] = {f"input_{i}": np.asarray(array) for i, array in enumerate(inputs)}
     words = np.asarray([format, str(threads), *tensors])
     np.savez(buffer, data=np.frombuffer(data, np.uint8), words=words, **arrays)
-    command = [sys.executable, "-m", __name__]
-    root = str(Path(qi.errors.__file__).parents[1])
-    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": paths}
-    try:
-        done = subprocess.run(
-            command, input=buffer.getvalue(), capture_output=True, timeout=_SECONDS, check=False, env=environment
-        )
-    except subprocess.TimeoutExpired as error:
-        raise FileFormatError(f"expected a file that {format} runs; it wasn't done after {_SECONDS} s") from error
+    done = run_module(__name__, buffer.getvalue(), format)
     if done.returncode == 0:
         with np.load(io.BytesIO(done.stdout), allow_pickle=False) as found:
             return {name: found[f"array_{i}"] for i, name in enumerate(found["names"].tolist())}
@@ -68,7 +59,30 @@ def run_isolated(
     raise kinds.get(name, FileFormatError)(text)
 
 
-def _limit_memory(size: int) -> None:
+def run_module(module: str, content: bytes, runtime: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs a module of this very QI in a process of its own.
+
+    Args:
+        module: its name.
+        content: its input.
+        runtime: what runs there, for the error.
+
+    Raises:
+        FileFormatError: it doesn't end.
+    """
+    root = str(Path(qi.errors.__file__).parents[1])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    command = [sys.executable, "-m", module]
+    try:
+        return subprocess.run(
+            command, input=content, capture_output=True, timeout=_SECONDS, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FileFormatError(f"expected a file that {runtime} runs; it wasn't done after {_SECONDS} s") from error
+
+
+def limit_memory(size: int) -> None:
     """Makes too large an allocation an error, where the system can."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
@@ -81,7 +95,7 @@ def _main() -> int:
     with np.load(io.BytesIO(content), allow_pickle=False) as given:
         inputs = [given[f"input_{i}"] for i in range(sum(name.startswith("input_") for name in given.files))]
         data, (format, threads, *tensors) = given["data"].tobytes(), given["words"].tolist()
-    _limit_memory(len(content))
+    limit_memory(len(content))
     try:
         found = FORMATS[format].run(data, inputs, threads=int(threads), tensors=tensors)
     except (QiError, MemoryError) as error:

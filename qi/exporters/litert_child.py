@@ -6,17 +6,15 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from qi.errors import FileFormatError
+from qi.exporters.isolated import limit_memory, run_module
 
 __all__ = ["run_isolated"]
-
-_SECONDS = 600
 
 
 def run_isolated(
@@ -39,11 +37,7 @@ def run_isolated(
     buffer = io.BytesIO()
     how = np.asarray([threads, reference], np.int64)
     np.savez(buffer, data=np.frombuffer(data, np.uint8), numbers=numbers, how=how, **arrays)  # type: ignore[arg-type]
-    command = [sys.executable, "-m", "qi.exporters.litert_child"]
-    try:
-        done = subprocess.run(command, input=buffer.getvalue(), capture_output=True, timeout=_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise FileFormatError(f"expected a file that LiteRT runs; it wasn't done after {_SECONDS} s") from error
+    done = run_module("qi.exporters.litert_child", buffer.getvalue(), "LiteRT")
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise FileFormatError(
@@ -56,7 +50,9 @@ def run_isolated(
 def _main() -> None:
     from qi.exporters.litert import execute
 
-    with np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False) as given:
+    content = sys.stdin.buffer.read()
+    limit_memory(len(content))
+    with np.load(io.BytesIO(content), allow_pickle=False) as given:
         inputs = [given[f"input_{i}"] for i in range(sum(name.startswith("input_") for name in given.files))]
         numbers, (threads, reference) = given["numbers"].tolist(), given["how"].tolist()
         data = given["data"].tobytes()

@@ -11,7 +11,7 @@ import numpy as np
 from qi.core import QParams
 from qi.core.packing import pack
 from qi.errors import UnsupportedError
-from qi.ir.graph import Tensor
+from qi.ir.graph import Tensor, take_name
 from qi.optional import require
 
 __all__ = ["DIGEST", "SIGNATURE", "Draft", "packed", "schema", "sealed", "unsealed"]
@@ -104,12 +104,7 @@ class Draft:
 
     def unique(self, name: str) -> str:
         """The name, or name_1, name_2... if it is taken; taken from now on."""
-        candidate, count = name, 0
-        while candidate in self._names:
-            count += 1
-            candidate = f"{name}_{count}"
-        self._names.add(candidate)
-        return candidate
+        return take_name(name, self._names)
 
     def _activation(self, name: str, shape: Sequence[int | None], dtype: str, qparams: QParams | None) -> int:
         kind = "INT8" if qparams is not None else _type(dtype, name)

@@ -16,7 +16,7 @@ import numpy as np
 
 from qi.errors import ConfigError, UnsupportedError
 from qi.ir.arithmetic import code_range
-from qi.ir.graph import Op, QGraph, Tensor
+from qi.ir.graph import Op, QGraph, Tensor, take_name
 from qi.optional import require
 from qi.registry import Registry
 
@@ -93,12 +93,7 @@ class Builder:
 
     def name(self, hint: str) -> str:
         """The hint, or the first of hint_1, hint_2... that nothing has."""
-        name, count = hint, 0
-        while name in self._names:
-            count += 1
-            name = f"{hint}_{count}"
-        self._names.add(name)
-        return name
+        return take_name(hint, self._names)
 
     def constant(self, array: Any, hint: str = "constant", *, packed: bool = False) -> str:
         """A constant of the file; equal ones are written once.

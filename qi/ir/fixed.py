@@ -30,7 +30,7 @@ def multiplier_of(factor: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def high_product(x: np.ndarray, multiplier: np.ndarray) -> np.ndarray:
-    """``x * multiplier / 2**31``, half away from zero; gemmlowp's SaturatingRoundingDoublingHighMul."""
+    """``x * multiplier / 2**31``, half up; gemmlowp's SaturatingRoundingDoublingHighMul, whose nudge comes to that for either sign."""
     product = x * multiplier
     nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     return np.asarray(np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31)))

@@ -19,7 +19,7 @@ _HALF = np.float32(0.5)
 
 
 def rounded_product(sums: Array, factor: Array) -> Array:
-    """``rint(float32(sums) * factor)``, half to even: convolutions, products, means of LiteRT (XNNPACK) and ONNX Runtime.
+    """``rint(float32(sums) * factor)``, half to even: convolutions and products of LiteRT (XNNPACK) and ONNX Runtime.
 
     Args:
         sums: integers, exact in their type.

@@ -16,7 +16,17 @@ from qi.core import IntGrid, QParams
 from qi.errors import ConfigError
 from qi.typing import Json
 
-__all__ = ["Op", "QGraph", "Tensor"]
+__all__ = ["Op", "QGraph", "Tensor", "take_name"]
+
+
+def take_name(name: str, taken: set[str]) -> str:
+    """The name, or the first of name_1, name_2... that isn't taken; taken from now on."""
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
 
 
 @dataclass(eq=False)
@@ -215,12 +225,7 @@ class QGraph:
 
     def unique(self, name: str) -> str:
         """The name, or the first of name_1, name_2... that no tensor has."""
-        taken = {tensor.name for tensor in self.tensors()}
-        candidate, count = name, 0
-        while candidate in taken:
-            count += 1
-            candidate = f"{name}_{count}"
-        return candidate
+        return take_name(name, {tensor.name for tensor in self.tensors()})
 
     def __str__(self) -> str:
         lines = [f"QGraph {self.name}" + (f" for {self.target}" if self.target else "")]

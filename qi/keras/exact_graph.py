@@ -11,6 +11,7 @@ import numpy as np
 
 from qi.core import IntGrid
 from qi.errors import ConfigError, UnsupportedError
+from qi.ir.graph import take_name
 from qi.ir.kinds import KINDS
 from qi.keras.exact import EXACT_TARGETS, ExactDecode, ExactGrid, ExactPool, ExactSums
 from qi.keras.fold import activation_name
@@ -281,12 +282,7 @@ class _Writer:
 
     def name(self, wanted: str) -> str:
         """A name that no layer has."""
-        candidate, count = wanted, 0
-        while candidate in self._names:
-            count += 1
-            candidate = f"{wanted}_{count}"
-        self._names.add(candidate)
-        return candidate
+        return take_name(wanted, self._names)
 
 
 def _is_held(call: Call) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from qi.core import PerChannel, PerGroup, QParams, QTensor
 from qi.errors import UnsupportedError
-from qi.ir.graph import Op, QGraph, Tensor
+from qi.ir.graph import Op, QGraph, Tensor, take_name
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call
 from qi.keras.variables import to_numpy, weights_of
@@ -125,13 +125,7 @@ class Site:
 
     def name(self, suffix: str = "") -> str:
         """A name for a tensor that nothing else has: that of the call's site, with a suffix."""
-        base = f"{self.call.site}/{suffix}" if suffix else self.call.site
-        name, count = base, 0
-        while name in self._names:
-            count += 1
-            name = f"{base}_{count}"
-        self._names.add(name)
-        return name
+        return take_name(f"{self.call.site}/{suffix}" if suffix else self.call.site, self._names)
 
     def emit(
         self, kind: str, inputs: list[Tensor], gives: Any = None, /, *, suffix: str = "", dtype: str = "", **attrs: Any

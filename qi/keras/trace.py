@@ -6,12 +6,12 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 import keras
 
 from qi.errors import InputError, QiError, UnsupportedError
+from qi.ir.graph import take_name
 
 __all__ = ["same_in_training", "trace_model"]
 
@@ -64,14 +64,7 @@ def _number(functional: keras.Model) -> None:
     for operation in functional.operations:
         if isinstance(operation, layers):
             continue
-        base = _COUNT.sub("", operation.name)
-        operation.name = next(name for name in _numbered(base) if name not in taken)
-        taken.add(operation.name)
-
-
-def _numbered(base: str) -> Iterator[str]:
-    yield base
-    yield from (f"{base}_{i}" for i in count(1))
+        operation.name = take_name(_COUNT.sub("", operation.name), taken)
 
 
 def _input_shapes(model: keras.Model) -> Any:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from qi.errors import FileFormatError
-from qi.exporters import litert
+from qi.exporters import isolated, litert
 from qi.exporters.litert_check import check
 from qi.exporters.litert_file import packed, schema
 from qi.ir.routing import route
@@ -36,3 +40,17 @@ def test_one_that_ends_the_process_is_an_error() -> None:
         operator.inputs = [-1] * len(operator.inputs)
     with pytest.raises(FileFormatError, match="ended with"):
         litert.run(packed(model, 10_000), [X])
+
+
+def test_the_process_gets_this_very_qi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been found through sys.path, which no other process knows of."""
+    given: list[str] = []
+    run = isolated.subprocess.run
+
+    def watched(command: list[str], **options: Any) -> Any:
+        given.extend(options["env"]["PYTHONPATH"].split(os.pathsep))
+        return run(command, **options)
+
+    monkeypatch.setattr(isolated.subprocess, "run", watched)
+    litert.run(foreign(), [X])
+    assert str(Path(isolated.__file__).parents[2]) in given
