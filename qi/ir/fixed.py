@@ -30,7 +30,7 @@ def multiplier_of(factor: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def high_product(x: np.ndarray, multiplier: np.ndarray) -> np.ndarray:
-    """``x * multiplier / 2**31``, half up; gemmlowp's SaturatingRoundingDoublingHighMul, whose nudge comes to that for either sign."""
+    """``x * multiplier / 2**31``, half up; gemmlowp's SaturatingRoundingDoublingHighMul: its nudge comes to that."""
     product = x * multiplier
     nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     return np.asarray(np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31)))
@@ -44,14 +44,14 @@ def shifted_right(x: np.ndarray, by: np.ndarray | int) -> np.ndarray:
 
 
 def multiplied_twice(x: np.ndarray, factor: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """The product of x and a factor of `multiplier_of`, rounded half away from zero, and once more at the shift."""
+    """The product of x and a factor of `multiplier_of`, rounded half up, and once more at the shift, half away from zero."""
     multiplier, exponent = factor
     left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
     return shifted_right(high_product(np.clip(x << left, _LEAST, _MOST), multiplier), right)
 
 
 def multiplied_up(x: np.ndarray, factor: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """As `multiplied_twice`, but half up both times."""
+    """As `multiplied_twice`, but half up at the shift too."""
     multiplier, exponent = factor
     left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
     product = (np.clip(x << left, _LEAST, _MOST) * multiplier + (1 << 30)) >> 31
