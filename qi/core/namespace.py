@@ -18,7 +18,7 @@ import numpy as np
 from qi.errors import InputError
 from qi.typing import Array, Shape
 
-__all__ = ["NUMPY", "ArrayNamespace", "namespace_of"]
+__all__ = ["NUMPY", "ArrayNamespace", "namespace_of", "numpy_dtype"]
 
 
 # Same name and meaning everywhere.
@@ -82,7 +82,7 @@ class _Numpy:
     @staticmethod
     def cast(x: np.ndarray, dtype: str) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(x).astype(_numpy_dtype(dtype), copy=False)
+            return np.asarray(x).astype(numpy_dtype(dtype), copy=False)
 
     @staticmethod
     def dtype(x: np.ndarray) -> str:
@@ -112,7 +112,8 @@ class _Numpy:
             return np.asarray(function(*args)[0])
 
 
-def _numpy_dtype(name: str) -> np.dtype:
+def numpy_dtype(name: str) -> np.dtype:
+    """The numpy dtype of a name, those of ml_dtypes among them."""
     try:
         return np.dtype(name)
     except TypeError:

@@ -10,13 +10,17 @@ codes ``c0, c1`` make the byte ``c0 | c1 << 4`` (low nibble first, as LiteRT and
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
+from qi.core.tiles import boxes
 from qi.errors import InputError
 from qi.typing import Shape
 
-__all__ = ["pack", "packed_nbytes", "unpack"]
+__all__ = ["Packer", "pack", "packed_nbytes", "unpack"]
+
+_PIECE = 1 << 14  # codes at a time, which is all the memory taken beside the result
 
 
 def _check(bits: int) -> None:
@@ -57,26 +61,136 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
         [241, 7]
     """
     _check(bits)
-    flat = np.asarray(codes).ravel()
-    if flat.dtype.kind not in "iu":
-        raise InputError(f"expected integer codes; received dtype={flat.dtype}")
-    if flat.size and (int(flat.min()) < -(2 ** (bits - 1)) or int(flat.max()) >= 2**bits):
-        raise InputError(f"expected codes that fit {bits} bits; received {flat.min()} to {flat.max()}")
-    if flat.size and int(flat.min()) < 0 and int(flat.max()) >= 2 ** (bits - 1):
-        raise InputError(
-            f"expected codes all signed or all unsigned; received {flat.min()} to {flat.max()} for {bits} bits"
-        )
-    used = packed_nbytes(flat.size, bits)
+    codes = np.asarray(codes)
+    if codes.dtype.kind not in "iu":
+        raise InputError(f"expected integer codes; received dtype={codes.dtype}")
+    least, greatest = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    if least < -(2 ** (bits - 1)) or greatest >= 2**bits:
+        raise InputError(f"expected codes that fit {bits} bits; received {least} to {greatest}")
+    if least < 0 and greatest >= 2 ** (bits - 1):
+        raise InputError(f"expected codes all signed or all unsigned; received {least} to {greatest} for {bits} bits")
+    packer = Packer(bits, np.empty(packed_nbytes(codes.size, bits), np.uint8))
+    for piece in _pieces(codes):
+        packer.add(piece)
+    return packer.finish()
+
+
+def _pieces(codes: np.ndarray) -> Iterator[np.ndarray]:
+    """The codes in C order, piece by piece."""
+    if codes.flags.c_contiguous:
+        codes = codes.reshape(-1)
+    for box in boxes(codes.shape, _PIECE, (1,) * codes.ndim):
+        yield codes[box].ravel()
+
+
+class Packer:
+    """Packs codes that come piece by piece, in the layout of this module.
+
+    Args:
+        bits: 1 to 16.
+        out: uint8 array for all bytes.
+
+    Example:
+        >>> packer = Packer(4, np.empty(2, np.uint8))
+        >>> packer.add(np.array([1], np.int8))
+        >>> packer.add(np.array([-1, 7], np.int8))
+        >>> packer.finish().tolist()
+        [241, 7]
+    """
+
+    def __init__(self, bits: int, out: np.ndarray) -> None:
+        _check(bits)
+        self._bits, self._out, self._done = bits, out, 0
+        self._kept: np.ndarray = np.empty(0, np.uint16)
+
+    def add(self, codes: np.ndarray) -> None:
+        """Takes the next codes, a one-dimensional array of integers that fit."""
+        if self._kept.size:  # eight codes end with a byte
+            missing = 8 - self._kept.size
+            self._kept = np.concatenate([self._kept, codes[:missing].astype(np.uint16)])
+            if self._kept.size < 8:
+                return
+            self._write(self._kept)
+            codes = codes[missing:]
+        whole = codes.size - codes.size % 8
+        for start in range(0, whole, _PIECE):
+            self._write(codes[start : min(start + _PIECE, whole)])
+        self._kept = codes[whole:].astype(np.uint16)
+
+    def _write(self, codes: np.ndarray) -> None:
+        count = codes.size // 8 * self._bits
+        self._out[self._done : self._done + count] = _join(codes, self._bits)
+        self._done += count
+
+    def finish(self) -> np.ndarray:
+        """All bytes."""
+        rest = self._out.size - self._done
+        if rest:
+            last = np.zeros(8, np.uint16)
+            last[: self._kept.size] = self._kept
+            self._out[self._done :] = _join(last, self._bits)[:rest]
+        return self._out
+
+
+def _join(codes: np.ndarray, bits: int) -> np.ndarray:
+    """The bytes of a multiple of eight codes."""
+    if bits == 16:
+        return codes.astype("<u2").view(np.uint8)
     if bits > 8:
-        pairs = flat.astype(np.int64).astype("<u2").view(np.uint8).reshape(-1, 2)
-        stream = np.unpackbits(pairs, axis=1, bitorder="little")[:, :bits]
-        return np.packbits(stream.ravel(), bitorder="little")
+        pairs = codes.astype("<u2").view(np.uint8).reshape(-1, 2)
+        return np.packbits(np.unpackbits(pairs, axis=1, bitorder="little")[:, :bits].ravel(), bitorder="little")
+    small = codes.astype(np.uint8)
+    if bits == 8:
+        return small
+    small &= np.uint8(2**bits - 1)
+    if bits == 1:
+        return np.packbits(small, bitorder="little")
+    if bits == 2:
+        fours = small.view("<u4")  # 000000dd 000000cc 000000bb 000000aa
+        fours |= fours >> np.uint32(6)
+        fours |= fours >> np.uint32(12)
+        return fours.astype(np.uint8)
+    if bits == 4:
+        pairs = small.view("<u2")
+        pairs |= pairs >> np.uint16(4)
+        return pairs.astype(np.uint8)
     # Eight codes make exactly `bits` bytes: join them in a 64-bit word and keep its low bytes.
-    words = np.zeros((-(-flat.size // 8), 8), np.uint64)
-    words.ravel()[: flat.size] = flat.astype(np.int64).astype(np.uint64) & np.uint64(2**bits - 1)
-    joined = np.bitwise_or.reduce(words << _shifts(bits), axis=1).astype("<u8")
-    stored: np.ndarray = joined.view(np.uint8).reshape(-1, 8)[:, :bits].ravel()[:used]
-    return stored
+    joined = np.bitwise_or.reduce(small.reshape(-1, 8).astype(np.uint64) << _shifts(bits), axis=1).astype("<u8")
+    return joined.view(np.uint8).reshape(-1, 8)[:, :bits].ravel()
+
+
+def _separate(data: np.ndarray, bits: int) -> np.ndarray:
+    """The codes, without sign, of `bits` bytes for each eight: the inverse of `_join`."""
+    if bits == 16:
+        return data.view("<u2").astype(np.uint16)
+    if bits > 8:
+        single = np.unpackbits(data, bitorder="little").reshape(-1, bits)
+        return np.packbits(_widened(single), bitorder="little").view("<u2").astype(np.uint16)
+    if bits == 8:
+        return data
+    if bits == 1:
+        return np.unpackbits(data, bitorder="little")
+    if bits == 2:
+        fours = data.astype("<u4")
+        fours |= fours << np.uint32(12)
+        fours |= fours << np.uint32(6)
+        fours &= np.uint32(0x03030303)
+        return fours.view(np.uint8)
+    if bits == 4:
+        pairs = data.astype("<u2")
+        pairs |= pairs << np.uint16(4)
+        pairs &= np.uint16(0x0F0F)
+        return pairs.view(np.uint8)
+    words = np.zeros((data.size // bits, 8), np.uint8)
+    words[:, :bits] = data.reshape(-1, bits)
+    spread = (words.view("<u8") >> _shifts(bits)).astype(np.uint8)
+    return (spread & np.uint8(2**bits - 1)).ravel()
+
+
+def _widened(single: np.ndarray) -> np.ndarray:
+    wide = np.zeros((len(single), 16), np.uint8)
+    wide[:, : single.shape[1]] = single
+    return wide
 
 
 def unpack(data: np.ndarray, bits: int, shape: Shape, *, signed: bool) -> np.ndarray:
@@ -108,17 +222,24 @@ def unpack(data: np.ndarray, bits: int, shape: Shape, *, signed: bool) -> np.nda
             f"expected {packed_nbytes(count, bits)} bytes for {count} codes of {bits} bits; "
             f"received {data.size} of dtype {data.dtype}, shape {data.shape}"
         )
-    stream = np.zeros(-(-count // 8) * bits, np.uint8)
-    stream[: data.size] = data
-    if bits <= 8:
-        words = np.zeros((stream.size // bits, 8), np.uint8)
-        words[:, :bits] = stream.reshape(-1, bits)
-        codes = (words.view("<u8") >> _shifts(bits)).ravel()[:count] & np.uint64(2**bits - 1)
-    else:
-        single = np.unpackbits(stream, bitorder="little").reshape(-1, bits)[:count]
-        codes = single.astype(np.uint64) @ (np.uint64(1) << np.arange(bits, dtype=np.uint64))
-    wide = codes.astype(np.int64).reshape(shape)
-    if signed:
-        wide -= (wide >= 2 ** (bits - 1)).astype(np.int64) << bits
-    narrow: np.ndarray = wide.astype(f"{'' if signed else 'u'}int{8 if bits <= 8 else 16}")
-    return narrow
+    kind = np.dtype("uint8" if bits <= 8 else "uint16")
+    codes = np.empty(count, kind)
+    whole = count - count % 8
+    for start in range(0, whole, _PIECE):
+        end = min(start + _PIECE, whole)
+        codes[start:end] = _separate(data[start * bits // 8 : end * bits // 8], bits)
+        _sign(codes[start:end], bits, signed)
+    if whole < count:
+        last = np.zeros(bits, np.uint8)
+        last[: data.size - whole * bits // 8] = data[whole * bits // 8 :]
+        codes[whole:] = _separate(last, bits)[: count - whole]
+        _sign(codes[whole:], bits, signed)
+    return codes.view(f"int{kind.itemsize * 8}" if signed else kind).reshape(shape)
+
+
+def _sign(codes: np.ndarray, bits: int, signed: bool) -> None:
+    """Extends the sign bit, in place: two's complement of `bits` bits to that of the whole integer."""
+    if signed and bits not in (8, 16):
+        sign = codes.dtype.type(2 ** (bits - 1))
+        np.bitwise_xor(codes, sign, out=codes)
+        np.subtract(codes, sign, out=codes)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import FrozenInstanceError, dataclass, field
+from typing import Any, Self
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from qi.core import affine
 from qi.core.granularity import Granularity, PerTensor
 from qi.core.grid import Grid, IntGrid
 from qi.core.namespace import NUMPY, namespace_of
-from qi.core.packing import packed_nbytes
+from qi.core.packing import pack, unpack
 from qi.errors import ConfigError, InputError
 from qi.typing import Array, Shape
 
@@ -35,6 +36,7 @@ class QParams:
         zero_point: integer codes within the grid, shaped like scale or a scalar.
         grid: which codes exist.
         granularity: which elements share a scale.
+        config: what asked for them, where something did; not part of what they are.
 
     Raises:
         ConfigError: a scale is zero, negative, subnormal or not finite; a zero point is fractional or off the
@@ -50,6 +52,7 @@ class QParams:
     zero_point: np.ndarray
     grid: Grid
     granularity: Granularity = field(default_factory=PerTensor)
+    config: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):
@@ -115,12 +118,11 @@ class QParams:
         return affine.fake_quantize(x, scale, zero_point, self.grid)
 
 
-@dataclass(frozen=True, eq=False)
 class QTensor:
-    """Codes and the parameters that made them: immutable, shape-checked.
+    """Codes and the parameters that made them: immutable, shape-checked, and packed where codes have few bits.
 
-    Attributes:
-        codes: integer numpy array in ``qparams.grid.storage_dtype``; read-only.
+    Args:
+        codes: integer array.
         qparams: how to read the codes.
         dtype: float dtype that `dequantize` gives.
         nan_count: NaN inputs that were stored as the zero-point code.
@@ -128,28 +130,86 @@ class QTensor:
     Raises:
         ConfigError: codes off the grid or of a wrong dtype.
         InputError: the parameters don't fit the shape.
+
+    Example:
+        >>> tensor = QTensor(np.int8([1, -2, 7]), QParams(0.5, 0, IntGrid(4)))
+        >>> tensor.dequantize().tolist(), tensor.data_nbytes, tensor.nbytes
+        ([0.5, -1.0, 3.5], 2, 6)
     """
 
-    codes: np.ndarray
-    qparams: QParams
-    dtype: str = "float32"
-    nan_count: int = 0
+    __slots__ = ("_shape", "_stored", "dtype", "nan_count", "qparams")
 
-    def __post_init__(self) -> None:
-        raw = np.asarray(self.codes)
-        grid = self.qparams.grid
+    qparams: QParams
+    dtype: str
+    nan_count: int
+    _shape: Shape
+    _stored: np.ndarray
+
+    def __init__(self, codes: Array, qparams: QParams, dtype: str = "float32", nan_count: int = 0) -> None:
+        raw = np.asarray(codes)
+        grid = qparams.grid
         lowest, highest = (grid.qmin, grid.qmax) if isinstance(grid, IntGrid) else (0, grid.levels - 1)
         if raw.dtype.kind not in "iu":
             raise ConfigError(f"expected integer codes from {lowest} to {highest}; received dtype={raw.dtype}")
         if raw.size and (raw.min() < lowest or raw.max() > highest):
             raise ConfigError(f"expected codes from {lowest} to {highest}; received {raw.min()} to {raw.max()}")
-        self.qparams.check_shape(raw.shape)
-        object.__setattr__(self, "codes", _owned(raw, grid.storage_dtype.name))
+        qparams.check_shape(raw.shape)
+        self._keep(_owned(raw, grid.storage_dtype.name), qparams, dtype, nan_count)
+
+    @classmethod
+    def of(cls, codes: np.ndarray, qparams: QParams, dtype: str = "float32", nan_count: int = 0) -> Self:
+        """Codes that `quantize` just made with these parameters: nothing is checked, nor copied where it needn't be."""
+        tensor = cls.__new__(cls)
+        codes.flags.writeable = False
+        tensor._keep(codes, qparams, dtype, nan_count)
+        return tensor
+
+    def _keep(self, codes: np.ndarray, qparams: QParams, dtype: str, nan_count: int) -> None:
+        fields = {"qparams": qparams, "dtype": dtype, "nan_count": nan_count, "_shape": codes.shape}
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        stored = codes
+        if self.bits != 8 * codes.itemsize:
+            stored = pack(codes, self.bits)
+            stored.flags.writeable = False
+        object.__setattr__(self, "_stored", stored)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"expected a QTensor to stay as it is; received {name}={value!r}")
+
+    __delattr__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"QTensor(shape={self.shape}, bits={self.bits}, scales={self.qparams.scale.size}, nbytes={self.nbytes})"
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.codes, self.qparams, self.dtype, self.nan_count)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The codes in ``qparams.grid.storage_dtype``, read-only; unpacked at each access where they are packed."""
+        grid = self.qparams.grid
+        if self.bits == 8 * grid.storage_dtype.itemsize:
+            return self._stored
+        codes = unpack(self._stored, self.bits, self._shape, signed=isinstance(grid, IntGrid) and grid.signed)
+        codes = codes.astype(grid.storage_dtype, copy=False)
+        codes.flags.writeable = False
+        return codes
+
+    @property
+    def data(self) -> np.ndarray:
+        """Another name of `codes`."""
+        return self.codes
+
+    @property
+    def params(self) -> QParams:
+        """Another name of `qparams`."""
+        return self.qparams
 
     @property
     def shape(self) -> Shape:
         """Shape of the tensor."""
-        return self.codes.shape
+        return self._shape
 
     @property
     def bits(self) -> int:
@@ -158,10 +218,20 @@ class QTensor:
         return grid.bits if isinstance(grid, IntGrid) else grid.index_bits
 
     @property
+    def data_nbytes(self) -> int:
+        """Bytes of the codes, as they are held in memory and in files."""
+        return int(self._stored.nbytes)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes when stored: packed codes, scales, and zero points where any is not 0."""
+        """Bytes of it all: codes, scales, and zero points where any is not 0."""
         params = self.qparams.scale.nbytes + (self.qparams.zero_point.nbytes if self.qparams.zero_point.any() else 0)
-        return packed_nbytes(self.codes.size, self.bits) + params
+        return self.data_nbytes + params
+
+    @property
+    def compression_ratio(self) -> float:
+        """Bytes of the tensor in float32 over `nbytes`."""
+        return 4 * math.prod(self._shape) / self.nbytes
 
     def dequantize(self) -> np.ndarray:
         """The real numbers that the codes stand for."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from qi.errors import ConfigError
 
@@ -19,7 +20,8 @@ class Slot:
     """One quantizable weight.
 
     Args:
-        path: attribute path relative to the layer, such as "kernel" or "query/kernel".
+        path: attribute path relative to the layer, such as "kernel" or "query/kernel"; "*" stands for the name of a sub-layer
+            that its user chose, as in "*/lstm_cell/kernel".
         channel_axis: axis of the channels.
         input_axis: axis along which groups run; None where groups make no sense.
     """
@@ -38,7 +40,7 @@ class LayerPolicy:
 
     def slot(self, path: str) -> Slot | None:
         """The slot at `path`, if the policy names it."""
-        return next((slot for slot in self.slots if slot.path == path), None)
+        return next((slot for slot in self.slots if fnmatchcase(path, slot.path)), None)
 
 
 _POLICIES: dict[str, LayerPolicy] = {}
@@ -92,3 +94,8 @@ register_policy("EinsumDense", [Slot("kernel", input_axis=0)])
 # One scale a row, as look-up kernels read rows.
 register_policy("Embedding", [Slot("embeddings", channel_axis=0, input_axis=1)])
 register_policy("ReversibleEmbedding", [Slot("embeddings", channel_axis=0, input_axis=1)])
+# The kernels of all gates side by side, for inputs and for states.
+_RECURRENT = [f"{cell}_cell/{kernel}" for cell in ("lstm", "gru", "simple_rnn") for kernel in ("kernel", "recurrent_kernel")]
+for _name, _first in (("LSTM", 0), ("GRU", 2), ("SimpleRNN", 4)):
+    register_policy(_name, [Slot(_path) for _path in _RECURRENT[_first : _first + 2]])
+register_policy("Bidirectional", [Slot(f"*/{_path}") for _path in _RECURRENT])

@@ -36,6 +36,7 @@ _KINDS = {
         "softmax": "Softmax BandSoftmax",
         "sigmoid": "Sigmoid",
         "tanh": "Tanh",
+        "norm": "LayerNormalization",
         "gelu": "Gelu",
         "hard_swish": "HardSilu",
         "resize": "UpSampling1D UpSampling2D UpSampling3D Resizing",
@@ -68,13 +69,15 @@ def view_of(call: Any) -> CallView:
     policy, kind = layer_policy(call.op), call.builtin_kind
     if policy is not None and hasattr(call.op, "weights"):
         slot, values = policy.slots[0], weight_values(call.op)
-        if slot.path in values:
+        if slot.path in values and "/" not in slot.path:  # a part of the layer multiplies with the others
             axes = (slot.channel_axis, -1) if "Depthwise" in policy.layer_type else (slot.channel_axis,)
             name = "embedding" if slot.path == "embeddings" else "linear"
             bias = values["bias"].astype(np.float32) if "bias" in values else None
             return CallView(call, name, slot.path, values[slot.path].astype(np.float32), axes, bias)
     if kind == "Activation":
         return CallView(call, _FUNCTIONS.get(activation_name(call.op), ""))
+    if kind == "Rescaling":
+        return CallView(call, "" if np.any(call.op.offset) else "mul")
     if kind == "ReLU" and call.op.negative_slope:
         return CallView(call, "leaky_relu")
     if kind in _MOVES and len(call.inputs) == 1:

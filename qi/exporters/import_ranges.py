@@ -14,9 +14,10 @@ from qi.core import IntGrid, QParams
 from qi.errors import ConfigError, InputError, QuantizationWarning, StrictError
 from qi.exporters.call_views import view_of
 from qi.exporters.formats import format_of
-from qi.exporters.match_graph import CallView, Matching, match, shaped_like
+from qi.exporters.match_graph import CallView, Matching, match, parts_of, shaped_like
+from qi.exporters.match_parts import split_gains, split_swish
 from qi.exporters.match_weights import common_bias, weight_quantizer
-from qi.exporters.vendor import Constant, VendorGraph
+from qi.exporters.vendor import Constant, VendorGraph, VendorTensor
 from qi.files import read_limited
 from qi.ledger import QuantizationReport
 from qi.quantizers import ActivationUniformInferableQuantizer, BaseInferableQuantizer
@@ -164,9 +165,11 @@ class _Import:
         from qi.keras.weights import has_policy
 
         split_activations(graph, has_policy, fused=("linear",))
+        split_swish(graph, self.file)
+        self._match(graph)
+        if split_gains(graph, self._views, self._found, self.file):
+            self._match(graph)
         usual = plan_activations(graph, book)
-        self._views = [view_of(call) for call in graph.calls]
-        self._found = match(self._views, self.file, graph.flat_inputs(), graph.flat_outputs())
         self._count()
         self._tell_left()
         plan = ActivationPlan()
@@ -177,6 +180,10 @@ class _Import:
             for value in view.call.outputs:
                 self._decide(value, (view, taken), plan, usual)
         return plan
+
+    def _match(self, graph: Any) -> None:
+        self._views = [view_of(call) for call in graph.calls]
+        self._found = match(self._views, self.file, graph.flat_inputs(), graph.flat_outputs())
 
     def _count(self) -> None:
         matched = {id(node) for node in self._found.nodes.values()}
@@ -189,15 +196,37 @@ class _Import:
             )
 
     def _tell_left(self) -> None:
-        """Operations on codes that the model doesn't have: LayerNormalization in parts, say."""
-        left = [n for n in self._found.left if n.weight is None and any(t.qparams is not None for t in n.outputs)]
-        left = [n for n in left if {self.file.stated(t) for t in n.inputs} != {t.qparams for t in n.outputs}]
-        if left:
-            kinds = ", ".join(sorted({n.kind for n in left}))
+        """What the file does and the model doesn't, by layer: LayerNormalization in parts, say."""
+        left = [n for n in self._found.left if n.weight is None and any(map(self._rounded, n.outputs))]
+        left = [n for n in left if {self.file.stated(t) for t in n.inputs} != set(map(self._rounded, n.outputs))]
+        parts = parts_of(self._views, self._found, self.file)
+        where: dict[str, set[str]] = {}
+        for node in left:
+            where.setdefault(parts.get(id(node), ""), set()).add(node.kind)
+        for path, kinds in where.items():
+            layer = f"layer {path!r}, which the file takes apart" if path else "no layer of the model"
             self.told.append(
-                f"{len(left)} operations of the file ({kinds}) are within layers of the model, or not in it: they aren't "
-                "imported, and the file may answer otherwise"
+                f"operations of the file ({', '.join(sorted(kinds))}) belong to {layer}: their codes aren't imported, and the "
+                "model may answer otherwise"
             )
+        if dynamic := self._paths("dynamic"):
+            self.told.append(
+                f"the file rounds to codes what {len(dynamic)} layers take ({', '.join(dynamic)}), row by row as it comes, which "
+                "only the runtime does: the model may answer otherwise"
+            )
+        if plain := self._paths("plain"):
+            self.told.append(
+                f"the file makes real numbers of the weights of {len(plain)} layers ({', '.join(plain)}) and rounds nothing else: "
+                "do emulate and export the model with dynamic=False"
+            )
+
+    def _paths(self, flag: str) -> list[str]:
+        """The calls whose operations in the file have a flag."""
+        nodes = self._found.nodes
+        return [repr(v.call.path) for v in self._views if id(v.call) in nodes and getattr(nodes[id(v.call)], flag)]
+
+    def _rounded(self, tensor: VendorTensor) -> QParams | None:
+        return self.file.settled(tensor)
 
     def _decide(self, value: Any, given: tuple[CallView, list[QParams | None]] | None, plan: Any, usual: Any) -> None:
         """What becomes of a value: a scale of its own, that of an input, or none."""
@@ -280,6 +309,7 @@ class _Import:
         types = {id(call): describe(call) for call in graph.calls}
         before = Graph(graph.name, graph.inputs, graph.outputs, list(graph.calls))
         chosen, reasons = self._weights(graph)
+        self._assign_norms()
 
         def wrap(layer: Any, quantizers: Any) -> Any:
             del quantizers  # the recipe's
@@ -291,8 +321,8 @@ class _Import:
 
         if self._parted:
             self.told.append(
-                f"the file rounds to codes before it adds the bias of {len(self._parted)} layers ({self._parted[0]!r}...), "
-                "which no layer does: results may differ"
+                f"the file rounds to codes before it adds the bias of {len(self._parted)} layers "
+                f"({', '.join(map(repr, self._parted))}), which no layer does: results may differ"
             )
         weights = wrap_layers(graph, ready.book, ready.kept, reasons | ready.notes, types, wrap)
         insert_holders(graph, ready.plan, self._quantizers)
@@ -356,6 +386,19 @@ class _Import:
         if any(node is not None and node.parted for node in nodes):
             self._parted.append(call.path)
         return {view.path: quantizer}, values
+
+    def _assign_norms(self) -> None:
+        """Gives normalizations the factors and shifts that the file rounded."""
+        from qi.keras.variables import weights_of
+
+        for view in self._views:
+            node = self._found.nodes.get(id(view.call))
+            if view.kind != "norm" or node is None:
+                continue
+            variables = weights_of(view.call.op)
+            for path, constant in zip(("gamma", "beta"), node.constants, strict=False):
+                if constant.quantized and path in variables and constant.data.size == int(np.prod(variables[path].shape)):
+                    variables[path].assign(constant.real().reshape(tuple(variables[path].shape)))
 
     def _insert_edges(self, graph: Any) -> None:
         """Quantizers for what a single call takes in another scale than the value has."""

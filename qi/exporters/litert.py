@@ -12,7 +12,8 @@ import numpy as np
 
 import qi.exporters.litert_elementwise
 import qi.exporters.litert_linear
-import qi.exporters.litert_moves  # noqa: F401 - the modules register what they write
+import qi.exporters.litert_moves
+import qi.exporters.litert_recurrent  # noqa: F401 - the modules register what they write
 from qi.core import IntGrid
 from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
 from qi.exporters.litert_check import check, with_outputs

@@ -109,6 +109,25 @@ def _softmax(draft: Draft, op: Op) -> None:
     draft.operator("TRANSPOSE", [y, back], [draft.tensor(op.y)], version, how)
 
 
+@writer("softmax_of_codes")
+def _softmax_of_codes(draft: Draft, op: Op) -> None:
+    """The steps of `qi.ir.softmax`, one operator each."""
+    steps, axis, x = _Steps(draft, op), op.attrs["axis"], draft.tensor(op.x)
+    axes, shape = draft.numbers(f"{op.y.name}/axes", [axis]), [*op.y.shape]
+    shape[axis] = 1
+
+    def small(code: str, options: str, *inputs: int, **fields: object) -> int:
+        y = draft.real(f"{op.y.name}/{code.lower()}", shape)
+        draft.operator(code, inputs, [y], 1, draft.options(options, **fields))
+        return y
+
+    top = small("REDUCE_MAX", "ReducerOptions", x, axes, keepDims=True)
+    top = small("SUB", "SubOptions", top, steps.number(op.attrs["shift"]))
+    e = steps.do("ROUND", steps.do("EXP", steps.binary("SUB", x, top)))
+    total = small("SUM", "ReducerOptions", e, axes, keepDims=True)
+    steps.binary("DIV", e, total, last=True)
+
+
 @writer("mean")
 def _mean(draft: Draft, op: Op) -> None:
     _reduce(draft, op, "MEAN")

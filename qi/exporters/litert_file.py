@@ -81,6 +81,12 @@ class Draft:
         """A further activation of real numbers."""
         return self._activation(self.unique(name), shape, "float32", None)
 
+    def state(self, name: str, shape: Sequence[int]) -> int:
+        """A further tensor of real numbers that the runtime keeps from one run to the next; zeros at first."""
+        number = self.real(name, shape)
+        self._tensors[number].isVariable = True
+        return number
+
     def constant(
         self, name: str, data: np.ndarray, qparams: QParams | None = None, *, axis: int = 0, bits: int = 8
     ) -> int:

@@ -15,7 +15,7 @@ from qi.ir.dynamic import KIND as DYNAMIC
 from qi.ir.graph import Op, Tensor
 from qi.ir.litert import weight_bits
 
-__all__: list[str] = []
+__all__ = ["weight"]
 
 # The axes of our weights in LiteRT's order, and the one of its channels there.
 _LAYOUTS = {
@@ -27,7 +27,7 @@ _LAYOUTS = {
 }
 
 
-def _weight(draft: Draft, op: Op) -> int:
+def weight(draft: Draft, op: Op) -> int:
     """The weights' constant: packed where there are kernels for that, and real numbers where the operation is in those."""
     w = op.inputs[1]
     if w.data is None:
@@ -114,7 +114,7 @@ def _conv2d(draft: Draft, op: Op) -> None:
     w = op.inputs[1]
     x, how = window(draft, op, (w.shape[0], w.shape[1]))  # type: ignore[arg-type]
     options = draft.options("Conv2DOptions", padding=how, fusedActivationFunction=activation(draft, op), **_steps(op))
-    inputs = [x, _weight(draft, op), _bias(draft, op)]
+    inputs = [x, weight(draft, op), _bias(draft, op)]
     draft.operator("CONV_2D", inputs, [draft.tensor(op.y)], _version(op), options)
 
 
@@ -134,7 +134,7 @@ def _depthwise_conv2d(draft: Draft, op: Op) -> None:
         fusedActivationFunction=activation(draft, op),
         **_steps(op),
     )
-    inputs = [x, _weight(draft, op), _bias(draft, op)]
+    inputs = [x, weight(draft, op), _bias(draft, op)]
     draft.operator("DEPTHWISE_CONV_2D", inputs, [draft.tensor(op.y)], _version(op), options)
 
 
@@ -147,7 +147,7 @@ def _dense(draft: Draft, op: Op) -> None:
         keepNumDims=len(op.x.shape) != 2,
         asymmetricQuantizeInputs=dynamic,
     )
-    inputs = [draft.tensor(op.x), _weight(draft, op), _bias(draft, op)]
+    inputs = [draft.tensor(op.x), weight(draft, op), _bias(draft, op)]
     # 4 is enough for int8, int4 and int2 with a scale for each channel, though converters stamp 5 to 12.
     version = 4 if op.quantized or dynamic else 2 if options.keepNumDims else 1
     draft.operator("FULLY_CONNECTED", inputs, [draft.tensor(op.y)], 5 if version == 2 else version, options)
@@ -179,7 +179,7 @@ def _conv2d_transpose(draft: Draft, op: Op) -> None:
         fusedActivationFunction=activation(draft, op),
     )
     out = draft.numbers(f"{op.y.name}/shape", [1 if n is None else int(n) for n in shape])
-    draft.operator("TRANSPOSE_CONV", [out, _weight(draft, op), draft.tensor(op.x), _bias(draft, op)], [y], 3, options)
+    draft.operator("TRANSPOSE_CONV", [out, weight(draft, op), draft.tensor(op.x), _bias(draft, op)], [y], 3, options)
     if cut:
         begin = [0, max(pads[0], 0), max(pads[2], 0), 0]
         strided_slice(

@@ -43,6 +43,12 @@ def _slice(draft: Draft, op: Op) -> None:
     strided_slice(draft, op, draft.tensor(op.x), *(op.attrs[key] for key in ("begin", "end", "strides")))
 
 
+@writer("reverse")
+def _reverse(draft: Draft, op: Op) -> None:
+    axis = draft.numbers(f"{op.y.name}/axis", [op.attrs["axis"]])
+    _one(draft, op, "REVERSE_V2", axis, version=3 if op.quantized else 1, options=draft.options("ReverseV2Options"))
+
+
 @writer("concat")
 def _concat(draft: Draft, op: Op) -> None:
     options = draft.options("ConcatenationOptions", axis=op.attrs["axis"])

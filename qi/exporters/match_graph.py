@@ -15,7 +15,7 @@ import numpy as np
 from qi.exporters.match_weights import gains, least_likeness, likeness
 from qi.exporters.vendor import TRANSPARENT, Constant, VendorGraph, VendorNode, VendorTensor
 
-__all__ = ["CallView", "Matching", "match", "shaped_like"]
+__all__ = ["CallView", "Matching", "match", "parts_of", "shaped_like"]
 
 _SAME = 0.05  # how far factors that stand for the same may lie apart
 _CLOSE = 1e-4  # likenesses that differ by less say nothing
@@ -106,6 +106,33 @@ def shaped_like(weight: Constant, shape: tuple[int, ...]) -> Constant | None:
         return weight
     full = weight.data.shape
     return weight.changed(lambda a: np.broadcast_to(a, full).reshape(shape))
+
+
+def parts_of(views: list[CallView], found: Matching, file: VendorGraph) -> dict[int, str]:
+    """Paths of the layers that operations of a file are parts of, by ``id(node)``: they lie between what a layer takes and gives.
+
+    Args:
+        views: of the calls.
+        found: of them.
+        file: that was matched.
+    """
+    parts: dict[int, str] = {}
+    for view in views:
+        ends = [found.place(value) for value in view.call.inputs]
+        place = found.place(view.call.outputs[0]) if view.call.outputs else None
+        if id(view.call) in found.nodes or view.kind == "move" or place is None or None in ends:
+            continue
+        stops, todo = {id(end) for end in ends}, [place]
+        between: list[VendorNode] = []
+        while todo:
+            tensor = todo.pop()
+            node = file.producer(tensor)
+            if id(tensor) in stops or node is None or node in between:
+                continue
+            between.append(node)
+            todo += node.inputs
+        parts.update((id(node), view.call.path) for node in between if id(node) not in parts)
+    return parts
 
 
 class _Walk:

@@ -23,6 +23,10 @@ from qi.registry import Registry
 __all__ = ["FIRST", "LAST", "WRITERS", "Builder", "OpWriter", "axis_in", "constant_data", "order", "refused", "writer"]
 
 LAST, FIRST = "last", "first"  # where the channels are
+# Between DequantizeLinear and QuantizeLinear, ONNX Runtime makes integer kernels of these, and leaves out a Clip that seems to
+# change nothing. Where they are to be done in real numbers, for that such a kernel would be wrong, a Max with the least number
+# there is stands in between.
+_JOINED = ("add", "sub", "mul", "mean", "avg_pool2d")
 
 OpWriter: TypeAlias = Callable[["Builder", Op], None]
 WRITERS: Registry[OpWriter] = Registry("writer of an ONNX operation")
@@ -84,6 +88,7 @@ class Builder:
         self.types: Any = require("onnx", "onnx", "an ONNX file").TensorProto
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
+        self._dequantized = {id(op.y) for op in graph.ops if op.kind == "dequantize"}
         self._names = {t.name for t in (*graph.inputs, *graph.outputs)}
         self._shared: dict[Any, str] = {}
         self._codes: dict[tuple[Tensor, str], str] = {}
@@ -175,11 +180,16 @@ class Builder:
             return np.dtype(np.uint8 if grid.bits <= 8 else np.uint16), 0
         return (np.dtype(np.uint8), 128) if grid.bits <= 8 else (np.dtype(np.uint16), 32768)
 
-    def scale_of(self, tensor: Tensor) -> list[str]:
-        """The constants that a QuantizeLinear or DequantizeLinear of an activation takes: scale and zero point, of rank 0."""
+    def scale_of(self, tensor: Tensor, *, unit: bool = False) -> list[str]:
+        """The constants that a QuantizeLinear or DequantizeLinear of an activation takes: scale and zero point, of rank 0.
+
+        Args:
+            tensor: of codes.
+            unit: a scale of 1: the numbers are the codes less their zero point.
+        """
         dtype, offset = self.code_type(tensor)
         return [
-            self.constant(tensor.scale, "scale"),
+            self.constant(np.float32(1) if unit else tensor.scale, "scale"),
             self.constant(dtype.type(tensor.zero_point + offset), "zero_point"),
         ]
 
@@ -195,14 +205,19 @@ class Builder:
         """Says where a tensor's codes are."""
         self._codes[tensor, self._layout(tensor, layout)] = name
 
-    def quantized(self, op: Op, real: str) -> str:
+    def quantized(self, op: Op, real: str, *, unit: bool = False) -> str:
         """Codes of the operation's output from real numbers, clipped as its fused activation wants it.
 
         The clip is on codes, and only where the type doesn't clip already: a Relu before QuantizeLinear keeps ONNX Runtime from
         its integer kernel.
+
+        Args:
+            op: gives scale, zero point and activation.
+            real: real numbers, or numbers of steps.
+            unit: whether they are numbers of steps.
         """
         y = op.y
-        codes = self.node("QuantizeLinear", [real, *self.scale_of(y)], f"{y.name}:codes")
+        codes = self.node("QuantizeLinear", [real, *self.scale_of(y, unit=unit)], f"{y.name}:codes")
         dtype, offset = self.code_type(y)
         low, high = (code + offset for code in code_range(op))
         full = np.iinfo(dtype)
@@ -245,6 +260,8 @@ class Builder:
             real = self.node("Relu", [real])
         elif activation == "relu6":
             real = self.node("Clip", [real, *(self.constant(np.float32(v), "bound") for v in (0, 6))])
+        if op.kind in _JOINED and any(id(t) in self._dequantized for t in op.inputs):
+            real = self.node("Max", [real, self.constant(np.finfo(np.float32).min, "least")])
         self.put_real(op.y, real, layout)
 
     def places(self) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -14,6 +14,7 @@ import numpy as np
 import qi.exporters.onnx_elementwise
 import qi.exporters.onnx_linear
 import qi.exporters.onnx_moves
+import qi.exporters.onnx_recurrent
 import qi.exporters.onnx_transposed
 import qi.ir.twin  # noqa: F401 - registers the kinds of operations
 from qi._version import __version__
@@ -22,6 +23,7 @@ from qi.exporters.onnx_builder import LAST, WRITERS, Builder, refused
 from qi.exporters.onnx_weights import MICROSOFT, is_grouped, is_packed
 from qi.ir.graph import QGraph, Tensor
 from qi.ir.linear import LINEAR
+from qi.ir.recurrent import RECURRENT
 from qi.optional import require
 
 __all__ = ["places", "write"]
@@ -103,7 +105,8 @@ def _opset(graph: QGraph, asked: int | None) -> int:
     grids = [t.grid for t in graph.tensors() if t.quantized and not t.constant]
     if any(grid.bits > 16 for grid in grids):
         raise UnsupportedError(f"expected activations of at most 16 bits; received {max(grid.bits for grid in grids)}")
-    packed = any(is_packed(op.inputs[1]) or is_grouped(op.inputs[1]) for op in graph.ops if op.kind in LINEAR)
+    weights = [t for op in graph.ops if op.kind in LINEAR | RECURRENT for t in op.inputs[1:3]]
+    packed = any(is_packed(tensor) or is_grouped(tensor) for tensor in weights)
     if packed or any(grid.bits > 8 for grid in grids):
         least, why = 21, "packed weights, scales of groups and activations of more than 8 bits"
     if asked is not None and not least <= asked <= _MOST:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qi.exporters.onnx_builder import FIRST, LAST, Builder, writer
+from qi.exporters.onnx_packed import finish, source, whole
 from qi.exporters.onnx_weights import bias, block_product, blocks, weight
 from qi.ir.graph import Op, Tensor
 
@@ -29,20 +30,19 @@ def attributes_of(op: Op) -> dict[str, Any]:
 
 @writer("conv2d")
 def _conv2d(b: Builder, op: Op) -> None:
-    x, w = op.inputs[:2]
-    kernel = weight(b, w, lambda a: a.transpose(3, 2, 0, 1), 0)
-    b.finish(
-        op,
-        b.node("Conv", [b.real(x, FIRST), kernel, *bias(b, op)], group=op.attrs["groups"], **attributes_of(op)),
-        FIRST,
-    )
+    kernel = weight(b, op.inputs[1], lambda a: a.transpose(3, 2, 0, 1), 0, unit=whole(op))
+    _convolve(b, op, kernel, op.attrs["groups"])
 
 
 @writer("depthwise_conv2d")
 def _depthwise_conv2d(b: Builder, op: Op) -> None:
-    x, w = op.inputs[:2]
-    kernel = weight(b, w, lambda a: a.transpose(2, 0, 1)[:, None], 0)
-    b.finish(op, b.node("Conv", [b.real(x, FIRST), kernel, *bias(b, op)], group=x.shape[3], **attributes_of(op)), FIRST)
+    kernel = weight(b, op.inputs[1], lambda a: a.transpose(2, 0, 1)[:, None], 0, unit=whole(op))
+    _convolve(b, op, kernel, op.x.shape[3])
+
+
+def _convolve(b: Builder, op: Op, kernel: str, groups: Any) -> None:
+    inputs = [source(b, op, op.x, FIRST), kernel, *bias(b, op, unit=whole(op))]
+    finish(b, op, b.node("Conv", inputs, group=groups, **attributes_of(op)), FIRST)
 
 
 @writer("dense")
@@ -53,13 +53,13 @@ def _dense(b: Builder, op: Op) -> None:
     """
     x, w = op.inputs[:2]
     if len(x.shape) == 2:
-        b.finish(op, _product(b, op, b.real(x, LAST)), LAST)
+        finish(b, op, _product(b, op, source(b, op, x, LAST)), LAST)
         return
     rows = Tensor(f"{x.name}:rows", (None, w.shape[0]), x.dtype, x.qparams)
     b.put(rows, b.node("Reshape", [b.value(x, LAST), b.indices([-1, int(w.shape[0] or 0)])]), LAST)
     result = Tensor(f"{op.y.name}:rows", (None, w.shape[1]), op.y.dtype, op.y.qparams)
     inner = Op(op.kind, [rows, *op.inputs[1:]], [result], op.attrs, op.source)
-    b.finish(inner, _product(b, op, b.real(rows, LAST)), LAST)
+    finish(b, inner, _product(b, op, source(b, op, rows, LAST)), LAST)
     b.put(op.y, b.node("Reshape", [b.value(result, LAST), b.indices(b.sizes(op.y, inferred=True))], op.y.name), LAST)
 
 
@@ -71,7 +71,8 @@ def _product(b: Builder, op: Op, rows: str) -> str:
     if b.packed and not op.quantized and blocks(op.inputs[1]):
         return block_product(b, op, rows)
     if op.quantized:
-        return b.node("Gemm", [rows, weight(b, op.inputs[1], lambda a: a, 1), *bias(b, op)])
+        unit = whole(op)
+        return b.node("Gemm", [rows, weight(b, op.inputs[1], lambda a: a, 1, unit=unit), *bias(b, op, unit=unit)])
     return b.node("Gemm", [rows, weight(b, op.inputs[1], lambda a: a.T, 0), *bias(b, op)], transB=1)
 
 

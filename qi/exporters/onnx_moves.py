@@ -74,6 +74,14 @@ def _slice(b: Builder, op: Op) -> None:
     _moved(b, op, "Slice", [b.indices(column) for column in zip(*cuts, strict=True)], layout)
 
 
+@writer("reverse")
+def _reverse(b: Builder, op: Op) -> None:
+    """A Slice with steps of -1."""
+    layout, rank = _layout(b, op), len(op.x.shape)
+    cut = (-1, -_END, axis_in(layout, rank, op.attrs["axis"]), -1)
+    _moved(b, op, "Slice", [b.indices([number]) for number in cut], layout)
+
+
 @writer("concat")
 def _concat(b: Builder, op: Op) -> None:
     rank = len(op.y.shape)

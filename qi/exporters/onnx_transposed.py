@@ -7,6 +7,7 @@ import numpy as np
 from qi.core import PerChannel, QParams
 from qi.exporters.onnx_builder import FIRST, Builder, constant_data, writer
 from qi.exporters.onnx_linear import attributes_of
+from qi.exporters.onnx_packed import finish, source, whole
 from qi.exporters.onnx_weights import bias, weight
 from qi.ir.graph import Op, Tensor
 
@@ -39,14 +40,14 @@ def _by_phases(b: Builder, op: Op) -> None:
     codes = _phases(_dilated(constant_data(w), op.attrs["dilation"]), strides)
     count, phases = int(y.shape[3] or 0), strides[0] * strides[1]
     spans = [_Span(op, axis, codes.shape[axis]) for axis in (0, 1)]
-    kernel = weight(b, _with_codes(w, codes, phases), lambda a: a.transpose(3, 2, 0, 1), 0)
+    unit = whole(op)
+    kernel = weight(b, _with_codes(w, codes, phases), lambda a: a.transpose(3, 2, 0, 1), 0, unit=unit)
     shape = (None, *(span.count for span in spans), count * phases)
     deep = Tensor(f"{y.name}:phases", shape, y.dtype, y.qparams)
     inner = Op(op.kind, [x, w, *(_repeated(t, phases) for t in op.inputs[2:])], [deep], op.attrs, op.source)
     pads = [span.before for span in spans] + [span.after for span in spans]
-    source = _cropped(b, x, spans)
-    inputs = [source, kernel, *bias(b, inner, phases)]
-    b.finish(inner, b.node("Conv", inputs, kernel_shape=list(codes.shape[:2]), pads=pads), FIRST)
+    inputs = [source(b, op, _cropped(b, x, spans), FIRST), kernel, *bias(b, inner, phases, unit=unit)]
+    finish(b, inner, b.node("Conv", inputs, kernel_shape=list(codes.shape[:2]), pads=pads), FIRST, phases)
     moved = b.codes(deep, FIRST)
     if phases > 1:
         # [n, (r, t, c), h, w] -> [n, c, (h, r), (w, t)]
@@ -85,10 +86,10 @@ class _Span:
         self.crop = (max(0, -before), max(0, -after))
 
 
-def _cropped(b: Builder, x: Tensor, spans: list[_Span]) -> str:
+def _cropped(b: Builder, x: Tensor, spans: list[_Span]) -> Tensor:
     """The input of the convolution, without what no output needs."""
     if not any(any(span.crop) for span in spans):
-        return b.real(x, FIRST)
+        return x
     starts, sizes = [span.crop[0] for span in spans], [int(n or 0) for n in x.shape[1:3]]
     ends = [n - span.crop[1] for n, span in zip(sizes, spans, strict=True)]
     part = Tensor(
@@ -97,7 +98,7 @@ def _cropped(b: Builder, x: Tensor, spans: list[_Span]) -> str:
     b.put_codes(
         part, b.node("Slice", [b.codes(x, FIRST), b.indices(starts), b.indices(ends), b.indices([2, 3])]), FIRST
     )
-    return b.real(part, FIRST)
+    return part
 
 
 def _dilated(codes: np.ndarray, dilation: list[int]) -> np.ndarray:

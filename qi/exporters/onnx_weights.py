@@ -25,7 +25,9 @@ def is_packed(tensor: Tensor) -> bool:
     return isinstance(grid, IntGrid) and grid.signed and grid.bits <= PACKED_BITS
 
 
-def weight(b: Builder, tensor: Tensor, change: Callable[[np.ndarray], np.ndarray], axis: int) -> str:
+def weight(
+    b: Builder, tensor: Tensor, change: Callable[[np.ndarray], np.ndarray], axis: int, *, unit: bool = False
+) -> str:
     """The real numbers of a weight: a constant, or a DequantizeLinear of its codes.
 
     Args:
@@ -33,6 +35,7 @@ def weight(b: Builder, tensor: Tensor, change: Callable[[np.ndarray], np.ndarray
         tensor: constant.
         change: of its axes to ONNX's.
         axis: that of the output channels after it.
+        unit: its codes as numbers, without their scales.
 
     Returns:
         the name of the real numbers.
@@ -55,9 +58,8 @@ def weight(b: Builder, tensor: Tensor, change: Callable[[np.ndarray], np.ndarray
             f"{tensor.qparams.granularity}; do quantize it per channel"
         )
     dtype = np.int8 if grid.signed else np.uint8
-    return b.with_scales(
-        change(data).astype(dtype), scale, zero.astype(dtype), tensor.name, axis=axis, packed=is_packed(tensor)
-    )
+    codes, zero, packed = change(data).astype(dtype), zero.astype(dtype), is_packed(tensor)
+    return b.with_scales(codes, np.ones_like(scale) if unit else scale, zero, tensor.name, axis=axis, packed=packed)
 
 
 def _grouped(b: Builder, tensor: Tensor, granularity: PerGroup, change: Callable[[np.ndarray], np.ndarray]) -> str:
@@ -115,13 +117,14 @@ def block_product(b: Builder, op: Op, rows: str) -> str:
     return b.node("Add", [product, *bias(b, op)]) if len(op.inputs) > 2 else product
 
 
-def bias(b: Builder, op: Op, repeat: int = 1) -> list[str]:
+def bias(b: Builder, op: Op, repeat: int = 1, *, unit: bool = False) -> list[str]:
     """The real numbers of a linear operation's bias, if it has one: int32 at the scale of its sums, or float.
 
     Args:
         b: the file.
         op: with the bias as its third input.
         repeat: how many times in that the channels of the weights come.
+        unit: its integers as numbers, without their scale.
 
     Returns:
         the name of the real numbers, or nothing.
@@ -133,4 +136,4 @@ def bias(b: Builder, op: Op, repeat: int = 1) -> list[str]:
         return [b.constant(tensor.values(), tensor.name)]
     data = constant_data(tensor)
     scale = np.tile(np.broadcast_to(scale_of_sums(op.x, op.inputs[1]), len(data) // repeat), repeat)
-    return [b.with_scales(data, scale, None, tensor.name)]
+    return [b.with_scales(data, np.ones_like(scale) if unit else scale, None, tensor.name)]

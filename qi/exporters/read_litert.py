@@ -21,7 +21,10 @@ _LAYOUT = {
     **LAYOUT,
     "Operator": {**LAYOUT["Operator"], 3: ("options_type", "B"), 4: ("options", "Options")},
     "Options": _OPTIONS,
+    "Quantization": {**LAYOUT["Quantization"], 4: ("details_type", "B"), 5: ("details", "Blocks")},
+    "Blocks": {0: ("scales", "i"), 1: ("zero_points", "i"), 2: ("size", "i")},
 }
+_BLOCKWISE = 2  # of the kinds of details
 
 # Builtin operators by their number in the schema: (name there, what they compute).
 CODES: dict[int, tuple[str, str]] = {
@@ -108,7 +111,7 @@ def read_litert(data: bytes) -> VendorGraph:
     Raises:
         FileFormatError: damaged, cut off, or something else.
     """
-    check(data)
+    check(data, changed=True)
     return attach_biases(_Reader(data).graph())
 
 
@@ -146,6 +149,8 @@ class _Reader:
             known = len(scale) == 1 and bits in _GRIDS
             return VendorTensor(name, activation_params(name, scale, zero_point, bits, signed) if known else None)
         values = self._values(name, stored, numpy_type, bits, shape)
+        if how.get("details_type") == _BLOCKWISE and bits:
+            return self._blockwise(name, values, how.get("details", {}), bits)
         if not scale or not bits:
             return Constant(name, values)
         axis = how.get("axis", 0)
@@ -155,6 +160,23 @@ class _Reader:
             raise FileFormatError(f"expected the scales of {name!r} to be numbers; received {scale[:4]}")
         factors, offsets = (along(name, numbers, values.ndim, axis, size) for numbers in (scale, zeros))
         return Constant(name, values, factors.astype(np.float32), offsets.astype(np.int64), bits)
+
+    def _blockwise(self, name: str, values: np.ndarray, how: Any, bits: int) -> Constant:
+        """Codes with a scale for each few of them along the last axis: the scales are a tensor of their own."""
+        size, entries = how.get("size", 0), self._graph.get("tensors", [])
+        found = []
+        for number in (how.get("scales", -1), how.get("zero_points", -1)):
+            known = self._tensor(entries[number]) if 0 <= number < len(entries) else None
+            found.append(known.data if isinstance(known, Constant) and not known.quantized else None)
+        scales, zeros = found
+        fits = size > 0 and scales is not None and scales.shape == (*values.shape[:-1], -(-values.shape[-1] // size))
+        if not fits or scales is None or (zeros is not None and zeros.shape != scales.shape):
+            raise FileFormatError(f"expected a scale for each {size} codes of {name!r} of shape {values.shape}")
+        if not np.all(np.isfinite(scales)):
+            raise FileFormatError(f"expected the scales of {name!r} to be numbers")
+        zeros = np.zeros(scales.shape) if zeros is None else zeros
+        spread = [np.repeat(array, size, -1)[..., : values.shape[-1]] for array in (scales, zeros)]
+        return Constant(name, values, spread[0].astype(np.float32), spread[1].astype(np.int64), bits).upright()
 
     def _stored(self, entry: Any) -> bytes:
         """The bytes of a constant: within the buffer's table, or behind all tables in a large file."""
@@ -190,16 +212,27 @@ class _Reader:
             return
         if kind == "linear":
             node = _linear(name, operator, inputs, outputs)
+            self._tell_rounding(name, operator, node)
         elif kind == "embedding":
             node = _embedding(name, inputs, outputs)
-        else:
-            node = VendorNode(kind, *_split(inputs, outputs))
+        else:  # what is only moved comes first; how is told by the others, which may be computed
+            node = VendorNode(kind, *_split(inputs[:1] if kind == "move" else inputs, outputs))
         self._nodes.append(node)
         fused = _ACTIVATIONS.get(self._option(operator, _FUSED.get(name, -1)))
         if fused:
             before = VendorTensor(f"{outputs[0].name}/before")
             node.outputs = [before]
             self._nodes.append(VendorNode(fused, [before], outputs))
+
+    def _tell_rounding(self, name: str, operator: Any, node: VendorNode) -> None:
+        """Where codes of weights meet real numbers in an operator, the runtime rounds these; twins do so in plain products."""
+        weight, dense = node.weight, name == "FULLY_CONNECTED"
+        if weight is None or weight.scale is None or node.inputs[0].qparams is not None:
+            return
+        entry = self._graph["tensors"][operator["inputs"][1]]
+        meets = _TYPES.get(entry.get("type", 0), ("", 0, True))[1] > 0  # otherwise weights were made real before
+        node.plain = dense and not meets
+        node.dynamic = meets and not (dense and weight.scale.size in (1, weight.data.shape[-1]))
 
     @staticmethod
     def _option(operator: Any, slot: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from qi.core import IntGrid
 from qi.core.affine import quantize
+from qi.core.packing import unpack
 from qi.core.qparams import QParams
 from qi.errors import FileFormatError
 from qi.exporters.onnx_runtime import parsed
@@ -36,6 +37,7 @@ _KINDS = {
     "Elu": "elu",
     "Gelu": "gelu",
     "HardSwish": "hard_swish",
+    "LayerNormalization": "norm",
     "MaxPool": "max",
     "GlobalMaxPool": "max",
     "ReduceMax": "max",
@@ -52,6 +54,7 @@ _KINDS = {
     "Transpose": "move",
     "Pad": "move",
 }
+_ROUNDS_INPUTS = 4  # a level of accuracy, of products with blocks
 _SAME = ("Identity", "Cast", "Dropout")
 # Operations on codes, by what they compute: (operand, scale, zero point) triples, the output's scale, weight and bias by place.
 _ON_CODES: dict[str, tuple[str, int, int, int | None]] = {
@@ -113,6 +116,8 @@ class _Reader:
         self._integer: dict[
             int, VendorNode
         ] = {}  # products of integers whose scales are still to come, by id of the output
+        self._factors: dict[str, list[str]] = {}  # the scales that a constant was made of: input's, weight's, output's
+        self._steps: dict[int, str] = {}  # the scale of what is given in steps of it, by id
         self._nodes: list[VendorNode] = []
         self._special: dict[str, Callable[[Any, list[str], dict[str, Any]], None]] = {
             "QuantizeLinear": self._quantize,
@@ -123,8 +128,10 @@ class _Reader:
             "ConvTranspose": self._conv,
             "Gemm": self._gemm,
             "MatMul": self._matmul,
+            "MatMulNBits": self._blocks,
             "Gather": self._gather,
             "Mul": self._mul,
+            "Div": self._div,
             "Exp": self._exp,
             "Constant": self._constant,
         }
@@ -183,9 +190,13 @@ class _Reader:
             size = data.shape[axis] if -rank <= axis < rank else 1
             spread = [along(codes.name, a, rank, axis, size) for a in (factors, zeros)]
             spread[1] = np.broadcast_to(spread[1], spread[0].shape)
-        if not np.all(np.isfinite(spread[0]) & (spread[0] > 0)):
-            raise FileFormatError(f"expected the scales of {codes.name!r} to be positive numbers")
-        return Constant(codes.name, data, spread[0].astype(np.float32), spread[1], codes.bits)
+        return self._checked(Constant(codes.name, data, spread[0].astype(np.float32), spread[1], codes.bits))
+
+    @staticmethod
+    def _checked(constant: Constant) -> Constant:
+        if constant.scale is not None and not np.all(np.isfinite(constant.scale)):
+            raise FileFormatError(f"expected the scales of {constant.name!r} to be numbers")
+        return constant.upright()
 
     # Nodes --------------------------------------------------------------------------------------------------------------
 
@@ -246,7 +257,7 @@ class _Reader:
             self._table[node.output[0]] = self._rounded(x, names[1], zero, attrs.get("axis", 1))
             return
         outputs = self._outputs(node)
-        outputs[0].qparams = self._params(node.output[0], names[1], zero)
+        outputs[0].qparams = self._params(node.output[0], self._steps.get(id(x), names[1]), zero)
         self._emit("quantize", names[:1], outputs)
 
     def _rounded(self, x: Constant, scale: str, zero: str, axis: int) -> Constant:
@@ -340,12 +351,14 @@ class _Reader:
         made = self._nodes[-1]
         if isinstance(codes, Constant) and made.weight is not None:
             zeros = np.zeros(1, np.int64) if zero is None else zero.astype(np.int64)
-            made.constants = [Constant("zero_point", zeros)]
+            made.constants, made.dynamic = [Constant("zero_point", zeros)], True
             self._integer[id(made.outputs[0])] = made
 
     def _mul(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
         """A product; of two scales, or of a product of integers with its scale, one that is known already."""
         del attrs
+        if self._folded(node, names, np.multiply) or self._unpacked(node, names):
+            return
         scales = [name for name in names if name in self._dynamic]
         others = [name for name in names if name not in self._dynamic]
         if len(scales) == 1 and len(others) == 1:
@@ -359,6 +372,37 @@ class _Reader:
                 self._table[node.output[0]] = other
                 return
         self._emit("mul", names, self._outputs(node))
+
+    def _div(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
+        del attrs
+        if not self._folded(node, names, np.divide):
+            self._emit("div", names, self._outputs(node))
+
+    def _folded(self, node: Any, names: list[str], function: Callable[..., np.ndarray]) -> bool:
+        """Computes a constant from two, and remembers these; whether they are such."""
+        arrays = [self._array(name) for name in names]
+        if len(arrays) != 2 or arrays[0] is None or arrays[1] is None:
+            return False
+        self._table[node.output[0]] = Constant(node.output[0], np.asarray(function(*arrays)), bits=0)
+        self._factors[node.output[0]] = [*self._factors.get(names[0], names[:1]), names[1]]
+        return True
+
+    def _unpacked(self, node: Any, names: list[str]) -> bool:
+        """Gives a product of codes its scales, which our files with packed weights multiply with afterwards (`onnx_packed`)."""
+        parts, sums = self._factors.get(names[1], []), self._of(names[0])
+        made = next((n for n in self._nodes if n.kind == "linear" and n.outputs[0] is sums), None)
+        weight, x = (made.weight, made.inputs[0].qparams) if made is not None else (None, None)
+        if made is None or weight is None or weight.scale is None or x is None or len(parts) != 3:
+            return False
+        sx, sw, _ = (np.asarray(self._array(name), np.float32) for name in parts)
+        scale = sw.reshape(weight.scale.shape)
+        made.weight = Constant(weight.name, weight.data, scale, weight.zero_point, weight.bits)
+        made.inputs[0].qparams = QParams(sx.reshape(()), x.zero_point, x.grid)
+        if made.bias is not None:
+            of_sums = (sx * scale).reshape(-1)
+            made.bias = Constant(made.bias.name, made.bias.data, of_sums, np.zeros(of_sums.shape, np.int64), 32)
+        self._table[node.output[0]], self._steps[id(sums)] = sums, parts[2]
+        return True
 
     def _finish(self, node: VendorNode, scale: Constant) -> None:
         weight = node.weight
@@ -396,8 +440,38 @@ class _Reader:
         self._weighted(node, names, 1, (lambda a: a.T) if attrs.get("transB", 0) else lambda a: a)
 
     def _matmul(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
+        """A product of matrices; where weights come in blocks, ONNX Runtime makes it one that rounds what it takes."""
         del attrs
         self._weighted(node, names, 1, lambda a: a)
+        weight = self._nodes[-1].weight
+        self._nodes[-1].dynamic = weight is not None and weight.scale is not None and weight.scale.shape == weight.data.shape
+
+    def _blocks(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
+        """A product with weights of few bits and a scale for each block of them: [outputs, blocks, bytes], the lower bits first.
+
+        Raises:
+            FileFormatError: sizes that don't fit.
+        """
+        bits, size, (count, depth) = attrs.get("bits", 4), attrs["block_size"], (attrs["N"], attrs["K"])
+        codes, scales, zeros = (self._array(name) for name in (*names[1:4], *[""] * 3)[:3])
+        shape = (count, -(-depth // size))
+        if bits not in (2, 4, 8) or codes is None or scales is None or codes.dtype != np.uint8 or scales.size != shape[0] * shape[1]:
+            self._emit("matmul", names, self._outputs(node))
+            return
+        whole = unpack(codes.reshape(-1), bits, (*shape, size), signed=False).reshape(count, -1)[:, :depth]
+        factors = np.repeat(scales.reshape(shape), size, 1)[:, :depth].astype(np.float32)
+        offsets = np.full(shape, 1 << (bits - 1), np.int64)
+        if zeros is not None:
+            row = -(-shape[1] * bits // 8) * 8 // bits  # each row of them ends with a byte
+            offsets = unpack(zeros.reshape(-1), bits, (count, row), signed=False)[:, : shape[1]].astype(np.int64)
+        weight = self._checked(
+            Constant(names[1], whole.T, factors.T, np.repeat(offsets, size, 1)[:, :depth].T, bits)
+        )
+        bias = self._table.get(names[5]) if len(names) > 5 else None
+        self._emit(
+            "linear", names[:1], self._outputs(node), weight=weight, bias=bias if isinstance(bias, Constant) else None
+        )
+        self._nodes[-1].dynamic = attrs.get("accuracy_level", 0) == _ROUNDS_INPUTS
 
     def _gather(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
         table = self._of(names[0])

@@ -59,6 +59,20 @@ class Constant:
         scale, zero_point = (None if a is None else change(a) for a in (self.scale, self.zero_point))
         return Constant(self.name, change(self.data), scale, zero_point, self.bits)
 
+    def upright(self) -> Constant:
+        """With positive scales, and the same numbers: codes run the other way where a scale is negative.
+
+        Some tools give a block the scale ``extreme / -8``, so that its extreme is a code in any case; and blocks of zeros none.
+        """
+        if self.scale is None or self.zero_point is None or (self.scale > 0).all():
+            return self
+        ends = -1 if self.data.dtype.kind == "i" else (1 << self.bits) - 1  # the least and the greatest code together
+        zeros = np.where(self.scale < 0, ends - self.zero_point, self.zero_point)
+        codes = np.where(self.scale < 0, ends - self.data.astype(np.int64), self.data)
+        codes = np.where(self.scale == 0, zeros, codes).astype(self.data.dtype)
+        scale = np.where(self.scale == 0, np.float32(1), np.abs(self.scale))
+        return Constant(self.name, codes, scale, zeros, self.bits)
+
     def real(self) -> np.ndarray:
         """What it stands for, in float32."""
         if self.scale is None or self.zero_point is None:
@@ -87,6 +101,8 @@ class VendorNode:
         bias: of "linear".
         constants: other constant inputs.
         parted: whether the file rounds to codes before it adds the bias.
+        dynamic: whether the runtime rounds what a product takes to codes as it comes, in a way that no twin does.
+        plain: whether it doesn't, where the twin would if it wasn't told.
     """
 
     kind: str
@@ -96,6 +112,8 @@ class VendorNode:
     bias: Constant | None = None
     constants: list[Constant] = field(default_factory=list)
     parted: bool = False
+    dynamic: bool = False
+    plain: bool = False
 
 
 class VendorGraph:

@@ -7,7 +7,7 @@ import numpy as np
 from qi.ir.graph import Op, Tensor
 from qi.ir.linear import accumulate, carrier
 
-__all__ = ["clipped", "code_range", "integer_sums", "requantize_float", "scale_of_sums", "sum_axes"]
+__all__ = ["clipped", "code_range", "integer_sums", "largest_sum", "requantize_float", "scale_of_sums", "sum_axes"]
 
 # The axes of a weight that one sum runs over.
 _SUM_AXES = {"conv2d": (0, 1, 2), "depthwise_conv2d": (0, 1), "conv2d_transpose": (0, 1, 3), "dense": (0,)}
@@ -40,16 +40,29 @@ def scale_of_sums(x: Tensor, w: Tensor) -> np.ndarray:
     return np.asarray(x.scale * w.scales())
 
 
+def largest_sum(op: Op) -> int:
+    """A bound for every sum of a linear operation on codes, bias included, and for every part of one."""
+    x, w = op.inputs[:2]
+    reach = max(x.zero_point - x.grid.qmin, x.grid.qmax - x.zero_point)
+    totals = reach * np.abs(_less_zero(w, np.asarray(w.data, np.int64))).sum(axis=sum_axes(op.kind))
+    if len(op.inputs) > 2:
+        totals = totals + np.abs(np.asarray(op.inputs[2].data, np.int64))
+    return int(totals.max(initial=0))
+
+
 def integer_sums(op: Op, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """The int32 sums of a linear operation on codes, bias included, exact, as float64."""
-    x, w = x - np.int32(op.x.zero_point), w - np.int32(op.inputs[1].zero_point if _shared_zero(op.inputs[1]) else 0)
+    x, w = x - np.int32(op.x.zero_point), _less_zero(op.inputs[1], w)
     kind = carrier(x, w, sum_axes(op.kind))
     sums = accumulate(op, x.astype(kind), w.astype(kind)).astype(np.float64)
     return sums if bias is None else sums + bias
 
 
-def _shared_zero(w: Tensor) -> bool:
-    return w.qparams is not None and w.qparams.zero_point.size == 1
+def _less_zero(w: Tensor, codes: np.ndarray) -> np.ndarray:
+    """Codes of a weight without their zero point, of which most have none."""
+    if w.qparams is None or not w.qparams.zero_point.any():
+        return codes
+    return np.asarray(codes.astype(np.int64) - w.qparams.expanded(codes.shape)[1].astype(np.int64))
 
 
 def requantize_float(op: Op, sums: np.ndarray, scale: np.ndarray | np.float32) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qi.core import IntGrid
+from qi.core import IntGrid, namespace_of
 from qi.errors import InputError
 from qi.ir.graph import Op, QGraph
 from qi.ir.kinds import real_kind
@@ -20,7 +20,7 @@ from qi.typing import Array
 __all__ = ["KIND", "make_dynamic", "quantized_rows"]
 
 KIND = "dynamic_dense"
-_LOW, _HIGH = np.float32(-128), np.float32(127)
+_LOW, _HIGH = -128.0, 127.0
 _TARGETS = ("litert",)
 _MOST_BITS = 8
 
@@ -45,14 +45,14 @@ def _fits(op: Op) -> bool:
     return small and (scale.size == 1 or scale.size == scale.shape[-1])  # one, or one for each output
 
 
-def quantized_rows(x: Array) -> tuple[np.ndarray, np.ndarray]:
+def quantized_rows(x: Array) -> tuple[Array, Array]:
     """Codes without their zero point, and what one is worth, as XNNPACK makes them of float32 rows.
 
     With lo and hi the least and the greatest value of a row and 0: ``s = 255 / (hi - lo)`` codes per unit (1 where all is 0), a
     zero point at ``-128 - lo * s`` or ``127 - hi * s``, whichever errs less, rounded; codes are ``clip(rint(x * s) + zp)``.
 
     Args:
-        x: float32, [..., values of a row].
+        x: float32, [..., values of a row]; of numpy or any framework.
 
     Returns:
         (codes less their zero point as float32, [..., values]; ``float32(1 / s)``, [..., 1]).
@@ -62,15 +62,17 @@ def quantized_rows(x: Array) -> tuple[np.ndarray, np.ndarray]:
         >>> codes.tolist(), round(float(unit[0, 0]), 4)
         ([[0.0, 100.0, 255.0]], 0.01)
     """
-    x = np.asarray(x, np.float32)
-    low = np.minimum(x.min(axis=-1, keepdims=True), np.float32(0))
-    high = np.maximum(x.max(axis=-1, keepdims=True), np.float32(0))
+    xp = namespace_of(x)
+    low, high = xp.min(x, axis=-1, keepdims=True), xp.max(x, axis=-1, keepdims=True)
+    none = xp.zeros_like(low)
+    low, high, one = xp.minimum(low, none), xp.maximum(high, none), none + 1.0
     width = high - low
-    scale = np.where(width > 0, np.float32(255) / np.where(width > 0, width, np.float32(1)), np.float32(1))
-    least, most = low * scale, high * scale
-    zero = np.where((_LOW + least) + (_HIGH + most) > 0, _LOW - least, _HIGH - most)
-    zero = np.rint(np.clip(zero, _LOW, _HIGH))
-    return np.clip(np.rint(x * scale), _LOW - zero, _HIGH - zero), np.float32(1) / scale
+    scale = xp.where(width > none, xp.divide(none + 255.0, xp.where(width > none, width, one)), one)
+    least, most = (xp.cast(xp.multiply(xp.cast(end, "float64"), xp.cast(scale, "float64")), "float32") for end in (low, high))
+    zero = xp.where((_LOW + least) + (_HIGH + most) > none, _LOW - least, _HIGH - most)
+    zero = xp.round(xp.minimum(xp.maximum(zero, none + _LOW), none + _HIGH))
+    codes = xp.minimum(xp.maximum(xp.round(xp.multiply(x, scale)), _LOW - zero), _HIGH - zero)
+    return codes, xp.divide(one, scale)
 
 
 @real_kind(KIND, (2, 3), "activation")

@@ -13,7 +13,16 @@ import numpy as np
 from qi.core.namespace import ArrayNamespace, namespace_of
 from qi.typing import Array
 
-__all__ = ["fixed_sum", "fused_sum", "integer_mean", "offset_mean", "rounded_product", "rounded_real"]
+__all__ = [
+    "fixed_sum",
+    "fused_sum",
+    "integer_mean",
+    "normalized",
+    "offset_mean",
+    "rounded_product",
+    "rounded_real",
+    "shares",
+]
 
 _HALF = np.float32(0.5)
 
@@ -98,3 +107,35 @@ def offset_mean(sums: Array, count: float, ratio: Array, zero_x: Array, zero_y: 
     factor = xp.multiply(ratio, xp.asarray(np.float32(1) / np.float32(count)))
     offset = zero_y - xp.multiply(zero_x * np.float32(count), factor)
     return xp.round(xp.multiply(xp.cast(sums, "float32"), factor) + offset)
+
+
+def normalized(q: Array, part: Array, epsilon: Array, axes: tuple[int, ...]) -> Array:
+    """Integers less their mean, over their deviation: ``(q - m) / r``.
+
+    Where ``m = sum(q) * (1 / n)``, ``v = max(sum(q * q) * (1 / n) - m * m, 0) + epsilon``, ``s = sqrt(v)`` and
+    ``r = (s + v / s) * 0.5``, which is one number for all that is near the root.
+
+    Args:
+        q: float32, exact integers, whose squares add up to less than 2**24.
+        part: float32: ``1 / n``.
+        epsilon: float32: that of a normalization over the square of the integers' step.
+        axes: of the sums.
+    """
+    xp = namespace_of(q)
+    mean, squares = (xp.multiply(xp.sum(a, axis=axes, keepdims=True), part) for a in (q, q * q))
+    variance = xp.maximum(squares - mean * mean, xp.zeros_like(mean)) + epsilon
+    root = xp.sqrt(variance)
+    root = xp.multiply(root + xp.divide(variance, root), _HALF)
+    return xp.divide(q - mean, root)
+
+
+def shares(exponentials: Array, axis: int) -> Array:
+    """Each number, rounded, of the sum of all: ``rint(e) / sum(rint(e))``.
+
+    Args:
+        exponentials: float32, not negative, not near a tie; rounded, they add up to less than 2**24.
+        axis: of the sums.
+    """
+    xp = namespace_of(exponentials)
+    whole = xp.round(exponentials)
+    return xp.divide(whole, xp.sum(whole, axis=axis, keepdims=True))

@@ -13,9 +13,10 @@ import numpy as np
 from qi.ir.graph import Op
 from qi.ir.kinds import real_kind
 
-__all__ = ["LINEAR", "accumulate", "activated", "carrier"]
+__all__ = ["EXACT32", "LINEAR", "accumulate", "activated", "carrier"]
 
-_EXACT32 = 2**24
+EXACT32 = 2**24
+"""Integers below it are exact in float32, and so are their sums as long as these stay below it."""
 
 
 def carrier(x: np.ndarray, w: np.ndarray, axes: tuple[int, ...]) -> np.dtype:
@@ -28,7 +29,7 @@ def carrier(x: np.ndarray, w: np.ndarray, axes: tuple[int, ...]) -> np.dtype:
     """
     reach = max(int(x.max(initial=0)), -int(x.min(initial=0)))  # of int8, abs(-128) would be -128
     largest = reach * np.abs(w.astype(np.float64)).sum(axis=axes).max(initial=0)
-    return np.dtype(np.float32 if largest < _EXACT32 else np.float64)
+    return np.dtype(np.float32 if largest < EXACT32 else np.float64)
 
 
 def accumulate(op: Op, x: np.ndarray, w: np.ndarray) -> np.ndarray:

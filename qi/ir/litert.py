@@ -18,8 +18,9 @@ from qi.ir.kinds import kernel
 from qi.ir.linear import LINEAR
 from qi.ir.reference import averaged, linear_factor, matrix_products
 from qi.ir.routing import island
+from qi.ir.softmax import logarithm_of_gain
 
-__all__ = ["packed_bits", "weight_bits"]
+__all__ = ["bilinear_places", "packed_bits", "weight_bits"]
 
 _SMALL = 1024  # elements of a sample
 _FAST = ("sigmoid", "tanh", "elu", "leaky_relu")  # functions of one number that XNNPACK does in integers
@@ -31,12 +32,13 @@ _SIZES = (2, 4, 8)  # bits of the types that weights lie in
 def _prefers_float(op: Op) -> bool:
     """What LiteRT's own kernels do in integers three to thirty times slower than XNNPACK does it in real numbers.
 
-    Pools and small softmaxes stay: they are exact in integers only.
+    Pools stay, which are exact in integers only, and so do softmaxes where `soften_codes` finds no way, or that are small.
     """
     if op.kind == "batch_matmul":
         return op.inputs[1].zero_point != 0
     if op.kind == "softmax":
-        return math.prod(n or 1 for n in op.x.shape) > _SMALL
+        size = math.prod(n or 1 for n in op.x.shape)
+        return size > _SMALL and logarithm_of_gain(op.x, op.x.shape[op.attrs["axis"]]) is not None
     return op.kind in ("relu", "prelu") or (op.kind == "unary" and op.attrs["function"] not in _FAST)
 
 
@@ -131,7 +133,7 @@ def _avg_pool2d(op: Op, x: np.ndarray) -> np.ndarray:
 @kernel("resize_bilinear", "litert")
 def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
     """Places with eleven bits behind the point, half up."""
-    (first, part), (second, across) = (_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True))
+    (first, part), (second, across) = (bilinear_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True))
     x = x.astype(np.int64)
     above, below = (
         (x[:, rows][:, :, second[0]] << 11)
@@ -142,7 +144,7 @@ def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
     return clipped(op, (total + (1 << 21)) >> 22)
 
 
-def _places(n: int, size: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+def bilinear_places(n: int, size: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """((the index before, the index behind), how far from the former, of 2048) for each output."""
     half = np.float32(0.5)
     place = (np.arange(size, dtype=np.float32) + half) * (np.float32(n) / np.float32(size)) - half

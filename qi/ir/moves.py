@@ -47,6 +47,13 @@ def _slice(op: Op, x: np.ndarray, fill: float = 0) -> np.ndarray:
     return x[strided(op)]
 
 
+@real_kind("reverse", attrs="axis", moves=True)
+def _reverse(op: Op, x: np.ndarray, fill: float = 0) -> np.ndarray:
+    """From the last to the first along ``axis``."""
+    del fill
+    return np.flip(x, op.attrs["axis"])
+
+
 @real_kind("concat", (1, 2**31), attrs="axis", moves=True)
 def _concat(op: Op, *arrays: np.ndarray, fill: float = 0) -> np.ndarray:
     """One after the other along ``axis``."""

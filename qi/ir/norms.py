@@ -12,12 +12,12 @@ import math
 
 import numpy as np
 
+from qi.ir.formulas import normalized
 from qi.ir.graph import Op, QGraph
 from qi.ir.kinds import real_kind
+from qi.ir.margins import codes_before
 
 __all__ = ["normalize_codes", "reciprocals"]
-
-_HALF = np.float32(0.5)
 
 
 def reciprocals(op: Op) -> tuple[np.float32, np.float32, np.float32]:
@@ -35,19 +35,9 @@ def reciprocals(op: Op) -> tuple[np.float32, np.float32, np.float32]:
 def _layer_norm_of_codes(
     op: Op, x: np.ndarray, gamma: np.ndarray | None = None, beta: np.ndarray | None = None
 ) -> np.ndarray:
-    """With integers ``q = rint(x * (1 / step))``: ``(q - m) / r * gamma + beta``.
-
-    Where ``m = sum(q) * (1 / n)``, ``v = max(sum(q * q) * (1 / n) - m * m, 0) + epsilon / step**2``, ``s = sqrt(v)`` and
-    ``r = (s + v / s) * 0.5``.
-    """
+    """With integers ``q = rint(x * (1 / step))``: ``normalized(q) * gamma + beta``, as `qi.ir.formulas` has it."""
     steps, part, epsilon = reciprocals(op)
-    axes = tuple(op.attrs["axes"])
-    q = np.rint(x * steps)
-    mean, squares = (a.sum(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32) * part for a in (q, q * q))
-    variance = np.maximum(squares - mean * mean, np.float32(0)) + epsilon
-    root = np.sqrt(variance)
-    root = (root + variance / root) * _HALF
-    y = (q - mean) / root
+    y = normalized(np.rint(x * steps), part, epsilon, tuple(op.attrs["axes"]))
     y = y if gamma is None else y * gamma
     return np.asarray(y if beta is None else y + beta, np.float32)
 
@@ -60,6 +50,6 @@ def normalize_codes(graph: QGraph) -> None:
     """
     producers = graph.producers()
     for op in graph.ops:
-        before = producers.get(id(op.x)) if op.kind == "layer_norm" else None
-        if before is not None and before.kind == "dequantize":
-            op.kind, op.attrs = "layer_norm_of_codes", {**op.attrs, "step": float(before.x.scale)}
+        codes = codes_before(op.x, producers) if op.kind == "layer_norm" else None
+        if codes is not None:
+            op.kind, op.attrs = "layer_norm_of_codes", {**op.attrs, "step": float(codes.scale)}

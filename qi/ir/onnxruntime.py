@@ -6,6 +6,8 @@ zero point. Each formula is checked against the runtime itself (tests/parity).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from qi.ir.arithmetic import clipped, integer_sums, requantize_float, scale_of_sums
@@ -13,36 +15,67 @@ from qi.ir.graph import Op, Tensor
 from qi.ir.kinds import KINDS, kernel
 from qi.ir.linear import LINEAR
 from qi.ir.routing import island, lacks
+from qi.ir.softmax import logarithm_of_gain
 from qi.ir.windows import window_counts, windows
 
-__all__ = ["PACKED_BITS", "integer_softmax", "resize_factor"]
+__all__ = ["PACKED_BITS", "exponentials", "integer_softmax", "resize_factor"]
 
 PACKED_BITS = 4  # weights of so many bits and fewer lie in the file two to the byte, if they come here with so few
 
+_SMALL = 1024  # elements of a sample
+_MOST = 2**30  # half of what int32 holds: bounds are rounded themselves
 _OFFSET = 128  # from the codes here to those of the file
 _INTEGER = ("leaky_relu", "sigmoid", "square")  # the functions of one number that have an integer kernel
 
 
 @island("onnxruntime")
-def _table_in_vain(op: Op) -> bool:
-    """A function that has no integer kernel, though a look-up table would do."""
+def _prefers_float(op: Op) -> bool:
+    """A function that has no integer kernel, though a look-up table would do, and a softmax that isn't small."""
+    if op.kind == "softmax":
+        size = math.prod(n or 1 for n in op.x.shape)
+        return size > _SMALL and logarithm_of_gain(op.x, op.x.shape[op.attrs["axis"]]) is not None
     return op.kind == "unary" and op.attrs["function"] not in _INTEGER
 
 
 @lacks("onnxruntime")
 def _real_only(op: Op) -> bool:
-    """More than eight bits, packed weights (dequantized at every run), and most scales of a softmax."""
+    """More than eight bits, most scales of a softmax, transposed weights with a zero point, and steps that overflow."""
     if any(t.grid.bits > 8 for t in (*op.inputs, *op.outputs) if t.quantized and not t.constant):
         return True
-    if op.kind in LINEAR:
-        return op.inputs[1].grid.bits <= PACKED_BITS
-    return op.kind == "softmax" and not integer_softmax(op)
+    if op.kind == "conv2d_transpose" and op.inputs[1].qparams.zero_point.any():  # type: ignore[union-attr]
+        return True  # it is written as a convolution with gaps between the weights, which are codes of 0
+    return _steep(op) or (op.kind == "softmax" and not integer_softmax(op))
+
+
+def _steep(op: Op) -> bool:
+    """Whether the step to the output's scale is one that a kernel overflows at, or refuses: that of a layer that is always 0.
+
+    Sums and products are turned to int32 before they are clipped; the kernel of means checks its factor.
+    """
+    scales, sy = [float(t.scale) for t in op.inputs if t.quantized and t.scales().size == 1], float(op.y.scale)
+    if op.kind in ("add", "sub"):
+        return 256 * sum(scales) / sy >= _MOST
+    if op.kind == "mul" or op.attrs.get("function") == "square":
+        return 2**16 * scales[0] * scales[-1] / sy >= _MOST
+    if op.kind == "mean" or _whole(op):
+        axes = op.attrs["axes"] if op.kind == "mean" else (1, 2)
+        return not 2**-32 <= scales[0] / sy / math.prod(op.x.shape[axis] or 1 for axis in axes) < 2**8
+    return False
+
+
+def _whole(op: Op) -> bool:
+    """Whether a pool has one window, the whole image; then the kernel of means does it."""
+    return op.kind == "avg_pool2d" and tuple(op.attrs["pool"]) == op.x.shape[1:3] and not any(op.attrs["pads"])
 
 
 def integer_softmax(op: Op) -> bool:
-    """Whether a softmax is done in integers: QLinearSoftmax is wrong, for some scales by far, unless that is 1 / 256."""
+    """Whether a softmax is done in integers: QLinearSoftmax is wrong, for some scales by far, unless that is 1 / 256.
+
+    It is wrong, too, where there is but one class: it gives 0 instead of 1.
+    """
     y = op.y
-    return op.quantized and y.grid.bits == 8 and (float(y.scale), y.zero_point) == (1 / 256, y.grid.qmin)
+    fits = op.quantized and y.grid.bits == 8 and (float(y.scale), y.zero_point) == (1 / 256, y.grid.qmin)
+    return fits and y.shape[op.attrs["axis"]] != 1
 
 
 # Sums of products ------------------------------------------------------------------------------------------------------------
@@ -134,6 +167,11 @@ def _unary(op: Op, x: np.ndarray) -> np.ndarray:
     return _product(op, op.x, x, op.x, x) if op.attrs["function"] == "square" else _table(op, x)
 
 
+def exponentials(op: Op) -> np.ndarray:
+    """exp(-s * i) for i from 0 to 255, rounded to float32 once."""
+    return np.asarray(np.exp(-np.arange(256) * np.float64(op.x.scale)).astype(np.float32))
+
+
 @kernel("softmax", "onnxruntime")
 def _softmax(op: Op, x: np.ndarray) -> np.ndarray:
     """QLinearSoftmax at scale 1 / 256: ``rint(e * (256 / sum))`` with exponentials e from a table of float32.
@@ -141,8 +179,7 @@ def _softmax(op: Op, x: np.ndarray) -> np.ndarray:
     Measured: of a million outputs one or two lie so near to a tie that the last bit of the sum decides; they may differ by 1.
     """
     axis = op.attrs["axis"]
-    table = np.exp(-np.arange(256) * np.float64(op.x.scale)).astype(np.float32)
-    entries = table[x.max(axis=axis, keepdims=True) - x]
+    entries = exponentials(op)[x.max(axis=axis, keepdims=True) - x]
     total = entries.sum(axis=axis, keepdims=True, dtype=np.float64).astype(np.float32)
     return clipped(op, np.rint(entries * (np.float32(256) / total)) + op.y.zero_point)
 

@@ -22,6 +22,7 @@ from qi.ir.windows import window_counts, windows
 
 __all__ = [
     "averaged",
+    "bilinear_places",
     "exponentials",
     "linear_factor",
     "matrix_factor",
@@ -214,7 +215,7 @@ def _mean(op: Op, x: np.ndarray) -> np.ndarray:
 @kernel("resize_bilinear", "reference")
 def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
     """Places with ten bits behind the point, half away from zero."""
-    (first, part), (second, across) = (_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True))
+    (first, part), (second, across) = (bilinear_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True))
     down, right = part[:, None, None], across[:, None]
     above, below = (
         x[:, rows][:, :, second[0]] * (1024 - right) + x[:, rows][:, :, second[1]] * right for rows in first
@@ -224,7 +225,7 @@ def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
     return clipped(op, np.where(rounded >= 0, rounded >> 20, -((-rounded) >> 20)))
 
 
-def _places(n: int, size: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+def bilinear_places(n: int, size: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """((the index before, the index behind), how far from the former, of 1024) for each output."""
     step = (1024 * n + size // 2) // size
     place = np.arange(size) * step + (step >> 1) - 512

@@ -7,13 +7,15 @@ from collections.abc import Callable
 import numpy as np
 
 from qi.core import IntGrid, QParams
-from qi.errors import ConfigError
-from qi.ir.arithmetic import scale_of_sums
+from qi.errors import ConfigError, UnsupportedError
+from qi.ir.arithmetic import largest_sum, scale_of_sums
 from qi.ir.dynamic import make_dynamic
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.kinds import KINDS, TARGETS
-from qi.ir.linear import LINEAR
+from qi.ir.linear import EXACT32, LINEAR
+from qi.ir.margins import settle
 from qi.ir.norms import normalize_codes
+from qi.ir.softmax import soften_codes
 
 __all__ = ["ISLANDS", "LACKS", "island", "lacks", "route"]
 
@@ -55,20 +57,22 @@ def route(
         graph: valid; from `qi.lower`.
         target: a name of `qi.ir.kinds.TARGETS`.
         integer_only: no islands where an integer kernel exists, however slow it is.
-        packed: whether weights below 8 bits stay so everywhere, for size; by default only where that costs no time, and lie in
-            bytes elsewhere, with the same values.
+        packed: whether weights below 8 bits stay so wherever the target can do that exactly, for size; by default only where
+            that costs no time, and lie in bytes elsewhere, with the same values.
         dynamic: whether products of real numbers with coded weights round their activations to 8 bits, row by row, where the
             target has a fast kernel for that (`qi.ir.dynamic`).
 
     Raises:
         ConfigError: an unknown target.
+        UnsupportedError: weights with a zero point in an integer operation, which ONNX Runtime alone has kernels for; the layer
+            is named.
     """
     if target not in TARGETS:
         raise ConfigError(f"expected target to be one of {sorted(TARGETS)}; received target={target!r}")
     routed = graph.copy()
     routed.target = target
-    if not packed:
-        _widen(routed)
+    _check_weights(routed)
+    _widen(routed, packed)
     if dynamic:
         make_dynamic(routed)
     prefers, unable = ISLANDS.get(target, _never), LACKS.get(target, _never)
@@ -78,18 +82,46 @@ def route(
         missing = op.quantized and (target not in KINDS.get(op.kind).kernels or unable(op))
         if missing or (op.quantized and not integer_only and prefers(op)) or not op.quantized:
             _surround(routed, op)
-    if target == "litert":
+    if target != "reference":
         normalize_codes(routed)
+        soften_codes(routed)
+    settle(routed)
     return routed
 
 
-def _widen(graph: QGraph) -> None:
-    """Puts weights of few bits into bytes, but those of products for LiteRT, whose kernels take them as they are."""
+def _check_weights(graph: QGraph) -> None:
+    """Refuses what would turn a model that is in integers into one of islands, and tells of it."""
     for op in graph.ops:
-        if op.kind not in LINEAR or not op.quantized or (op.kind == "dense" and graph.target != "onnxruntime"):
+        zeros = op.inputs[1].qparams.zero_point if op.kind in LINEAR and op.quantized else None  # type: ignore[union-attr]
+        if zeros is None or not zeros.any():
             continue
+        if graph.target != "onnxruntime":
+            wanted, way_out = "weights with zero point 0", "export it for ONNX Runtime"
+        elif "conv2d" in op.kind and (zeros != zeros.flat[0]).any():
+            wanted, way_out = "one zero point for all channels of a convolution's weights", "give it one for the tensor"
+        else:
+            continue
+        raise UnsupportedError(
+            f"expected {wanted}, as {graph.target!r} has no integer kernel for others; received layer {op.source!r} with zero "
+            f"points from {int(zeros.min())} to {int(zeros.max())}; do {way_out}, or quantize its weights symmetrically"
+        )
+
+
+def _widen(graph: QGraph, packed: bool) -> None:
+    """Puts weights of few bits into bytes, save where they are to stay packed.
+
+    Products for LiteRT keep theirs, whose kernels take them as they are. ONNX Runtime adds products with packed weights in
+    float32: those whose sums that doesn't hold exactly lie in bytes in any case.
+    """
+    for op in graph.ops:
+        if op.kind not in LINEAR or not op.quantized:
+            continue
+        if graph.target == "onnxruntime":
+            keep = packed and largest_sum(op) < EXACT32
+        else:
+            keep = packed or op.kind == "dense"
         w = op.inputs[1]
-        if w.qparams is not None and w.grid.bits < 8:
+        if not keep and w.qparams is not None and w.grid.bits < 8:
             grid = IntGrid(8, narrow=w.grid.narrow)
             w.qparams = QParams(w.qparams.scale, w.qparams.zero_point, grid, w.qparams.granularity)
 

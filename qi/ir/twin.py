@@ -14,6 +14,7 @@ import qi.ir.linear
 import qi.ir.litert
 import qi.ir.moves
 import qi.ir.onnxruntime
+import qi.ir.recurrent
 import qi.ir.reference  # noqa: F401
 from qi.core import dequantize
 from qi.errors import ConfigError, InputError

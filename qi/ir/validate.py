@@ -6,7 +6,7 @@ import numpy as np
 
 from qi.core import IntGrid, PerGroup
 from qi.errors import InputError
-from qi.ir.arithmetic import sum_axes
+from qi.ir.arithmetic import largest_sum
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.kinds import KINDS
 from qi.ir.linear import LINEAR
@@ -84,22 +84,18 @@ def _check_op(graph: QGraph, op: Op) -> None:
 
 
 def _check_sums(graph: QGraph, op: Op) -> None:
-    """Weights without a zero point, a bias at the scale of the sums, and no sum beyond int32."""
+    """Constant weights, a bias at the scale of the sums, and no sum beyond int32."""
     w = op.inputs[1]
-    if w.data is None or w.qparams is None or w.qparams.zero_point.any():
-        _refuse(graph, f"constant weights with zero point 0; received {op}")
+    if w.data is None or w.qparams is None:
+        _refuse(graph, f"constant weights; received {op}")
         return
     if isinstance(w.qparams.granularity, PerGroup):
         _refuse(graph, f"one scale, or one for each channel, in weights of an integer operation; received {op}")
-    bias = np.zeros(1)
     if len(op.inputs) == 3:
         b = op.inputs[2]
         if b.data is None or b.data.dtype != np.int32:
             _refuse(graph, f"a constant int32 bias, of scale sx * sw; received {op}")
             return
-        bias = b.data
-    grid = op.x.grid
-    reach = max(grid.qmax - op.x.zero_point, op.x.zero_point - grid.qmin)
-    largest = reach * np.abs(w.data).astype(np.float64).sum(axis=sum_axes(op.kind)).reshape(-1)
-    if (largest + np.abs(bias)).max(initial=0) > _LARGEST_SUM:
-        _refuse(graph, f"sums that int32 holds; those of {op.y.name!r} may reach {(largest + np.abs(bias)).max():.3g}")
+    largest = largest_sum(op)
+    if largest > _LARGEST_SUM:
+        _refuse(graph, f"sums that int32 holds; those of {op.y.name!r} may reach {largest:.3g}")

@@ -5,6 +5,7 @@ from qi.keras.callbacks import BitWidthSchedule, FreezeBatchNorm, FreezeRanges, 
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.emulate import emulate
 from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
+from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.inspect import Inspection, inspect_model
 from qi.keras.lower import lower
@@ -18,10 +19,14 @@ from qi.keras.wrapper import KerasQuantizationWrapper
 __all__ = [
     "BandSoftmax",
     "BitWidthSchedule",
+    "ExactBilinear",
     "ExactDecode",
     "ExactGrid",
     "ExactPool",
+    "ExactRows",
+    "ExactSoftmax",
     "ExactSums",
+    "ExactTable",
     "FreezeBatchNorm",
     "FreezeRanges",
     "Inspection",

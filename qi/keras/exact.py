@@ -8,7 +8,6 @@ one. Sums of products of such numbers are exact below 2**24, so one convolution 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 from math import prod
 from typing import Any
@@ -16,14 +15,12 @@ from typing import Any
 import keras
 
 from qi.errors import ConfigError
-from qi.ir.formulas import fixed_sum, fused_sum, integer_mean, offset_mean, rounded_product, rounded_real
+from qi.keras.exact_steps import EXACT_TARGETS, STEP_SHAPES, STEPS
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.wrapper import KerasQuantizationWrapper
-from qi.registry import Registry
 
-__all__ = ["EXACT_TARGETS", "STEPS", "ExactDecode", "ExactGrid", "ExactPool", "ExactSums"]
+__all__ = ["ExactDecode", "ExactGrid", "ExactPool", "ExactSums"]
 
-EXACT_TARGETS = ("litert", "onnxruntime")
 _HALF = 16.0
 
 
@@ -48,11 +45,14 @@ class ExactSums(_Exact):
     Args:
         wrapper: of a linear layer without an activation.
         halves: whether to add up in two parts, of the upper and the lower bits of the weights: where one could reach 2**24.
+        wide: whether sums and scale are wanted in double precision, for fixed-point arithmetic.
     """
 
-    def __init__(self, wrapper: KerasQuantizationWrapper, halves: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, wrapper: KerasQuantizationWrapper, halves: bool = False, wide: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.wrapper, self.halves = wrapper, halves
+        self.wrapper, self.halves, self.wide = wrapper, halves, wide
 
     def call(self, codes: Any, scale: Any, training: Any = None) -> tuple[Any, Any]:
         """(sums, their scale for each channel).
@@ -65,16 +65,22 @@ class ExactSums(_Exact):
         ops, wrapper = keras.ops, self.wrapper
         step = ops.stop_gradient(wrapper.bounds["kernel"].parameters()[0])
         weights = _snapped(wrapper.quantized_weight("kernel", training) / step)
-        factor = ops.stop_gradient(scale) * self._by_channel(step, weights)
+        scale, step = ops.stop_gradient(scale), self._by_channel(step, weights)
+        factor = scale * step
         values = {"kernel": weights}
         if "bias" in wrapper.layer_weights:
             values["bias"] = _snapped(wrapper.layer_weights["bias"].value / factor)
+        if self.wide:
+            factor = ops.cast(scale, "float64") * ops.cast(step, "float64")
         if not self.halves:
-            return wrapper.run_with(values, codes), factor
+            return self._cast(wrapper.run_with(values, codes)), factor
         upper = ops.stop_gradient(ops.round(weights / _HALF))
-        lower = wrapper.run_with(values | {"kernel": weights - _HALF * upper}, codes)
+        lower = self._cast(wrapper.run_with(values | {"kernel": weights - _HALF * upper}, codes))
         zero = {"bias": ops.zeros_like(values["bias"])} if "bias" in values else {}
-        return _HALF * wrapper.run_with(zero | {"kernel": upper}, codes) + lower, factor
+        return _HALF * self._cast(wrapper.run_with(zero | {"kernel": upper}, codes)) + lower, factor
+
+    def _cast(self, sums: Any) -> Any:
+        return keras.ops.cast(sums, "float64") if self.wide else sums
 
     def _by_channel(self, step: Any, weights: Any) -> Any:
         flat = keras.ops.reshape(step, (-1,))
@@ -87,7 +93,8 @@ class ExactSums(_Exact):
         shape = self.wrapper.layer.compute_output_shape(codes.shape)
         steps = self.wrapper.bounds["kernel"].parameters()[0]
         channels = 1 if len(steps.shape) == 0 or max(steps.shape) == 1 else shape[-1]
-        return keras.KerasTensor(shape, "float32"), keras.KerasTensor((channels,), "float32")
+        dtype = "float64" if self.wide else "float32"
+        return keras.KerasTensor(shape, dtype), keras.KerasTensor((channels,), dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -95,6 +102,7 @@ class ExactSums(_Exact):
             **super().get_config(),
             "wrapper": keras.saving.serialize_keras_object(self.wrapper),
             "halves": self.halves,
+            "wide": self.wide,
         }
 
     @classmethod
@@ -124,7 +132,7 @@ class ExactPool(_Exact):
             codes: without their zero point.
             scale: of the codes.
         """
-        integers = self.target == "litert" or self.whole(codes.shape)
+        integers = self.target != "onnxruntime" or self.whole(codes.shape)
         x = codes if integers else codes * keras.ops.stop_gradient(scale)
         return self._sums(x), self._sums(keras.ops.ones_like(x[:1, ..., :1]))
 
@@ -209,6 +217,7 @@ class ExactGrid(_Exact):
         step: str = "real",
         activation: str = "none",
         layers: Any = (),
+        kept: bool = False,
         training: Any = None,
         **attrs: Any,
     ) -> Any:
@@ -218,7 +227,8 @@ class ExactGrid(_Exact):
             tensors: what the step takes.
             step: a name of `STEPS`.
             activation: "none", "relu" or "relu6".
-            layers: names of the layers that the step stands for; `qi.keras.exact_graph.plain` makes them again.
+            layers: names of the layers that the step stands for; `qi.keras.exact_plain.plain` makes them again.
+            kept: whether the first of the tensors holds the real numbers, from layers that stay in the graph.
             training: whether gradients are wanted.
             attrs: of the step.
         """
@@ -227,7 +237,8 @@ class ExactGrid(_Exact):
         shift = 0 if grid.signed else 1 << (grid.bits - 1)  # codes are signed in integer graphs
         scale, zero = (ops.stop_gradient(value) for value in bound.parameters())
         zero = zero - shift
-        real, exact = STEPS.get(step)(self.target, scale, zero, *tensors, **attrs)
+        real, exact = STEPS.get(step)(self.target, scale, zero, *tensors[kept:], **attrs)
+        real = (lambda: tensors[0]) if kept else real
         low, high = grid.qmin - shift - zero, grid.qmax - shift - zero
         if activation != "none":
             low = ops.maximum(low, 0.0)
@@ -241,9 +252,9 @@ class ExactGrid(_Exact):
             codes = _activated(real(), activation) / scale
         return codes, scale, zero
 
-    def compute_output_spec(self, *tensors: Any, step: str = "real", **attrs: Any) -> Any:
+    def compute_output_spec(self, *tensors: Any, step: str = "real", kept: bool = False, **attrs: Any) -> Any:
         """Symbolic codes and scalars."""
-        shape = STEP_SHAPES.get(step, lambda tensors, **attrs: tensors[0].shape)(tensors, **attrs)
+        shape = tensors[0].shape if kept or step not in STEP_SHAPES else STEP_SHAPES[step](tensors, **attrs)
         return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), ()))
 
     def get_config(self) -> dict[str, Any]:
@@ -265,87 +276,3 @@ def _activated(x: Any, activation: str) -> Any:
     if activation == "none":
         return x
     return keras.ops.relu6(x) if activation == "relu6" else keras.ops.relu(x)
-
-
-# The steps to a grid: each gives (function of the real numbers, function of the exact codes without zero point) -------------
-
-Step = Callable[..., tuple[Callable[[], Any], Callable[[], Any]]]
-STEPS: Registry[Step] = Registry("step to a grid")
-STEP_SHAPES: dict[str, Callable[..., Any]] = {
-    "add": lambda tensors, **attrs: (
-        keras.ops.broadcast_shapes(tensors[0].shape, tensors[3].shape)
-        if hasattr(keras.ops, "broadcast_shapes")
-        else tensors[0].shape
-    ),
-    "matmul": lambda tensors, **attrs: (*tensors[0].shape[:-1], tensors[3].shape[-1]),
-    "mean": lambda tensors, **attrs: _reduced(tensors[0].shape, attrs["axes"], attrs["keepdims"]),
-}
-
-
-def _reduced(shape: Any, axes: Any, keepdims: bool) -> tuple[Any, ...]:
-    axes = [axis % len(shape) for axis in axes]
-    kept = [1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes]
-    return tuple(kept)
-
-
-@STEPS.register("real")
-def _from_real(target: str, scale: Any, zero: Any, x: Any) -> Any:
-    return lambda: x, lambda: rounded_real(x, scale, reciprocal=target == "litert")
-
-
-@STEPS.register("sums")
-def _from_sums(target: str, scale: Any, zero: Any, sums: Any, factor: Any) -> Any:
-    return lambda: sums * factor, lambda: rounded_product(sums, factor / scale)
-
-
-@STEPS.register("add")
-def _from_add(
-    target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, b: Any, sb: Any, zb: Any, *, sign: int = 1
-) -> Any:
-    def exact() -> Any:
-        ra, rb = sa / scale, sb / scale
-        if target == "litert":
-            return fixed_sum(a, ra, b, rb, sign=sign)
-        shift = 128.0  # codes are uint8 there
-        ua, ub, uy = za + shift, zb + shift, zero + shift
-        offset = uy - fused_sum(ra, ua, rb, ub, keras.ops.zeros_like(ra))
-        return keras.ops.round(fused_sum(a + ua, ra, b + ub, rb, offset)) - uy
-
-    return lambda: a * sa + sign * b * sb, exact
-
-
-@STEPS.register("mul")
-def _from_mul(target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, b: Any, sb: Any, zb: Any) -> Any:
-    products = a * b
-    return lambda: products * (sa * sb), lambda: rounded_product(products, (sa * sb) / scale)
-
-
-@STEPS.register("matmul")
-def _from_matmul(target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, b: Any, sb: Any, zb: Any) -> Any:
-    sums = keras.ops.matmul(a, b)
-    return lambda: sums * (sa * sb), lambda: rounded_product(sums, (sa * sb) / scale)
-
-
-@STEPS.register("mean")
-def _from_mean(target: str, scale: Any, zero: Any, a: Any, sa: Any, za: Any, *, axes: Any, keepdims: bool) -> Any:
-    sums = keras.ops.sum(a, axis=tuple(axes), keepdims=keepdims)
-    count = 1.0
-    for axis in axes:
-        count *= a.shape[axis]
-    return lambda: sums * (sa / count), lambda: _mean_codes(target, scale, zero, sums, sa, za, count)
-
-
-def _mean_codes(target: str, scale: Any, zero: Any, sums: Any, sa: Any, za: Any, count: float) -> Any:
-    if target == "litert":
-        return offset_mean(sums + za * count, count, sa / scale, za, zero) - zero
-    return rounded_product(sums, sa / (scale * count))
-
-
-@STEPS.register("pool")
-def _from_pool(target: str, scale: Any, zero: Any, sums: Any, counts: Any, sa: Any, za: Any, *, whole: int = 0) -> Any:
-    if target == "litert":
-        return lambda: sums / counts * sa, lambda: integer_mean(sums + counts * za, counts) - za
-    if whole:  # of the whole image: a kernel of its own
-        return lambda: sums * (sa / whole), lambda: _mean_codes(target, scale, zero, sums, sa, za, float(whole))
-    shifted = zero + 128.0  # codes are uint8 there, and the zero point is added before rounding
-    return lambda: sums / counts, lambda: keras.ops.round(sums / counts / scale + shifted) - shifted

@@ -1,4 +1,4 @@
-"""From fake quantization to the arithmetic of a runtime, and back: the same layers, called otherwise."""
+"""From fake quantization to the arithmetic of a runtime: the same layers, called otherwise."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import keras
 import numpy as np
 
 from qi.core import IntGrid
-from qi.errors import ConfigError, UnsupportedError
-from qi.ir.graph import take_name
-from qi.ir.kinds import KINDS
-from qi.keras.exact import EXACT_TARGETS, ExactDecode, ExactGrid, ExactPool, ExactSums
+from qi.ir import onnxruntime, reference
+from qi.ir.arithmetic import largest_sum
+from qi.ir.graph import Op, take_name
+from qi.ir.linear import EXACT32
+from qi.ir.litert import bilinear_places
+from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
+from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
+from qi.keras.exact_routed import Routed, check_exact, is_dynamic, product_kind, table_of
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call, Graph, Value, build_model, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.traits import Role, is_fusable_activation, role_of
 from qi.keras.wrapper import KerasQuantizationWrapper
 
-__all__ = ["check_exact", "exact_target", "make_exact", "plain"]
+__all__ = ["check_exact", "make_exact"]
 
 _LINEAR = ("Dense", "Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D", "Conv1DTranspose", "Conv2DTranspose")
-_EXACT32 = 2**24
+_MOST_TERMS = 1024  # of a softmax whose sum is added up one by one
 
 
 @dataclass(eq=False)
@@ -41,38 +45,23 @@ class _Codes:
 
 @dataclass(eq=False)
 class _Recipe:
-    """How a value can be brought to a grid exactly: the step, what it takes, and the layer that has to run before."""
+    """How a value can be brought to a grid exactly.
+
+    Attributes:
+        step: of `qi.keras.exact_steps`.
+        take: adds the layers that have to run before, and gives what the step takes.
+        attrs: of the step.
+        kept: whether the call itself stays in the graph, in real numbers.
+        activation: that is fused.
+        layers: names of those that the step stands for.
+    """
 
     step: str
-    take: Callable[[_Writer], list[Value]]
+    take: Callable[[], list[Value]]
     attrs: dict[str, Any] = field(default_factory=dict)
+    kept: bool = False
     activation: str = "none"
     layers: list[str] = field(default_factory=list)
-
-
-def check_exact(exact: str | None) -> None:
-    """Refuses what is no target.
-
-    Raises:
-        ConfigError: an unknown one.
-        UnsupportedError: the backend can't do 64-bit sums.
-    """
-    if exact is None:
-        return
-    if exact not in EXACT_TARGETS:
-        raise ConfigError(f"expected exact to be None or one of {EXACT_TARGETS}; received exact={exact!r}")
-    if keras.backend.backend() == "jax":
-        import jax
-
-        if not jax.config.jax_enable_x64:
-            raise UnsupportedError(
-                f"expected 64-bit numbers for exact={exact!r}; JAX has them off; do set jax_enable_x64 before anything else"
-            )
-
-
-def exact_target(graph: Graph) -> str | None:
-    """The target whose arithmetic a model has; None for plain fake quantization."""
-    return next((call.op.target for call in graph.calls if isinstance(call.op, ExactGrid)), None)
 
 
 def make_exact(model: keras.Model, target: str) -> keras.Model:
@@ -81,11 +70,15 @@ def make_exact(model: keras.Model, target: str) -> keras.Model:
     Args:
         model: with wrappers and holders, inferable or trainable.
         target: one of `EXACT_TARGETS`.
+
+    Raises:
+        UnsupportedError: a layer that Keras can't compute as the runtime does; it is named.
     """
     graph = flatten_model(model)
     writer = _Writer(graph, target)
     for call in graph.calls:
         writer.write(call)
+    writer.routed.check()
     outputs = [writer.real(value, name) for value, name in zip(graph.flat_outputs(), graph.output_names, strict=True)]
     graph.calls, graph.outputs = writer.calls, keras.tree.pack_sequence_as(graph.outputs, outputs)
     return build_model(graph, build_tensors(graph), kind=type(model))
@@ -97,6 +90,7 @@ class _Writer:
     def __init__(self, graph: Graph, target: str) -> None:
         self.graph, self.target = graph, target
         self.calls: list[Call] = []
+        self.routed = Routed(graph, target, any(map(_trains, graph.calls)))
         self._consumers = graph.consumers()
         self._outputs = {id(value) for value in graph.flat_outputs()}
         self._codes: dict[int, _Codes] = {}
@@ -113,10 +107,15 @@ class _Writer:
         if _is_held(call):
             self._hold(call)
             return
-        recipe = self._recipe(call)
-        if recipe is not None and self._held_next(call):
+        held = self._held_next(call)
+        op = self.routed.op_of(held.outputs[0]) if held is not None else None
+        recipe = self._recipe(call, op) if op is not None and op.quantized else None
+        if recipe is not None:
+            self.routed.cover(op)
             recipe.layers.append(call.op.name)
             self._recipes[id(call.outputs[0])] = recipe
+            if recipe.kept:
+                self._keep(call)
             return
         source = self._recipes.get(id(call.inputs[0])) if call.inputs else None
         if source is not None:  # an activation between what it is fused into and the quantizer
@@ -125,21 +124,49 @@ class _Writer:
             self._recipes[id(call.outputs[0])] = source
             return
         moved = self._moved(call)
-        if moved is None:
-            call.inputs = [self.real(value) for value in call.inputs]
-            self.calls.append(call)
-        else:
+        if moved is not None:
             call.inputs = [codes.codes for codes in moved]
             self.calls.append(call)
             for value in call.outputs:
                 self._codes[id(value)] = _Codes(value, moved[0].scale, moved[0].zero)
+            return
+        self._dynamic(call)
+        self._keep(call)
+
+    def _keep(self, call: Call) -> None:
+        """The call as it is, on real numbers."""
+        call.inputs = [self.real(value) for value in call.inputs]
+        self.calls.append(call)
+
+    def _dynamic(self, call: Call) -> None:
+        """Puts a layer that rounds its activations row by row in the place of one that the target does so."""
+        op = self.routed.op_of(call.outputs[0]) if call.outputs else None
+        wrapped = isinstance(call.op, KerasQuantizationWrapper)
+        if (
+            not is_dynamic(op)
+            or not wrapped
+            or type(call.op.layer).__name__ != "Dense"
+            or set(call.op.bounds) != {"kernel"}
+        ):
+            return
+        self.routed.cover(op)
+        key, wrapper = (id(call.op), "rows"), call.op
+        if key not in self._layers:
+            self._layers[key] = ExactRows(wrapper, _needs_halves(wrapper), name=wrapper.name)
+        call.op = self._layers[key]
 
     def _hold(self, call: Call) -> None:
         source = call.inputs[0]
-        recipe = self._recipes.get(id(source)) or _Recipe("real", lambda writer: [writer.real(source)])
-        grid = self._grid(call)
-        attrs = recipe.attrs | {"step": recipe.step, "activation": recipe.activation, "layers": recipe.layers}
-        self._codes[id(call.outputs[0])] = self.emit(grid, call, recipe.take(self), 3, attrs, call.outputs[0].shape)
+        recipe = self._recipes.get(id(source))
+        codes = self._codes.get(id(source))
+        if recipe is None and codes is not None:
+            recipe = _Recipe("rescale", lambda: codes.all)
+            self.routed.cover(self.routed.op_of(call.outputs[0]))
+        recipe = recipe or _Recipe("real", lambda: [self.real(source)])
+        attrs = recipe.attrs | {"step": recipe.step, "activation": recipe.activation}
+        attrs |= {"layers": recipe.layers, "kept": recipe.kept}
+        taken = recipe.take()
+        self._codes[id(call.outputs[0])] = self.emit(self._grid(call), call, taken, 3, attrs, call.outputs[0].shape)
 
     def _grid(self, call: Call) -> ExactGrid:
         found = self._grids.get(id(call.op))
@@ -147,19 +174,19 @@ class _Writer:
             found = self._grids[id(call.op)] = ExactGrid(call.op, self.target, name=self.name(f"{call.op.name}_codes"))
         return found
 
-    def _held_next(self, call: Call) -> bool:
-        """Whether a quantizer follows, with at most a ReLU between, and nothing else sees the result."""
+    def _held_next(self, call: Call) -> Call | None:
+        """The quantizer that follows, with at most a ReLU between, where nothing else sees the result."""
         value = call.outputs[0]
         for _ in range(2):
             after = self._consumers.get(id(value), [])
             if len(after) != 1 or id(value) in self._outputs:
-                return False
+                return None
             if _is_held(after[0]):
-                return True
+                return after[0]
             if not is_fusable_activation(after[0]):
-                return False
+                return None
             value = after[0].outputs[0]
-        return False
+        return None
 
     def _moved(self, call: Call) -> list[_Codes] | None:
         """The codes that a call merely moves: all of one grid; None for other calls."""
@@ -173,75 +200,93 @@ class _Writer:
 
     # Recipes ------------------------------------------------------------------------------------------------------------
 
-    def _recipe(self, call: Call) -> _Recipe | None:
+    def _recipe(self, call: Call, op: Op) -> _Recipe | None:
+        """How to compute a call exactly, whose result the target gives by an integer operation."""
         codes = [self._codes.get(id(value)) for value in call.inputs]
         if not codes or any(c is None for c in codes) or len(call.outputs) != 1:
             return None
         known = [c for c in codes if c is not None]
-        kind = call.builtin_kind
         if isinstance(call.op, KerasQuantizationWrapper):
-            linear = len(known) == 1 and _is_linear(call.op) and self._has_kernel(call.op.layer)
-            return self._sums(call, known[0]) if linear else None
-        if kind in ("Add", "Subtract", "Multiply") and len(known) == 2:
+            linear = len(known) == 1 and _is_linear(call.op)
+            return self._sums(call, op, known[0]) if linear else None
+        kind = call.builtin_kind
+        if kind in ("Add", "Subtract", "Multiply") and len(known) == 2 and _same_rank(call):
             sign = {"sign": -1} if kind == "Subtract" else {}
-            step = "mul" if kind == "Multiply" else "add"
-            if sign and self.target != "litert":
-                return None
-            return _Recipe(step, lambda writer: [*known[0].all, *known[1].all], sign)
-        if kind == "Matmul" and len(known) == 2 and self._multiplies(call, known[1]):
-            return _Recipe("matmul", lambda writer: [*known[0].all, *known[1].all])
-        if kind in ("GlobalAveragePooling1D", "GlobalAveragePooling2D") and call.op.data_format == "channels_last":
-            axes = list(range(1, len(call.inputs[0].shape) - 1))
-            attrs = {"axes": axes, "keepdims": bool(call.op.keepdims)}
-            return _Recipe("mean", lambda writer: known[0].all, attrs)
-        if kind in ("AveragePooling1D", "AveragePooling2D") and self._pools(call, known[0]):
-            return self._pool(call, known[0])
-        return None
+            return _Recipe("mul" if kind == "Multiply" else "add", lambda: [*known[0].all, *known[1].all], sign)
+        if kind in ("Maximum", "Minimum") and len(known) == 2 and _same_rank(call):
+            take = lambda: [call.outputs[0], *known[0].all[:2], *known[1].all[:2]]
+            return _Recipe("larger", take, {"least": kind == "Minimum"}, kept=True)
+        if kind == "Matmul" and len(known) == 2:
+            wide = int(call.inputs[0].shape[-1] or EXACT32) * 255 * 255 >= EXACT32
+            return _Recipe("matmul", lambda: [*known[0].all, *known[1].all], {"wide": wide})
+        if op.kind == "mean" and len(known) == 1:
+            axes = {"axes": list(op.attrs["axes"]), "keepdims": bool(op.attrs["keepdims"])}
+            if kind in ("GlobalAveragePooling1D", "GlobalAveragePooling2D"):
+                return _Recipe("mean", lambda: known[0].all, axes)
+            return _Recipe("mean", lambda: [call.outputs[0], *known[0].all], axes, kept=True)
+        if op.kind == "avg_pool2d" and None not in call.inputs[0].shape[1:]:
+            return self._pool(call, op, known[0])
+        return self._beside(call, op, known[0]) if len(known) == 1 else None
 
-    def _has_kernel(self, layer: Any) -> bool:
-        """Whether the target does such a layer in integers."""
-        name = type(layer).__name__
-        kind = "dense" if name == "Dense" else "depthwise_conv2d" if "Depthwise" in name else "conv2d"
-        return self.target in KINDS.get("conv2d_transpose" if "Transpose" in name else kind).kernels
+    def _sums(self, call: Call, op: Op, codes: _Codes) -> _Recipe | None:
+        by = product_kind(op, self.target)
+        halves = _needs_halves(call.op) or (by != "float" and largest_sum(op) >= EXACT32)
+        if halves and activation_name(call.op.layer) != "linear":
+            return None
 
-    def _multiplies(self, call: Call, second: _Codes) -> bool:
-        """Whether the target multiplies such matrices in integers, and float32 holds every sum."""
-        shapes = [value.shape for value in call.inputs]
-        terms = shapes[0][-1]
-        if len(shapes[0]) != len(shapes[1]) or len(shapes[0]) < 3 or terms is None or terms * 255 * 255 >= _EXACT32:
-            return False
-        grid = second.scale.producer.op if second.scale.producer is not None else None
-        return self.target != "litert" or (isinstance(grid, ExactGrid) and _is_centred(grid.holder))
-
-    def _pools(self, call: Call, codes: _Codes) -> bool:
-        sizes = call.inputs[0].shape[1:]
-        known = None not in sizes and call.op.data_format == "channels_last"
-        return known and self._shares_grid(call, codes)
-
-    def _shares_grid(self, call: Call, codes: _Codes) -> bool:
-        after = self._consumers.get(id(call.outputs[0]), [])
-        grid = codes.scale.producer.op if codes.scale.producer is not None else None
-        if len(after) != 1 or not isinstance(after[0].op, KerasActivationQuantizationHolder) or grid is None:
-            return False
-        return grid.holder is after[0].op or _same_parameters(grid.holder, after[0].op)
-
-    def _sums(self, call: Call, codes: _Codes) -> _Recipe:
-        def take(writer: _Writer) -> list[Value]:
-            make = lambda name: ExactSums(call.op, _needs_halves(call.op), name=name)
-            layer = writer.layer(call.op, "sums", make)
-            found = writer.emit(layer, call, [codes.codes, codes.scale], 2, {}, call.outputs[0].shape)
+        def take() -> list[Value]:
+            make = lambda name: ExactSums(call.op, halves, by != "float", name=name)
+            layer = self.layer(call.op, f"sums_{by}" if by != "float" else "sums", make)
+            found = self.emit(layer, call, [codes.codes, codes.scale], 2, {}, call.outputs[0].shape)
             return [found.codes, found.scale]
 
-        return _Recipe("sums", take)
+        return _Recipe("sums", take, {"by": by})
 
-    def _pool(self, call: Call, codes: _Codes) -> _Recipe:
+    def _pool(self, call: Call, op: Op, codes: _Codes) -> _Recipe:
         layer = self.layer(call.op, "sums", lambda name: ExactPool(call.op, self.target, name=name))
 
-        def take(writer: _Writer) -> list[Value]:
-            found = writer.emit(layer, call, [codes.codes, codes.scale], 2, {}, call.outputs[0].shape)
+        def take() -> list[Value]:
+            found = self.emit(layer, call, [codes.codes, codes.scale], 2, {}, call.outputs[0].shape)
             return [found.codes, found.scale, codes.scale, codes.zero]
 
-        return _Recipe("pool", take, {"whole": layer.whole(call.inputs[0].shape)})
+        whole = layer.whole(call.inputs[0].shape)
+        return _Recipe("pool", take, {"whole": whole, "same": op.x.qparams == op.y.qparams})
+
+    def _beside(self, call: Call, op: Op, codes: _Codes) -> _Recipe | None:
+        """A layer that computes the codes, beside the call; for quantizers that don't train any more."""
+        layer = None if self.routed.trains else self._kernel(op, f"{call.site.replace('/', '_')}_kernel")
+        if layer is None:
+            return None
+
+        def take() -> list[Value]:
+            found = self.emit(layer, call, [codes.codes, codes.zero], 1, {}, call.outputs[0].shape)
+            return [call.outputs[0], found.codes]
+
+        return _Recipe("given", take, kept=True)
+
+    def _kernel(self, op: Op, name: str) -> Any:
+        if op.kind == "softmax":
+            size = op.x.shape[op.attrs["axis"]]
+            if self.target != "onnxruntime" and (size is None or size > _MOST_TERMS):
+                return None
+            terms = (onnxruntime if self.target == "onnxruntime" else reference).exponentials(op)
+            ordered = self.target != "onnxruntime"
+            return ExactSoftmax(
+                op.attrs["axis"], ordered, float(op.y.scale), op.y.zero_point, terms, name=self.name(name)
+            )
+        if op.kind == "resize_bilinear" and self.target != "onnxruntime":
+            away = self.target == "reference"
+            find = reference.bilinear_places if away else bilinear_places
+            sizes = zip(op.x.shape[1:3], op.attrs["size"], strict=True)
+            places = [
+                (*before_and_behind, part) for before_and_behind, part in (find(int(n or 0), m) for n, m in sizes)
+            ]
+            return ExactBilinear(op.attrs["size"], 10 if away else 11, places, away, name=self.name(name))
+        table = table_of(op, self.target)
+        if table is None:
+            return None
+        shape = table.shape[1:] if table.size > 256 else ()
+        return ExactTable(shape, table, name=self.name(name))
 
     # Writing ------------------------------------------------------------------------------------------------------------
 
@@ -259,7 +304,7 @@ class _Writer:
         for value in outputs:
             value.producer = made
         self.calls.append(made)
-        return _Codes(outputs[0], outputs[1], outputs[-1])
+        return _Codes(outputs[0], outputs[count > 1], outputs[-1])
 
     def real(self, value: Value, output: str = "") -> Value:
         """The real numbers of a value; an output's have its name."""
@@ -290,18 +335,15 @@ def _is_held(call: Call) -> bool:
     return isinstance(call.op, KerasActivationQuantizationHolder) and isinstance(call.op.quantizer.grid, IntGrid)
 
 
-def _is_centred(holder: KerasActivationQuantizationHolder) -> bool:
-    """Whether 0 has the middle code."""
-    quantizer = holder.bound.current()
-    grid: Any = quantizer.grid
-    return bool(quantizer.qparams((1,)).zero_point.reshape(()) == (0 if grid.signed else 1 << (grid.bits - 1)))
+def _trains(call: Call) -> bool:
+    if isinstance(call.op, KerasActivationQuantizationHolder):
+        return call.op.bound.trains
+    return isinstance(call.op, KerasQuantizationWrapper) and call.op.trains
 
 
-def _same_parameters(one: KerasActivationQuantizationHolder, other: KerasActivationQuantizationHolder) -> bool:
-    """Whether two quantizers are alike and stay so."""
-    if one.bound.trains or other.bound.trains:
-        return False
-    return bool(one.bound.current().qparams((1,)) == other.bound.current().qparams((1,)))
+def _same_rank(call: Call) -> bool:
+    """Whether both operands have as many axes: layers that merge add others behind the batch."""
+    return len({len(value.shape) for value in call.inputs}) == 1
 
 
 def _one_grid(a: _Codes, b: _Codes) -> bool:
@@ -323,9 +365,8 @@ def _is_linear(wrapper: KerasQuantizationWrapper) -> bool:
         return False  # ReLU commutes with a positive factor and rounding: the layer may apply it to the sums
     quantizer = bounds["kernel"].quantizer
     grouped = getattr(quantizer, "group_size", None) is not None
-    plain_sums = activation_name(layer) == "linear" or not _needs_halves(wrapper)
     integers = isinstance(quantizer.grid, IntGrid) and quantizer.grid.signed and not grouped
-    return integers and plain_sums and layer.compute_dtype == "float32"
+    return integers and layer.compute_dtype == "float32"
 
 
 def _needs_halves(wrapper: KerasQuantizationWrapper) -> bool:
@@ -336,77 +377,4 @@ def _needs_halves(wrapper: KerasQuantizationWrapper) -> bool:
     if "Depthwise" in type(wrapper.layer).__name__:
         axes = tuple(range(codes.ndim - 2))
     largest = 255 * float(np.abs(codes).sum(axis=axes).max(initial=0))
-    return largest * (2 if wrapper.trains else 1) >= _EXACT32
-
-
-def plain(graph: Graph) -> Graph:
-    """The graph of wrappers and holders that an exact one was made of; others as they are.
-
-    Args:
-        graph: flat; changed in place.
-    """
-    if exact_target(graph) is None:
-        return graph
-    stands: dict[int, Value] = {}
-    calls: list[Call] = []
-    for call in graph.calls:
-        inputs = [stands.get(id(value), value) for value in call.inputs]
-        if isinstance(call.op, ExactDecode):
-            stands[id(call.outputs[0])] = inputs[0]
-        elif isinstance(call.op, (ExactSums, ExactPool)):
-            op = call.op.wrapper if isinstance(call.op, ExactSums) else call.op.layer
-            stands[id(call.outputs[0])] = _append(calls, op, call, inputs[:1])
-        elif isinstance(call.op, ExactGrid):
-            stands[id(call.outputs[0])] = _held(calls, call, inputs)
-        else:
-            call.inputs = inputs
-            calls.append(call)
-    graph.calls = calls
-    graph.outputs = keras.tree.map_structure(lambda value: stands.get(id(value), value), graph.outputs)
-    return graph
-
-
-def _append(calls: list[Call], op: Any, call: Call, inputs: list[Value], arguments: Any = None) -> Value:
-    result = Value(call.outputs[0].shape, "float32")
-    above, slash, _ = call.path.rpartition("/")
-    path, count = f"{above}{slash}{op.name}", call.site.partition("@")[2]
-    made = Call(op, path, f"{path}@{count}" if count else path, list(inputs), [result])
-    if arguments is not None:
-        made.arguments = arguments
-    result.producer = made
-    calls.append(made)
-    return result
-
-
-def _held(calls: list[Call], call: Call, inputs: list[Value]) -> Value:
-    """The operation, the activation and the holder behind one step."""
-    _, attrs = call.arguments([None] * len(call.inputs))
-    step, value, names = attrs["step"], inputs[0], list(attrs["layers"])
-    if step in ("add", "mul"):
-        kind = (
-            keras.layers.Multiply
-            if step == "mul"
-            else keras.layers.Subtract
-            if attrs.get("sign") == -1
-            else keras.layers.Add
-        )
-        value = _append(calls, kind(name=names[0]), call, [inputs[0], inputs[3]], lambda t: ((list(t),), {}))
-    elif step == "matmul":
-        value = _append(
-            calls, _matmul(inputs[0], inputs[3], names[0]), call, [inputs[0], inputs[3]], lambda t: (tuple(t), {})
-        )
-    elif step == "mean":
-        cls = keras.layers.GlobalAveragePooling2D if len(inputs[0].shape) == 4 else keras.layers.GlobalAveragePooling1D
-        value = _append(calls, cls(keepdims=attrs["keepdims"], name=names[0]), call, inputs[:1])
-    if attrs["activation"] != "none":
-        top = 6.0 if attrs["activation"] == "relu6" else None
-        value = _append(calls, keras.layers.ReLU(max_value=top, name=names[-1]), call, [value])
-    return _append(calls, call.op.holder, call, [value])
-
-
-def _matmul(a: Value, b: Value, name: str) -> Any:
-    """The operation behind ``keras.ops.matmul``."""
-    tensors = [keras.KerasTensor(value.shape, value.dtype) for value in (a, b)]
-    operation = keras.ops.matmul(*tensors)._keras_history.operation
-    operation.name = name
-    return operation
+    return largest * (2 if wrapper.trains else 1) >= EXACT32

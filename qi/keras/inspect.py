@@ -13,7 +13,7 @@ import numpy as np
 from qi.core import QTensor
 from qi.errors import InputError, UnsupportedError
 from qi.keras.choose import describe_granularity
-from qi.keras.exact_graph import plain
+from qi.keras.exact_plain import plain
 from qi.keras.graph import flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.variables import weights_of

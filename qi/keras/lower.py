@@ -9,18 +9,19 @@ import keras
 import qi.keras.lower_activations
 import qi.keras.lower_linear
 import qi.keras.lower_products
+import qi.keras.lower_recurrent
 import qi.keras.lower_shapes  # noqa: F401 - the modules register what they lower
 from qi.core import IntGrid, QParams
 from qi.errors import UnsupportedError
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.passes import fuse
-from qi.keras.exact_graph import plain
+from qi.keras.exact_plain import plain
 from qi.keras.graph import Call, Graph, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.lowering import LOWERINGS, Site, real_dtype
 from qi.keras.wrapper import KerasQuantizationWrapper
 
-__all__ = ["lower"]
+__all__ = ["lower", "lower_graph"]
 
 
 def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
@@ -48,9 +49,20 @@ def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
     """
     graph = plain(flatten_model(qmodel))
     _check_quantized(qmodel, graph)
+    result, _ = lower_graph(graph, fused=fused)
+    return result
+
+
+def lower_graph(graph: Graph, *, fused: bool = True) -> tuple[QGraph, dict[int, Tensor]]:
+    """The integer graph of a flat one, and what became of its values, by their ``id``.
+
+    Args:
+        graph: of wrappers and holders, which may train still: as they are now. It is only read.
+        fused: as of `lower`. What fusing left out isn't in the graph any more.
+    """
     tensors = {id(value): Tensor(value.name, value.shape, real_dtype(value.dtype)) for value in graph.flat_inputs()}
     inputs = [tensors[id(value)] for value in graph.flat_inputs()]
-    result = QGraph(qmodel.name, inputs, [], [])
+    result = QGraph(graph.name, inputs, [], [])
     names = {tensor.name for tensor in inputs}
     for call in graph.calls:
         given = [tensors[id(value)] for value in call.inputs]
@@ -60,7 +72,7 @@ def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
     if fused:
         fuse(result)
     result.input_structure, result.output_structure = (_names(s) for s in _structures(graph, inputs, result.outputs))
-    return result
+    return result, tensors
 
 
 def _check_quantized(model: keras.Model, graph: Graph) -> None:

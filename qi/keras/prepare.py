@@ -15,6 +15,7 @@ from qi.keras.assemble import copy_layers
 from qi.keras.attention import split_attention
 from qi.keras.calibrate import Calibration, collect, group_statistics
 from qi.keras.exact import ExactGrid, ExactSums
+from qi.keras.exact_kernels import ExactRows
 from qi.keras.fingerprint import fingerprint
 from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales, split_activations
 from qi.keras.graph import Call, Graph, Value, build_tensors, flatten_model
@@ -31,7 +32,7 @@ from qi.recipes import RecipeLike, RuleBook, get_recipe
 
 __all__ = ["Prepared", "calibrate", "gather_statistics", "prepare"]
 
-_QUANTIZED = (KerasActivationQuantizationHolder, KerasQuantizationWrapper, ExactGrid, ExactSums)
+_QUANTIZED = (KerasActivationQuantizationHolder, KerasQuantizationWrapper, ExactGrid, ExactRows, ExactSums)
 _MEASURED_ELEMENTS = 2**24  # activations held at once to measure errors: 64 MiB a model
 
 

@@ -17,7 +17,8 @@ from qi.keras.assemble import Weights, frozen_wrapper, insert_holders, wrap_laye
 from qi.keras.calibrate import group_statistics
 from qi.keras.choose import activation_quantizer
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
-from qi.keras.exact_graph import check_exact, exact_target, make_exact, plain
+from qi.keras.exact_graph import check_exact, make_exact
+from qi.keras.exact_plain import exact_target, plain
 from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales
 from qi.keras.graph import Graph, build_model, build_tensors, flatten_model, is_graph_model
 from qi.keras.holder import KerasActivationQuantizationHolder

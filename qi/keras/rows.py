@@ -22,6 +22,8 @@ from qi.quantizers import BaseInferableQuantizer
 
 __all__ = ["activation_rows", "describe", "errors_of", "in_graph_order", "original_weights", "weight_rows"]
 
+_STATES = "gates and states between the steps of a recurrent layer stay in float, here and in exported files"
+
 
 def original_weights(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
     """All variables of a layer by path, but for the states of random generators."""
@@ -110,7 +112,16 @@ def activation_rows(
                 **outcome,
             )
         )
+        if group is not None and call is not None and _is_recurrent(call.op):
+            kind = types.get(id(call), call.kind)
+            float_ = _in_float(_STATES)
+            rows.append(Row(kind="activation", layer=value_name(value), layer_type=kind, name="states", **float_))
     return rows
+
+
+def _is_recurrent(op: Any) -> bool:
+    op = op.layer if isinstance(op, KerasQuantizationWrapper) else op
+    return isinstance(op, (keras.layers.RNN, keras.layers.Bidirectional))
 
 
 def in_graph_order(graph: Graph, weights: list[Row], activations: list[Row]) -> list[Row]:
@@ -124,7 +135,7 @@ def in_graph_order(graph: Graph, weights: list[Row], activations: list[Row]) -> 
     first = {call.path: place for place, call in reversed(list(enumerate(graph.calls, start=1)))}
     made = {value_name(value): place for place, call in enumerate(graph.calls, start=1) for value in call.outputs}
     placed = [(first.get(row.layer, 0), row) for row in weights]
-    placed += [(made[row.layer] if row.name == "output" else 0, row) for row in activations]
+    placed += [(0 if row.name == "input" else made[row.layer], row) for row in activations]
     return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
 
 

@@ -14,6 +14,7 @@ from qi.exporters.read_onnx import read_onnx
 from qi.exporters.vendor import VendorGraph
 from qi.ir.routing import route
 from tests.ir.graphs import perceptron
+from tests.parity.operations import case
 
 
 def written(nodes: list[Any], constants: dict[str, np.ndarray], shapes: dict[str, list[Any]], opset: int = 21) -> bytes:
@@ -73,6 +74,31 @@ def qdq() -> bytes:
         node("DequantizeLinear", "rq ys yz", "y"),
     ]
     return written(nodes, QDQ, {"x": [None, 4], "y": [None, 3]})
+
+
+@pytest.mark.parametrize("kind", ["conv2d_int4", "depthwise_conv2d_int4", "dense_int4"])
+@pytest.mark.parametrize("integer_io", [False, True])
+def test_our_own_packed_weights_come_back_with_their_scales(kind: str, integer_io: bool) -> None:
+    """Which stand beside the product there, not within it."""
+    for seed in range(4):
+        files = [route(case(kind, seed), "onnxruntime", packed=packed) for packed in (True, False)]
+        packed, plain = (read_onnx(onnx_file.write(routed, integer_io=integer_io)) for routed in files)
+        assert kinds(packed) == kinds(plain)
+        for found, expected in zip(packed.nodes, plain.nodes, strict=True):
+            assert [t.qparams for t in found.inputs] == [t.qparams for t in expected.inputs]
+            assert [t.qparams for t in found.outputs] == [t.qparams for t in expected.outputs]
+        assert product(packed).weight.bits == 4
+        np.testing.assert_array_equal(product(packed).weight.real(), product(plain).weight.real())
+        if product(plain).bias is not None:
+            np.testing.assert_array_equal(product(packed).bias.real(), product(plain).bias.real())
+
+
+def test_constants_that_are_computed_are_constants() -> None:
+    stored = QDQ | {"two": F32(2), "four": F32(4)}
+    nodes = [node("Mul", "two four", "eight"), node("Div", "eight four", "half"), node("Div", "x half", "y")]
+    file = read_onnx(written(nodes, stored, {"x": [None, 4], "y": [None, 4]}))
+    assert kinds(file) == ["div"]
+    assert file.nodes[0].constants[0].data == F32(2)
 
 
 def test_qdq() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from qi.ir import Op
-from qi.ir.arithmetic import clipped, code_range, integer_sums, requantize_float, scale_of_sums, sum_axes
+from qi.ir import Op, Tensor
+from qi.ir.arithmetic import clipped, code_range, integer_sums, largest_sum, requantize_float, scale_of_sums, sum_axes
 from qi.ir.linear import LINEAR
 from tests.ir.graphs import act, codes_of, weight
 
@@ -50,6 +50,16 @@ def test_sums_run_over_all_axes_but_the_channels() -> None:
         "conv2d_transpose": (0, 1, 3),
         "dense": (0,),
     }
+
+
+@pytest.mark.parametrize(("x_zero", "farthest", "reach"), [(0, -128, 128), (-128, 127, 255), (100, -128, 228)])
+def test_no_sum_is_larger_than_the_bound(x_zero: int, farthest: int, reach: int) -> None:
+    op = dense([[3, -1], [-4, 2]], x_zero)
+    assert largest_sum(op) == 7 * reach
+    sums = integer_sums(op, np.array([[farthest, x_zero], [x_zero, farthest]]), np.asarray(op.inputs[1].data))
+    assert np.abs(sums).tolist() == [[3 * reach, reach], [4 * reach, 2 * reach]]
+    op.inputs.append(Tensor("b", (2,), "int32", data=np.int32([10, -5000])))
+    assert largest_sum(op) == max(7 * reach + 10, 3 * reach + 5000)
 
 
 def test_the_scale_of_sums_is_rounded_to_float32() -> None:

@@ -7,7 +7,7 @@ from qi.errors import ConfigError
 from qi.ir import TARGETS, Op, QGraph, Tensor, run, validate
 from qi.ir.kinds import KINDS, kernel, real_kind
 from qi.ir.routing import ISLANDS, island, route
-from tests.ir.graphs import act, codes_of, graph_of, perceptron, real, weight
+from tests.ir.graphs import act, codes_of, graph_of, per_channel, perceptron, real, weight
 
 X = np.random.default_rng(0).uniform(-2, 2, (5, 4)).astype(np.float32)
 
@@ -138,6 +138,22 @@ def test_the_bias_of_an_island_is_real(target: str, monkeypatch: pytest.MonkeyPa
     found = run(routed, [X], every=True)
     for name in ("hidden", "y"):
         assert np.abs(found[name] - expected[name]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("target", "packed", "bits"),
+    [("litert", False, 4), ("reference", True, 4), ("onnxruntime", False, 8), ("onnxruntime", True, 4)],
+)
+def test_weights_of_few_bits_stay_packed_where_that_is_exact(target: str, packed: bool, bits: int) -> None:
+    graph = perceptron()
+    w = graph.ops[1].inputs[1]
+    w.qparams = per_channel(w.scales(), 1, 2, bits=4)
+    w.data = np.clip(w.data, -7, 7)
+    routed = route(graph, target, packed=packed)
+    assert routed.ops[1].inputs[1].grid.bits == bits
+    assert kinds(routed) == kinds(graph)
+    graph.ops[1].inputs[2].data = np.int32([2**24, 0, 0])  # float32 can't add to that
+    assert route(graph, target, packed=packed).ops[1].inputs[1].grid.bits == (8 if target == "onnxruntime" else 4)
 
 
 def test_names_that_are_taken_are_not_given_again(mystery: str) -> None:

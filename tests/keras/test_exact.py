@@ -12,7 +12,8 @@ from keras import layers
 
 import qi
 from qi.errors import ConfigError
-from qi.keras.exact import EXACT_TARGETS, STEPS, ExactGrid, ExactPool, ExactSums
+from qi.keras.exact import ExactGrid, ExactPool, ExactSums
+from qi.keras.exact_steps import EXACT_TARGETS, STEPS
 from qi.keras.variables import to_numpy
 
 X = np.random.default_rng(0).normal(size=(96, 9, 9, 3)).astype("float32")

@@ -10,7 +10,8 @@ from keras import layers
 import qi
 from qi.errors import ConfigError
 from qi.keras.exact import ExactDecode, ExactGrid, ExactSums
-from qi.keras.exact_graph import check_exact, exact_target, make_exact, plain
+from qi.keras.exact_graph import check_exact, make_exact
+from qi.keras.exact_plain import exact_target, plain
 from qi.keras.graph import flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.wrapper import KerasQuantizationWrapper

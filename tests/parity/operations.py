@@ -19,7 +19,7 @@ from qi.ir.kinds import KINDS
 from qi.ir.validate import validate
 from qi.registry import Registry
 
-__all__ = ["CASES", "case", "cases", "samples"]
+__all__ = ["BATCH", "CASES", "Draft", "case", "cases", "samples", "window"]
 
 CASES: Registry[Callable[[Draft], Any]] = Registry("kind of case")
 _INT8 = IntGrid(8)
@@ -135,6 +135,7 @@ class Draft:
         real = KINDS.get(kind).real(op, *(self.real[id(t)] if id(t) in self.real else t.values() for t in inputs))
         y.shape = (None, *real.shape[1:])
         y.qparams = qparams or self.fitting(real)
+        self.real[id(y)] = real
         self.graph.ops.append(op)
         self.graph.outputs.append(y)
 
@@ -148,7 +149,7 @@ class Draft:
         return QParams(scale, int(np.clip(np.rint(-128 - low / scale), -128, 127)), _INT8)
 
 
-def _window(
+def window(
     draft: Draft, image: list[int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> list[int]:
     """Pads [top, bottom, left, right]: none, "same", or any that are smaller than the window."""
@@ -176,7 +177,7 @@ def _convolution(depthwise: bool, bits: int = 8) -> Callable[[Draft], None]:
         groups = 1 if depthwise else draft.pick(1, 1, 1, 2, 3)
         x = draft.input([*image, groups * draft.size(1, 17)])
         channels = int(x.shape[3] or 0)
-        attrs: dict[str, Any] = {"strides": list(stride), "pads": _window(draft, image, kernel, stride, dilation)}
+        attrs: dict[str, Any] = {"strides": list(stride), "pads": window(draft, image, kernel, stride, dilation)}
         attrs |= {"dilation": list(dilation), "activation": _activation(draft)}
         if depthwise:
             count = channels * draft.pick(1, 1, 1, 2, 3)
@@ -307,7 +308,7 @@ def _pool(kind: str) -> Callable[[Draft], None]:
         image, pool = [draft.size(1, 9), draft.size(1, 9)], (draft.size(1, 4), draft.size(1, 4))
         stride = draft.pick((1, 1), (2, 2), (2, 1), (3, 2))
         x = draft.input([*image, draft.size(1, 17)])
-        pads = _window(draft, image, pool, stride, (1, 1))
+        pads = window(draft, image, pool, stride, (1, 1))
         for axis in range(2):  # every window holds something of the image
             before, after = min(pads[2 * axis], pool[axis] // 2), min(pads[2 * axis + 1], pool[axis] // 2)
             pads[2 * axis : 2 * axis + 2] = [before, after + max(0, pool[axis] - image[axis] - before - after)]

@@ -1,0 +1,95 @@
+"""What `Quantizer` takes: checks of arrays, and the types that aren't integer codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qi.engine.config import QuantizationConfig
+from qi.errors import ConfigError, InputError, UnsupportedError
+
+__all__ = ["array_of", "codes_of", "half", "no_tensor", "placed", "refuse", "untouched"]
+
+_HALF_MAX = float(np.finfo(np.float16).max)
+
+
+def array_of(data: Any, *, validate: bool) -> np.ndarray:
+    """An array of real numbers.
+
+    Raises:
+        UnsupportedError: It is none, or of a dtype without real numbers.
+    """
+    if not isinstance(data, np.ndarray):
+        if validate and not isinstance(data, np.generic):
+            raise UnsupportedError(
+                f"expected a numpy array; received {type(data).__name__}; do: np.asarray(data), or validate=False"
+            )
+        data = np.asarray(data)
+    if data.dtype.kind not in "fiub" and "float" not in data.dtype.name:
+        raise UnsupportedError(f"expected an array of real numbers; received dtype={data.dtype}")
+    return np.asarray(data)
+
+
+def codes_of(data: Any, config: QuantizationConfig) -> np.ndarray:
+    """An array of codes of a type; whole numbers of any integer dtype.
+
+    Raises:
+        UnsupportedError: It is no array of integers.
+        InputError: A code is none of the type's.
+    """
+    if not isinstance(data, np.ndarray | np.generic) or np.asarray(data).dtype.kind not in "iu":
+        raise UnsupportedError(
+            f"expected an array of integer codes; received {getattr(data, 'dtype', type(data).__name__)}"
+        )
+    codes, grid = np.asarray(data), config.grid
+    if codes.dtype == grid.storage_dtype and grid.bits in (8, 16):
+        return codes  # every value of the dtype is a code
+    if codes.size and (codes.min() < grid.qmin or codes.max() > grid.qmax):
+        raise InputError(
+            f"expected codes of {config.quantization_type.name} with {grid.bits} bits, {grid.qmin} to {grid.qmax}; "
+            f"received {codes.min()} to {codes.max()}"
+        )
+    return codes.astype(grid.storage_dtype)
+
+
+def refuse(nans: int, infs: int, config: QuantizationConfig) -> None:
+    """Raises InputError for what the configuration takes for an error."""
+    if nans and config.error_on_nan:
+        raise InputError(f"expected no NaN (error_on_nan=True); received {nans}")
+    if infs and config.error_on_inf:
+        raise InputError(f"expected no infinity, nor a number beyond float32 (error_on_inf=True); received {infs}")
+
+
+def half(x: np.ndarray, config: QuantizationConfig, out: np.ndarray | None) -> tuple[np.ndarray, int, int]:
+    """float16 numbers; those beyond its range saturate. Returns (numbers, how many saturated, how many NaN)."""
+    nans = int(np.isnan(x).sum()) if x.dtype.kind not in "iub" else 0
+    beyond = int((np.abs(x.astype(np.float64, copy=False)) > _HALF_MAX).sum())
+    refuse(nans, beyond, config)
+    result = np.clip(x.astype(np.float32), -_HALF_MAX, _HALF_MAX).astype(np.float16)
+    return placed(result, out), beyond, nans
+
+
+def untouched(x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """What isn't quantized, as it is."""
+    return x if out is None else placed(x, out)
+
+
+def placed(result: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """The result, in `out` where one is given.
+
+    Raises:
+        InputError: `out` is of another shape or dtype.
+    """
+    if out is None:
+        return result
+    if not isinstance(out, np.ndarray) or out.shape != result.shape or out.dtype != result.dtype:
+        what = f"{getattr(out, 'dtype', type(out).__name__)} of shape {getattr(out, 'shape', None)}"
+        raise InputError(f"expected out of dtype {result.dtype} and shape {result.shape}; received {what}")
+    out[...] = result
+    return out
+
+
+def no_tensor(kind: str) -> ConfigError:
+    """The error of asking for codes with parameters where there are none."""
+    return ConfigError(f"expected an integer type for return_tensor=True; received quantization_type={kind!r}")

@@ -1,0 +1,197 @@
+"""Parameters of a `Quantizer` as plain values, and back.
+
+========================= ===============================================================================
+key                       value
+========================= ===============================================================================
+global_scale              float: scale of the tensor, or of the whole range where channels differ
+global_zero_point         float: its integer code of 0
+per_channel_scales        {index: float}: scales of the channels; {} without channels
+per_channel_zero_points   {index: float}: their codes of 0
+channel_dim               dimension of the channels, or null
+quantization_type         lower-case name
+quantization_mode         lower-case name
+num_bits, symmetric       as in the configuration
+is_calibrated             whether the parameters are fixed
+qmin, qmax                lowest and highest code
+layers                    {name: {"scale", "zero_point", "channel_dim"}}: of the latest call of each layer
+========================= ===============================================================================
+
+JSON turns the indices of channels into strings; both are read. Keys that another exporter left out have the defaults of
+the quantizer that reads them; ``global_scale`` is required.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qi.core import Granularity, PerChannel, PerTensor, QParams
+from qi.engine.config import QuantizationConfig
+from qi.engine.state import Fixed, State
+from qi.errors import ConfigError, QiError, UnsupportedError
+from qi.registry import suggest
+
+__all__ = ["exported", "imported"]
+
+_MAX_CHANNELS = 1 << 20
+_KEYS = (
+    "global_scale",
+    "global_zero_point",
+    "per_channel_scales",
+    "per_channel_zero_points",
+    "channel_dim",
+    "quantization_type",
+    "quantization_mode",
+    "num_bits",
+    "symmetric",
+    "is_calibrated",
+    "qmin",
+    "qmax",
+    "layers",
+)
+
+Last = Mapping[str | None, QParams]
+"""Parameters of the latest call of each layer; None: of the latest call."""
+
+
+def exported(state: State, last: Last, pair: tuple[float, float]) -> dict[str, Any]:
+    """All parameters of a quantizer, independent of it."""
+    config = state.config
+    params = last.get(None)
+    if params is None and state.fixed is not None:
+        params = state.fixed.params_for(config, 1 if state.fixed.axis is None else _least_rank(state.fixed.axis))
+    plain: dict[str, Any] = {"global_scale": pair[0], "global_zero_point": pair[1]}
+    channels = _channels(params)
+    for key, name in (("scale", "per_channel_scales"), ("zero_point", "per_channel_zero_points")):
+        plain[name] = dict(enumerate(channels[key])) if channels["channel_dim"] is not None else {}
+    integer = config.quantization_type.integer
+    return plain | {
+        "channel_dim": channels["channel_dim"],
+        "quantization_type": config.quantization_type.value,
+        "quantization_mode": config.quantization_mode.value,
+        "num_bits": config.num_bits,
+        "symmetric": config.symmetric,
+        "is_calibrated": state.fixed is not None,
+        "qmin": config.grid.qmin if integer else None,
+        "qmax": config.grid.qmax if integer else None,
+        "layers": {name: _channels(own) for name, own in last.items() if name is not None and _plain(own)},
+    }
+
+
+def imported(params: Any, state: State) -> tuple[QuantizationConfig, Fixed | None, dict[str | None, QParams]]:
+    """What `exported` gave, checked as a whole: (configuration, fixed parameters, parameters of the latest calls).
+
+    Raises:
+        UnsupportedError: It is no dict.
+        ConfigError: A key is missing or unknown, a value impossible.
+    """
+    if not isinstance(params, Mapping):
+        raise UnsupportedError(f"expected a dict from export_import_parameters; received {type(params).__name__}")
+    for key in params:
+        if key not in _KEYS:
+            raise ConfigError(f"expected keys among {list(_KEYS)}; received {key!r}.{suggest(str(key), _KEYS)}")
+    if "global_scale" not in params:
+        raise ConfigError("expected the key 'global_scale'; received parameters without it")
+    changes = {
+        name: params[name]
+        for name in ("quantization_type", "quantization_mode", "num_bits", "symmetric")
+        if params.get(name) is not None
+    }
+    config = state.config.replace(**changes)
+    if not config.quantization_type.integer:
+        return config, None, {}
+    for name, code in (("qmin", config.grid.qmin), ("qmax", config.grid.qmax)):
+        if params.get(name, code) != code:
+            raise ConfigError(f"expected {name}={code} for {config.quantization_type.name}; received {params[name]!r}")
+    last: dict[str | None, QParams] = {None: _overall(params, config)}
+    layers = params.get("layers", {})
+    if not isinstance(layers, Mapping):
+        raise ConfigError(f"expected layers to map names to parameters; received {type(layers).__name__}")
+    with_layers = State.of(config)
+    for name, own in layers.items():
+        last[str(name)] = _layer(str(name), own, with_layers.config_of(str(name)))
+    calibrated = params.get("is_calibrated", True)
+    if not isinstance(calibrated, bool):
+        raise ConfigError(f"expected is_calibrated to be true or false; received {calibrated!r}")
+    axis = _axis(last[None])
+    if axis is not None and not config.per_channel:
+        config = config.replace(per_channel=True)
+    fixed = Fixed.loaded(last[None], axis, config) if calibrated else None
+    return config, fixed, last
+
+
+def _overall(params: Mapping[str, Any], config: QuantizationConfig) -> QParams:
+    overall = _one(params["global_scale"], params.get("global_zero_point", 0), None, config)
+    scales, zeros = params.get("per_channel_scales") or {}, params.get("per_channel_zero_points") or {}
+    if not scales and not zeros:
+        return overall
+    axis = params.get("channel_dim")
+    scales = _listed("per_channel_scales", scales)
+    zeros = _listed("per_channel_zero_points", zeros) if zeros else [0] * len(scales)
+    if len(scales) != len(zeros):
+        raise ConfigError(f"expected as many zero points as scales; received {len(zeros)} and {len(scales)}")
+    return _one(scales, zeros, 0 if axis is None else axis, config)
+
+
+def _layer(name: str, own: Any, config: QuantizationConfig) -> QParams:
+    if not isinstance(own, Mapping) or "scale" not in own:
+        raise ConfigError(f"expected parameters of layer {name!r} with a 'scale'; received {own!r}")
+    try:
+        return _one(own["scale"], own.get("zero_point", 0), own.get("channel_dim"), config)
+    except QiError as error:
+        raise ConfigError(f"layer {name!r}: {error}") from error
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """{0: a, 1: b} or {"0": a, "1": b} or [a, b] as [a, b]."""
+    if isinstance(values, list | tuple):
+        return list(values)
+    if not isinstance(values, Mapping) or len(values) > _MAX_CHANNELS:
+        raise ConfigError(f"expected {name} to map indices to numbers; received {type(values).__name__}")
+    try:
+        by_index = {int(index): value for index, value in values.items()}
+        return [by_index[i] for i in range(len(values))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"expected {name} for the indices 0 to {len(values) - 1}; received {list(values)[:8]}"
+        ) from error
+
+
+def _one(scale: Any, zero_point: Any, axis: Any, config: QuantizationConfig) -> QParams:
+    """Checked parameters; of channels as a vector."""
+    for name, value in (("scale", scale), ("zero_point", zero_point)):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float | np.integer | np.floating):
+                raise ConfigError(f"expected {name} to be a number; received {number!r}")
+    if axis is None:
+        if isinstance(scale, list) or isinstance(zero_point, list):
+            raise ConfigError("expected channel_dim beside several scales; received None")
+        return QParams(np.asarray(scale), np.asarray(zero_point), config.grid)
+    if isinstance(axis, bool) or not isinstance(axis, int) or not -64 <= axis < 64:
+        raise ConfigError(f"expected channel_dim to be an integer; received channel_dim={axis!r}")
+    return QParams(np.asarray(scale), np.asarray(zero_point), config.grid, PerChannel(axis))
+
+
+def _axis(params: QParams) -> int | None:
+    return params.granularity.axis if isinstance(params.granularity, PerChannel) else None
+
+
+def _plain(params: QParams) -> bool:
+    """Whether scales are one, or one a channel: what this format can say."""
+    return isinstance(params.granularity, PerTensor | PerChannel)
+
+
+def _least_rank(axis: int) -> int:
+    return axis + 1 if axis >= 0 else -axis
+
+
+def _channels(params: QParams | None) -> dict[str, Any]:
+    granularity: Granularity = PerTensor() if params is None else params.granularity
+    if params is None:
+        return {"scale": 1.0, "zero_point": 0.0, "channel_dim": None}
+    if isinstance(granularity, PerChannel):
+        scales, zeros = params.scale.ravel().tolist(), params.zero_point.ravel().astype(float).tolist()
+        return {"scale": scales, "zero_point": zeros, "channel_dim": granularity.axis}
+    return {"scale": float(params.scale.flat[0]), "zero_point": float(params.zero_point.flat[0]), "channel_dim": None}

@@ -1,0 +1,486 @@
+"""Quantizer: arrays to codes and back, from any number of threads."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from qi.core import Granularity, PerChannel, PerTensor, QParams, QTensor, blocked
+from qi.core.scaling import range_of
+from qi.engine import tensors
+from qi.engine.cache import ResultCache
+from qi.engine.config import QuantizationConfig
+from qi.engine.inputs import array_of, codes_of, half, no_tensor, placed, refuse, untouched
+from qi.engine.parameters import exported, imported
+from qi.engine.ranges import params_of, requantized, see
+from qi.engine.seed_names import SeedNames
+from qi.engine.state import Fixed, State, fitted
+from qi.engine.stats import Statistics
+from qi.engine.types import QuantizationType
+from qi.errors import ConfigError, InputError, NotCalibratedError, QuantizationWarning, UnsupportedError
+
+__all__ = ["Quantizer"]
+
+_LAYERS = 4096  # most layers whose last parameters are remembered
+
+
+class Quantizer(SeedNames):
+    """Turns arrays of real numbers into codes of few bits, and back.
+
+    Any number of threads may use one quantizer. Configuration and calibrated range are one immutable state, read once
+    a call; no lock is held while numbers are computed. What a call computed with travels best with its result
+    (``return_tensor=True``); `dequantize` of a plain array uses the parameters of the latest `quantize` of that layer.
+
+    Args:
+        config: How; `QuantizationConfig()` if None: 8 bits, symmetric, the range of each array by itself.
+
+    Attributes:
+        config: The configuration. Immutable: `update_config` sets another.
+
+    Example:
+        >>> quantizer = Quantizer(QuantizationConfig(symmetric=False))
+        >>> codes = quantizer.quantize(np.array([-1.0, 0.0, 1.55], np.float32))
+        >>> codes.tolist(), quantizer.dequantize(codes).round(3).tolist()
+        ([-128, -28, 127], [-1.0, 0.0, 1.55])
+        >>> tensor = quantizer.quantize(np.ones((2, 2), np.float32), return_tensor=True)
+        >>> tensor.dequantize().tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
+
+    def __init__(self, config: QuantizationConfig | None = None) -> None:
+        config = _config(QuantizationConfig() if config is None else config)
+        self._lock = threading.RLock()
+        self._state = State.of(config)
+        self._last: OrderedDict[str | None, QParams] = OrderedDict()
+        self._statistics = Statistics()
+        self._cache = ResultCache(config.cache_size if config.enable_cache else 0)
+
+    @property
+    def config(self) -> QuantizationConfig:
+        """The configuration."""
+        return self._state.config
+
+    @property
+    def scale(self) -> float:
+        """The scale in use: of the latest call, or what calibration fixed; 1.0 before either.
+
+        Of several channels it is the scale that their whole range would have.
+        """
+        return self._pair()[0]
+
+    @property
+    def zero_point(self) -> float:
+        """The integer code of 0, as `scale` is of; 0.0 at first."""
+        return self._pair()[1]
+
+    # Configuration.
+
+    def update_config(self, new_config: QuantizationConfig) -> None:
+        """Changes the configuration.
+
+        A calibrated range stays and gets the new grid's parameters, unless channels are shared differently now.
+
+        Args:
+            new_config: The new configuration.
+
+        Raises:
+            TypeError: It is none.
+        """
+        config = _config(new_config)
+        with self._lock:
+            self._state = self._state.with_config(config)
+            self._last.clear()
+            self._cache.clear()
+            self._cache.resize(config.cache_size if config.enable_cache else 0)
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration as plain values; see `QuantizationConfig.to_dict`."""
+        return self.config.to_dict()
+
+    def should_quantize_layer(self, layer_name: str) -> bool:
+        """Whether a layer of this name is quantized; see `QuantizationConfig.should_quantize`."""
+        return self.config.should_quantize(layer_name)
+
+    def get_layer_quantization_params(self, layer_name: str) -> dict[str, Any]:
+        """What a layer gets: ``bits``, ``type`` (its lower-case name) and ``skip``."""
+        state = self._state
+        config = state.config_of(layer_name)
+        skip = not state.config.should_quantize(layer_name)
+        return {"bits": config.bits, "type": config.quantization_type.value, "skip": skip}
+
+    # Parameters.
+
+    def calibrate(self, calibration_data: Sequence[np.ndarray], channel_dim: int | None = None) -> None:
+        """Fixes scale and zero point by representative data; the mode becomes CALIBRATED.
+
+        Args:
+            calibration_data: Arrays of any shapes; per channel, of equally many channels.
+            channel_dim: The channel dimension, where the configuration is per channel.
+
+        Raises:
+            TypeError: Something is no array.
+            ValueError: There is no finite number in it, or NaN or infinity where they are errors. The quantizer is
+                as it was.
+        """
+        if isinstance(calibration_data, np.ndarray):
+            calibration_data = [calibration_data]
+        state = self._state
+        config = state.config
+        sharing = _sharing(config, channel_dim, rank=1)
+        if not config.quantization_type.integer:
+            raise ConfigError(f"expected an integer type to calibrate; received {config.quantization_type.value!r}")
+        arrays = [array_of(x, validate=True) for x in calibration_data]
+        if not sum(x.size for x in arrays):
+            raise InputError("expected calibration_data with at least one number; received none")
+        seen = []
+        for x in arrays:
+            if x.size:
+                seen.append(see(x, sharing, config))
+                refuse(seen[-1].nans, seen[-1].infs, config)
+        if sum(s.nans + s.infs for s in seen) == sum(x.size for x in arrays):
+            raise InputError("expected calibration_data with finite numbers; received only NaN and infinities")
+        fixed = Fixed.calibrated(seen, sharing)
+        self._fix(fixed, config.replace(quantization_mode="calibrated"))
+
+    def compute_scale_and_zero_point(
+        self, data: np.ndarray, channel_idx: int | None = None, layer_name: str | None = None
+    ) -> tuple[float, float]:
+        """The scale and zero point that an array asks for; changes nothing.
+
+        Args:
+            data: The array.
+            channel_idx: An index of its first dimension: the parameters are of that part only (of a one-dimensional
+                array, which is a channel by itself, of all).
+            layer_name: Whose configuration to use.
+
+        Returns:
+            (scale, zero_point), the zero point being an integer code.
+        """
+        config = self._state.config_of(layer_name)
+        x = array_of(data, validate=True)
+        if channel_idx is not None and x.ndim > 1:
+            if not -x.shape[0] <= channel_idx < x.shape[0]:
+                raise InputError(f"expected channel_idx below {x.shape[0]}; received channel_idx={channel_idx}")
+            x = x[channel_idx]
+        if not config.quantization_type.integer:
+            return 1.0, 0.0
+        whole = config.replace(per_channel=False, quantization_mode=config.mode, granularity="per_tensor")
+        seen = see(x, whole.sharing(), whole)
+        refuse(seen.nans, seen.infs, config)
+        return _scalars(params_of(seen.lo, seen.hi, whole.sharing(), whole))
+
+    def export_import_parameters(self) -> dict[str, Any]:
+        """The parameters as plain values, for JSON or `load_parameters`; see `qi.engine.parameters`."""
+        with self._lock:
+            return exported(self._state, self._last, self._pair())
+
+    export_parameters = export_import_parameters
+
+    def load_parameters(self, params: Mapping[str, Any]) -> None:
+        """Takes over what `export_import_parameters` gave, of this or another quantizer, also through JSON.
+
+        Raises:
+            TypeError: It is no dict.
+            ValueError: Something in it is missing or impossible. The quantizer is as it was.
+        """
+        with self._lock:
+            config, fixed, last = imported(params, self._state)
+            self._fix(fixed, config, last)
+
+    # Work.
+
+    def quantize(
+        self,
+        data: np.ndarray,
+        validate: bool = True,
+        channel_dim: int | None = None,
+        layer_name: str | None = None,
+        *,
+        out: np.ndarray | None = None,
+        return_tensor: bool = False,
+        num_threads: int = 1,
+    ) -> Any:
+        """Real numbers to codes.
+
+        Args:
+            data: Real array of any shape, order and dtype; computed in float32.
+            validate: Whether data must be an array; if not, lists are taken too.
+            channel_dim: The channel dimension, where the configuration is per channel; 0 if None.
+            layer_name: The layer it belongs to: its own configuration, or none if it is to be skipped.
+            out: Where the codes go, of the codes' dtype and data's shape.
+            return_tensor: Whether codes and parameters come back together, as a `QuantizedTensor`.
+            num_threads: Threads that share the work.
+
+        Returns:
+            codes in the type's dtype; of a skipped layer, or with type NONE, data itself.
+
+        Raises:
+            TypeError: data is no array of real numbers.
+            ValueError: It holds NaN or infinity where they are errors, or has no such dimension.
+            NotCalibratedError: Fixed parameters are wanted and there are none.
+        """
+        started = perf_counter()
+        state = self._state
+        config = state.config_of(layer_name)
+        x = array_of(data, validate=validate)
+        if not _quantized(state, config, layer_name):
+            if return_tensor:
+                raise no_tensor("none")
+            return untouched(x, out)
+        if config.quantization_type is QuantizationType.FLOAT16:
+            if return_tensor:
+                raise no_tensor("float16")
+            halves, clipped, nans = half(x, config, out)
+            self._count(started, quantize_calls=1, total_values=x.size, clipped_values=clipped, nan_values=nans)
+            return halves
+        params = self._parameters(state, config, x, channel_dim)
+        codes, counts = blocked.quantize(x, params, out=out, num_threads=num_threads)
+        self._remember(state, layer_name, params)
+        self._count(
+            started, quantize_calls=1, total_values=x.size, clipped_values=counts.clipped, nan_values=counts.nans
+        )
+        if not return_tensor:
+            return codes
+        return QTensor.of(codes if out is None else codes.copy(), params, nan_count=counts.nans)
+
+    def dequantize(
+        self,
+        data: np.ndarray | QTensor,
+        channel_dim: int | None = None,
+        layer_name: str | None = None,
+        *,
+        out: np.ndarray | None = None,
+        num_threads: int = 1,
+    ) -> np.ndarray:
+        """Codes to real numbers.
+
+        Args:
+            data: Codes, as `quantize` gave them. A `QuantizedTensor` is read with its own parameters; an array with fixed
+                ones if there are, else with those of the latest `quantize` of this layer, or of any if it had none.
+            channel_dim: The channel dimension, if it differs from that of the parameters.
+            layer_name: The layer it belongs to; one that is skipped gets its numbers back as they are.
+            out: Where the numbers go: float32 of data's shape.
+            num_threads: Threads that share the work.
+
+        Returns:
+            float32 array of data's shape; new, also where it came from the cache.
+
+        Raises:
+            TypeError: data is no array of codes.
+            ValueError: It holds numbers that are no codes of the type, or channels don't fit.
+            NotCalibratedError: There are no parameters yet.
+        """
+        started = perf_counter()
+        if isinstance(data, QTensor):
+            numbers = blocked.dequantize(data.codes, data.qparams, out=out, num_threads=num_threads)
+            self._count(started, dequantize_calls=1, total_values=numbers.size)
+            return numbers
+        state = self._state
+        config = state.config_of(layer_name)
+        if not _quantized(state, config, layer_name) or config.quantization_type is QuantizationType.FLOAT16:
+            numbers = placed(array_of(data, validate=True).astype(np.float32), out)
+            self._count(started, dequantize_calls=1, total_values=numbers.size)
+            return numbers
+        codes = codes_of(data, config)
+        params = self._parameters_of_codes(state, config, codes.ndim, channel_dim, layer_name)
+        key = self._cache.key(codes, params) if config.enable_cache and out is None else None
+        found = self._cache.get(key) if key is not None else None
+        if found is None:
+            found = blocked.dequantize(codes, params, out=out, num_threads=num_threads)
+            if key is not None:
+                self._cache.put(key, found)
+            self._count(started, dequantize_calls=1, total_values=codes.size, cache_misses=int(config.enable_cache))
+        else:
+            self._count(started, dequantize_calls=1, total_values=codes.size, cache_hits=1)
+        return found
+
+    def quantize_dequantize(
+        self,
+        data: np.ndarray,
+        channel_dim: int | None = None,
+        layer_name: str | None = None,
+        *,
+        validate: bool = True,
+        num_threads: int = 1,
+    ) -> np.ndarray:
+        """What quantization makes of real numbers: `quantize` and `dequantize` with the same parameters, in float32.
+
+        Args, Raises: as `quantize`.
+
+        Returns:
+            float32 array of data's shape.
+        """
+        started = perf_counter()
+        state = self._state
+        config = state.config_of(layer_name)
+        x = array_of(data, validate=validate)
+        if not _quantized(state, config, layer_name):
+            return x.astype(np.float32)
+        calls = {"quantize_calls": 1, "dequantize_calls": 1, "total_values": x.size}
+        if config.quantization_type is QuantizationType.FLOAT16:
+            halves, clipped, nans = half(x, config, None)
+            self._count(started, **calls, clipped_values=clipped, nan_values=nans)
+            return halves.astype(np.float32)
+        params = self._parameters(state, config, x, channel_dim)
+        codes, counts = blocked.quantize(x, params, num_threads=num_threads)
+        numbers = blocked.dequantize(codes, params, num_threads=num_threads)
+        self._remember(state, layer_name, params)
+        self._count(started, **calls, clipped_values=counts.clipped, nan_values=counts.nans)
+        return numbers
+
+    # The tensor API: no instance, no state.
+
+    quantize_tensor = staticmethod(tensors.quantize_tensor)
+    dequantize_tensor = staticmethod(tensors.dequantize_tensor)
+    compression_ratio = staticmethod(tensors.compression_ratio)
+    quantization_error = staticmethod(tensors.quantization_error)
+
+    # Statistics and cache.
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counters since the last reset.
+
+        Returns:
+            dict of quantize_calls, dequantize_calls, total_values (of both), clipped_values (that saturated from outside
+            the range), nan_values, cache_hits, cache_misses, last_scale, last_zero_point, processing_time_ms (a sum).
+        """
+        scale, zero_point = self._pair()
+        return {**self._statistics.snapshot(), "last_scale": scale, "last_zero_point": zero_point}
+
+    def reset_stats(self) -> None:
+        """Sets all counters to 0."""
+        self._statistics.reset()
+
+    def clear_cache(self) -> None:
+        """Forgets kept results."""
+        self._cache.clear()
+
+    @staticmethod
+    def hash_array(arr: np.ndarray) -> str:
+        """A hash of an array's content, shape and dtype: 32 hexadecimal digits (BLAKE2b), the same in every process.
+
+        Raises:
+            TypeError: It is no array, or one of objects.
+
+        Example:
+            >>> a = np.arange(6)
+            >>> Quantizer.hash_array(a) == Quantizer.hash_array(a.copy())
+            True
+            >>> Quantizer.hash_array(a) == Quantizer.hash_array(a.reshape(2, 3))
+            False
+        """
+        if not isinstance(arr, np.ndarray) or arr.dtype.hasobject:
+            what = f"dtype={arr.dtype}" if isinstance(arr, np.ndarray) else type(arr).__name__
+            raise UnsupportedError(f"expected a numpy array of numbers; received {what}")
+        digest = hashlib.blake2b(f"{arr.dtype.str} {arr.shape} ".encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(arr).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    # How it is done.
+
+    def _parameters(self, state: State, config: QuantizationConfig, x: np.ndarray, channel_dim: int | None) -> QParams:
+        """The parameters for an array, once it is known to hold nothing that is an error."""
+        params = state.fixed_params(config, x.ndim)
+        if params is not None:
+            if config.error_on_nan or config.error_on_inf:
+                seen = see(x, PerTensor(), config.replace(use_percentile=False, outlier_threshold=None))
+                refuse(seen.nans, seen.infs, config)
+            return params
+        sharing = _sharing(config, channel_dim, x.ndim)
+        seen = see(x, sharing, config)
+        refuse(seen.nans, seen.infs, config)
+        params = params_of(seen.lo, seen.hi, sharing, config)
+        return requantized(x, params, config) if config.enable_requantization else params
+
+    def _parameters_of_codes(
+        self, state: State, config: QuantizationConfig, rank: int, channel_dim: int | None, layer_name: str | None
+    ) -> QParams:
+        params = state.fixed_params(config, rank)
+        if params is None:
+            with self._lock:
+                params = self._last.get(layer_name) or self._last.get(None)
+        if params is None:
+            raise NotCalibratedError(
+                "expected parameters to read codes with; received none; "
+                "do: call quantize(), calibrate() or load_parameters() first, or pass a QuantizedTensor"
+            )
+        if channel_dim is not None and isinstance(params.granularity, PerChannel):
+            params = QParams(params.scale.ravel(), params.zero_point.ravel(), params.grid, PerChannel(channel_dim))
+        return fitted(params, rank)
+
+    def _remember(self, state: State, layer_name: str | None, params: QParams) -> None:
+        """The latest parameters, unless the configuration they are of has been replaced meanwhile."""
+        with self._lock:
+            if state.revision != self._state.revision:
+                return
+            self._last[None] = params
+            if layer_name is not None:
+                self._last[layer_name] = params
+                self._last.move_to_end(layer_name)
+                if len(self._last) > _LAYERS:
+                    self._last.move_to_end(None)
+                    self._last.popitem(last=False)
+
+    def _fix(
+        self, fixed: Fixed | None, config: QuantizationConfig, last: Mapping[str | None, QParams] | None = None
+    ) -> None:
+        with self._lock:
+            self._state = self._state.with_fixed(fixed, config)
+            self._last.clear()
+            self._last.update(last or {})
+            self._cache.clear()
+
+    def _pair(self) -> tuple[float, float]:
+        """Scale and zero point of the whole range."""
+        with self._lock:
+            state, params = self._state, self._last.get(None)
+        config = state.config
+        if not config.quantization_type.integer:
+            return 1.0, 0.0
+        if state.fixed is not None and not config.quantization_mode.dynamic:
+            if state.fixed.axis is None:
+                return _scalars(state.fixed.params_for(config, 0))
+            lo, hi = state.fixed.lo, state.fixed.hi
+        elif params is None:
+            return 1.0, 0.0
+        elif params.scale.size == 1:
+            return _scalars(params)
+        else:
+            lo, hi = range_of(params.scale, params.zero_point, params.grid)
+        return _scalars(params_of(lo.min(initial=0.0), hi.max(initial=0.0), PerTensor(), config))
+
+    def _count(self, started: float, **counts: int) -> None:
+        self._statistics.add(started, perf_counter(), **counts)
+
+
+def _config(config: Any) -> QuantizationConfig:
+    if not isinstance(config, QuantizationConfig):
+        raise UnsupportedError(f"expected a QuantizationConfig; received {type(config).__name__}")
+    return config
+
+
+def _quantized(state: State, config: QuantizationConfig, layer_name: str | None) -> bool:
+    return config.quantization_type is not QuantizationType.NONE and state.config.should_quantize(layer_name)
+
+
+def _sharing(config: QuantizationConfig, channel_dim: int | None, rank: int) -> Granularity:
+    """Which elements of an array share a scale."""
+    if channel_dim is not None and not config.per_channel:
+        warnings.warn(
+            f"channel_dim={channel_dim} has no effect: the configuration has one scale per tensor (per_channel=False)",
+            QuantizationWarning,
+            stacklevel=4,
+        )
+    sharing = config.sharing(channel_dim)
+    return PerTensor() if rank == 0 and isinstance(sharing, PerChannel) else sharing
+
+
+def _scalars(params: QParams) -> tuple[float, float]:
+    return float(params.scale.flat[0]), float(params.zero_point.flat[0])

@@ -1,0 +1,140 @@
+"""From an array to the range its codes cover, and from a range to parameters."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qi.core import (
+    Granularity,
+    IntGrid,
+    PerTensor,
+    QParams,
+    SymmetricRule,
+    asymmetric_params,
+    blocked,
+    symmetric_scale,
+)
+from qi.core.scaling import range_of
+from qi.engine.config import QuantizationConfig
+
+__all__ = ["Seen", "params_of", "requantized", "see"]
+
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What an array (or several) showed.
+
+    Attributes:
+        lo: Lower ends, float64, in the shape of the scale.
+        hi: Upper ends.
+        nans: How many NaN there were.
+        infs: How many infinities, or numbers that float32 can't hold.
+    """
+
+    lo: np.ndarray
+    hi: np.ndarray
+    nans: int = 0
+    infs: int = 0
+
+
+def see(x: np.ndarray, granularity: Granularity, config: QuantizationConfig) -> Seen:
+    """The range of an array, as the configuration wants it: extremes, percentiles, or without outliers.
+
+    Numbers that aren't finite never count. An empty array has the range 0 to 0.
+    """
+    lo, hi, nans, infs = blocked.minmax(x, granularity)
+    if x.size and config.use_percentile:
+        lo, hi = _percentiles(x, granularity, config)
+    if x.size and config.outlier_threshold is not None:
+        mean, spread = _moments(x, granularity, finite=not (nans or infs))
+        reach = config.outlier_threshold * spread
+        lo, hi = np.maximum(lo, mean - reach), np.minimum(hi, mean + reach)
+    return Seen(lo, hi, nans, infs)
+
+
+def params_of(
+    lo: Any,
+    hi: Any,
+    granularity: Granularity,
+    config: QuantizationConfig,
+    rule: SymmetricRule = SymmetricRule.QMAX,
+) -> QParams:
+    """Parameters of a range, which is stretched to hold 0.
+
+    A symmetric range on an unsigned grid has its 0 at the middle code (128 of 256), so that negative numbers have
+    codes as well.
+    """
+    grid = config.grid
+    if not config.is_symmetric:
+        return QParams(*asymmetric_params(lo, hi, grid), grid, granularity)
+    absmax = np.maximum(np.maximum(-np.asarray(lo), hi), 0.0)
+    scale = symmetric_scale(absmax, IntGrid(grid.bits), rule)
+    zero_point = np.asarray(0 if grid.signed else 1 << (grid.bits - 1))
+    return QParams(scale, zero_point, grid, granularity)
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    """float64 values; NaN where they aren't finite in float32."""
+    values: np.ndarray = x.astype(np.float64)
+    values[~(np.abs(values) <= np.finfo(np.float32).max)] = np.nan
+    return values
+
+
+def _percentiles(x: np.ndarray, granularity: Granularity, config: QuantizationConfig) -> tuple[np.ndarray, np.ndarray]:
+    ends = config.min_percentile, config.max_percentile
+    values = _finite(x)
+
+    def at(end: float) -> np.ndarray:
+        def percentile(blocks: np.ndarray, axis: Any, keepdims: bool) -> np.ndarray:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # blocks without a finite number
+                return np.asarray(np.nanpercentile(blocks, end, axis=axis, keepdims=keepdims))
+
+        return np.nan_to_num(granularity.reduce(percentile, values, np.nan))
+
+    return at(ends[0]), at(ends[1])
+
+
+def _moments(x: np.ndarray, granularity: Granularity, *, finite: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation in float64."""
+    if finite and isinstance(granularity, PerTensor):
+        return np.asarray(x.mean(dtype=np.float64)), np.asarray(x.std(dtype=np.float64))
+    values = _finite(x)
+    return (
+        np.nan_to_num(granularity.reduce(np.nanmean, values, np.nan)),
+        np.nan_to_num(granularity.reduce(np.nanstd, values, np.nan)),
+    )
+
+
+def requantized(x: np.ndarray, params: QParams, config: QuantizationConfig) -> QParams:
+    """Parameters whose greatest error is the least found, by feeding errors back into the range.
+
+    Where a number that lies outside the range comes back too far off, the range grows by that error, a few times at
+    most; what grew stays only if the greatest error fell. Below `requantization_threshold` nothing is done.
+    """
+    for _ in range(_ROUNDS):
+        below, above = _errors(x, params)
+        error = np.maximum(below, above)
+        if not np.any(error > config.requantization_threshold):
+            break
+        lo, hi = range_of(params.scale, params.zero_point, params.grid)
+        wider = params_of(lo - below, hi + above, params.granularity, config)
+        if float(np.max(np.maximum(*_errors(x, wider)))) >= float(np.max(error)):
+            break
+        params = wider
+    return params
+
+
+def _errors(x: np.ndarray, params: QParams) -> tuple[np.ndarray, np.ndarray]:
+    """How far the finite numbers lie below and above what they come back as, at most, for each scale."""
+    back, _ = blocked.fake_quantize(x, params)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = x.astype(np.float64) - back
+    lo, hi, _, _ = blocked.minmax(difference, params.granularity)
+    return np.maximum(-lo, 0.0), np.maximum(hi, 0.0)

@@ -1,0 +1,152 @@
+"""What a `Quantizer` is at one moment: immutable, so that a call which reads it once can't mix two moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from qi.core import Granularity, PerChannel, PerGroup, PerTensor, QParams
+from qi.core.scaling import range_of
+from qi.engine.config import QuantizationConfig
+from qi.engine.ranges import Seen, params_of
+from qi.errors import ConfigError, InputError, NotCalibratedError
+
+__all__ = ["Fixed", "State", "fitted"]
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """Parameters that calibration or loading fixed.
+
+    Attributes:
+        lo: Lower ends; 0-d, or one for each index of the channel dimension.
+        hi: Upper ends.
+        axis: The channel dimension, or None.
+        params: What was loaded, as it was; None where the range is all there is.
+        form: The configuration's grid and symmetry that `params` were loaded for.
+    """
+
+    lo: np.ndarray
+    hi: np.ndarray
+    axis: int | None = None
+    params: QParams | None = None
+    form: Any = None
+    _made: dict[Any, QParams] = field(default_factory=dict)
+
+    def params_for(self, config: QuantizationConfig, rank: int) -> QParams:
+        """The parameters for an array of so many dimensions.
+
+        Raises:
+            InputError: There is no such channel dimension.
+        """
+        key = _form(config), rank
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._params_for(config, rank)
+        return found
+
+    def _params_for(self, config: QuantizationConfig, rank: int) -> QParams:
+        granularity: Granularity = PerTensor() if self.axis is None else PerChannel(self.axis)
+        if self.params is not None and self.form == _form(config):
+            return fitted(self.params, rank)
+        shape = _param_shape(granularity, rank, self.lo.size)
+        return params_of(self.lo.reshape(shape), self.hi.reshape(shape), granularity, config)
+
+    @classmethod
+    def calibrated(cls, seen: list[Seen], granularity: Granularity) -> Self:
+        """The union of what several arrays showed.
+
+        Raises:
+            InputError: Channels differ in number.
+            ConfigError: Groups, whose scales belong to one shape.
+        """
+        if isinstance(granularity, PerGroup):
+            raise ConfigError("expected one scale per tensor or per channel to calibrate; received groups")
+        axis = granularity.axis if isinstance(granularity, PerChannel) else None
+        sizes = {one.lo.size for one in seen}
+        if len(sizes) > 1:
+            raise InputError(f"expected arrays with equally many channels along {axis}; received {sorted(sizes)}")
+        shape = (-1,) if axis is not None else ()
+        lo = np.min([one.lo.reshape(shape) for one in seen], axis=0)
+        hi = np.max([one.hi.reshape(shape) for one in seen], axis=0)
+        return cls(np.asarray(lo), np.asarray(hi), axis)
+
+    @classmethod
+    def loaded(cls, params: QParams, axis: int | None, config: QuantizationConfig) -> Self:
+        """Given parameters, and the range they cover for grids other than their own."""
+        lo, hi = range_of(params.scale, params.zero_point, params.grid)
+        return cls(lo, hi, axis, params, _form(config))
+
+
+def fitted(params: QParams, rank: int) -> QParams:
+    """Parameters of channels, in the shape that an array of so many dimensions wants."""
+    if not isinstance(params.granularity, PerChannel) or params.scale.ndim == rank:
+        return params
+    shape = _param_shape(params.granularity, rank, params.scale.size)
+    return QParams(params.scale.reshape(shape), params.zero_point.reshape(shape), params.grid, params.granularity)
+
+
+def _param_shape(granularity: Granularity, rank: int, size: int) -> tuple[int, ...]:
+    if not isinstance(granularity, PerChannel):
+        return ()
+    axis = granularity.axis
+    if not -rank <= axis < rank:
+        raise InputError(f"expected an array with a dimension {axis}, its channels; received one of rank {rank}")
+    return tuple(size if i == axis % rank else 1 for i in range(rank))
+
+
+def _form(config: QuantizationConfig) -> Any:
+    return config.grid, config.is_symmetric
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Configuration and fixed parameters, with a number that grows with every change."""
+
+    config: QuantizationConfig
+    fixed: Fixed | None = None
+    revision: int = 0
+    layers: dict[str, QuantizationConfig] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: QuantizationConfig, fixed: Fixed | None = None, revision: int = 0) -> Self:
+        """A state, with the configurations of the layers that have their own."""
+        names = {*config.custom_quantization_config, *config.mixed_precision_layers}
+        return cls(config, fixed, revision, {name: config.for_layer(name) for name in names})
+
+    def config_of(self, layer_name: str | None) -> QuantizationConfig:
+        """The configuration of a layer."""
+        return self.layers.get(layer_name, self.config) if layer_name is not None else self.config
+
+    def with_config(self, config: QuantizationConfig) -> Self:
+        """After `Quantizer.update_config`: a calibrated range stays, unless channels are shared differently now."""
+        fixed = self.fixed
+        if fixed is not None:
+            sharing = config.sharing(fixed.axis)
+            same = isinstance(sharing, PerTensor) if fixed.axis is None else isinstance(sharing, PerChannel)
+            fixed = fixed if same and config.quantization_type.integer else None
+        return type(self).of(config, fixed, self.revision + 1)
+
+    def with_fixed(self, fixed: Fixed | None, config: QuantizationConfig) -> Self:
+        """After `Quantizer.calibrate` or `Quantizer.load_parameters`."""
+        return type(self).of(config, fixed, self.revision + 1)
+
+    def fixed_params(self, config: QuantizationConfig, rank: int) -> QParams | None:
+        """Parameters that don't depend on the array; None where they come from it.
+
+        Raises:
+            NotCalibratedError: The mode wants fixed parameters and there are none.
+        """
+        mode = config.quantization_mode
+        if mode.dynamic:
+            return None
+        if self.fixed is not None:
+            return self.fixed.params_for(config, rank)
+        if mode.value in ("static", "calibrated"):
+            raise NotCalibratedError(
+                f"expected fixed parameters for quantization_mode={mode.value!r}; received none; "
+                "do: call calibrate() or load_parameters() first, or choose a dynamic mode"
+            )
+        return None
