@@ -27,6 +27,15 @@ _MODULE_TO_NAMES = {
         "QTensor",
         "SymmetricRule",
     ),
+    "qi.engine": (
+        "BitWidth",
+        "DynamicRangeCalibrator",
+        "QuantizationAwareTraining",
+        "QuantizationConfig",
+        "QuantizationMode",
+        "QuantizationType",
+        "Quantizer",
+    ),
     "qi.quantizers": (
         "ActivationLutPOTInferableQuantizer",
         "ActivationPOTInferableQuantizer",
@@ -107,6 +116,7 @@ _MODULE_TO_NAMES = {
 _PACKAGES = (
     "core",
     "dispatch",
+    "engine",
     "exporters",
     "ir",
     "keras",

@@ -3,6 +3,7 @@
 from qi import (
     core as core,
     dispatch as dispatch,
+    engine as engine,
     exporters as exporters,
     ir as ir,
     keras as keras,
@@ -26,6 +27,15 @@ from qi.core import (
 )
 from qi.dispatch import (
     NodeQuantizationDispatcher as NodeQuantizationDispatcher,
+)
+from qi.engine import (
+    BitWidth as BitWidth,
+    DynamicRangeCalibrator as DynamicRangeCalibrator,
+    QuantizationAwareTraining as QuantizationAwareTraining,
+    QuantizationConfig as QuantizationConfig,
+    QuantizationMode as QuantizationMode,
+    QuantizationType as QuantizationType,
+    Quantizer as Quantizer,
 )
 from qi.errors import (
     ConfigError as ConfigError,

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from qi.errors import FileFormatError
+
+_NAMED = 40  # characters of a file's name in that of the new one beside it, which has to fit into 255 bytes as well
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new file to write, which takes the place of `path` at the end of the block, or is deleted if that raises.
+
+    The file is in the same folder. A symbolic link is followed.
+
+    Raises:
+        OSError: If the disk is full, the folder is missing or not writable, ...; the old file survives.
+    """
+    target = Path(path).resolve()
+    scratch = target.with_name(f".{target.name[:_NAMED]}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield scratch
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        scratch.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: str | os.PathLike[str], data: str | bytes) -> Path:
@@ -31,18 +57,29 @@ def write_atomically(path: str | os.PathLike[str], data: str | bytes) -> Path:
     if target.exists() and not target.is_file():
         target.write_bytes(content)
         return Path(path)
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with scratch.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise
+    with replacing(path) as scratch, scratch.open("xb") as file:
+        file.write(content)
     return Path(path)
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Look whether a file can be written, before any work is done.
+
+    Args:
+        path: Where it is going to be written.
+
+    Raises:
+        OSError: If its folder is missing or can't be written, or it is a folder itself.
+    """
+    target = Path(path).resolve()
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "expected the name of a file to write; received a folder", str(path))
+    if target.exists() and not target.is_file():
+        return
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "expected a folder that exists; do create it first", str(target.parent))
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "expected a folder that can be written", str(target.parent))
 
 
 def read_limited(path: str | os.PathLike[str], limit: int) -> bytes:

@@ -35,6 +35,7 @@ def modules_loaded_by(statements: str, checkout: Path) -> set[str]:
     [
         "core",
         "observers",
+        "engine",
         "quantizers",
         "dispatch",
         "recipes",

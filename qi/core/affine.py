@@ -11,7 +11,8 @@
 * ``fake_quantize(x)`` equals ``dequantize(quantize(x))`` bit for bit.
 
 Every function takes a scale and zero point that broadcast against x (see `qi.core.QParams` for groups) and
-works on numpy arrays, Keras tensors of every backend and torch tensors.
+works on numpy arrays, Keras tensors of every backend and torch tensors. Large numpy arrays go through
+`qi.core.blocked`, which gives the same bits from a cache's worth of memory.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from typing import Any
 
 import numpy as np
 
+from qi.core import blocked
 from qi.core.gradients import straight_through, surrogate
 from qi.core.grid import Grid, IntGrid, LutGrid
-from qi.core.namespace import NUMPY, ArrayNamespace, namespace_of
+from qi.core.namespace import NUMPY, ArrayNamespace, namespace_of, numpy_dtype
 from qi.core.rounding import ROUNDINGS
 from qi.errors import InputError
 from qi.typing import Array
 
 __all__ = ["dequantize", "fake_quantize", "quantize", "requantize"]
+
+
+_LARGE = 1 << 14
 
 
 def _real(x: Any, xp: ArrayNamespace) -> Array:
@@ -54,6 +59,20 @@ def _clipped(x: Array, scale: Array, zero_point: Array, grid: IntGrid, xp: Array
     """``x / scale`` clipped where the codes end: at integers, so clipping before rounding changes no code."""
     u = xp.divide(xp.cast(x, "float32"), scale)
     return xp.clip(u, np.float32(grid.qmin) - zero_point, np.float32(grid.qmax) - zero_point)
+
+
+def _large(x: Array, scale: Array, zero_point: Array, xp: ArrayNamespace) -> bool:
+    """Whether `qi.core.blocked` gives the same sooner: a numpy array of some size with zero points that are integers."""
+    if xp is not NUMPY or not isinstance(x, np.ndarray) or x.size < _LARGE:
+        return False
+    fits = np.broadcast_shapes(x.shape, scale.shape, zero_point.shape) == x.shape
+    return fits and bool(np.all((np.abs(zero_point) <= 2**16) & (np.rint(zero_point) == zero_point)))
+
+
+def _in_blocks(name: str, x: Array, s: Array, z: Array, grid: IntGrid, dtype: np.dtype) -> Array:
+    out = np.empty_like(x, dtype, subok=False)
+    blocked.apply(name, x, out, s, z, grid)
+    return out
 
 
 def _midpoints(grid: LutGrid) -> np.ndarray:
@@ -104,6 +123,8 @@ def quantize(
         index = xp.cast(_lut_index(u, grid, xp), "int32")
         return xp.cast(xp.where(xp.isnan(u), nearest_zero, index), grid.storage_dtype.name)
     z = _float(zero_point, xp)
+    if rounding == "nearest" and _large(x, s, z, xp):
+        return _in_blocks("quantize", x, s, z, grid, grid.storage_dtype)
     u = _clipped(x, s, z, grid, xp)
     q = ROUNDINGS.get(rounding)(u, xp=xp, noise=noise) + z
     return xp.cast(xp.where(xp.isnan(u), z, q), grid.storage_dtype.name)
@@ -128,9 +149,11 @@ def dequantize(codes: Array, scale: Array, zero_point: Array, grid: Grid, *, dty
     if isinstance(grid, LutGrid):
         values = xp.asarray(np.asarray(grid.values, np.float32))
         steps = xp.take(values, xp.cast(codes, "int32"))
-    else:
-        steps = xp.cast(codes, "float32") - _float(zero_point, xp)
-    return xp.cast(xp.multiply(steps, _float(scale, xp)), dtype)
+        return xp.cast(xp.multiply(steps, _float(scale, xp)), dtype)
+    s, z = _float(scale, xp), _float(zero_point, xp)
+    if _large(codes, s, z, xp):
+        return _in_blocks("dequantize", codes, s, z, grid, numpy_dtype(dtype))
+    return xp.cast(xp.multiply(xp.cast(codes, "float32") - z, s), dtype)
 
 
 def fake_quantize(
@@ -162,7 +185,10 @@ def fake_quantize(
         value = xp.take(xp.asarray(np.asarray(grid.values, np.float32)), _lut_index(u, grid, xp))
         value = surrogate(value, u, xp=xp)  # u - u is NaN where u is
     else:
-        u = _clipped(x, s, _float(zero_point, xp), grid, xp)
+        z = _float(zero_point, xp)
+        if rounding == "nearest" and _large(x, s, z, xp):
+            return _in_blocks("fake_quantize", x, s, z, grid, numpy_dtype(_result_dtype(xp.dtype(x))))
+        u = _clipped(x, s, z, grid, xp)
         value = straight_through(u, ROUNDINGS.get(rounding)(u, xp=xp, noise=noise), xp=xp)
     return xp.cast(xp.multiply(value, s), _result_dtype(xp.dtype(x)))
 

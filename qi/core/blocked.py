@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qi.core import compiled
 from qi.core.granularity import Granularity, PerGroup
 from qi.core.grid import Grid, IntGrid, LutGrid
 from qi.core.kernels import Counts, NumpyKernels, spread_of
@@ -23,7 +24,6 @@ from qi.core.namespace import NUMPY, numpy_dtype
 from qi.core.packing import Packer, packed_nbytes
 from qi.core.tiles import Walk, boxes, in_threads
 from qi.errors import InputError
-from qi.typing import Shape
 
 if TYPE_CHECKING:
     from qi.core.qparams import QParams
@@ -69,7 +69,7 @@ def output(out: np.ndarray | None, x: np.ndarray, dtype: np.dtype) -> np.ndarray
 def overlap(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays share memory, or it is too hard to tell."""
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # numpy's stub knows 0 and -1 alone
     except np.exceptions.TooHardError:
         return True
 
@@ -81,10 +81,10 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 def shared_zero(zero_point: np.ndarray) -> int | None:
     """The one zero point that all scales have, or None."""
-    if zero_point.size == 0:
-        return 0
-    first = zero_point.reshape(-1)[0] if zero_point.size == 1 else zero_point.flat[0]
-    return int(first) if zero_point.size == 1 or bool((zero_point == first).all()) else None
+    if zero_point.size <= 1:
+        return int(zero_point.reshape(-1)[0]) if zero_point.size else 0
+    least = zero_point.min()
+    return int(least) if least == zero_point.max() else None
 
 
 def _split(array: np.ndarray, axis: int, size: int) -> np.ndarray:
@@ -115,10 +115,13 @@ def parts(
         yield [a[tail] for a in arrays], [p[last] for p in params]
 
 
-def _kernels(body: str, size: int) -> type[NumpyKernels]:
+def _kernels(name: str, body: str, size: int, codes: np.dtype) -> tuple[type[NumpyKernels], int]:
+    """Who computes the tiles, and how many values they have."""
     if body not in ("auto", "numpy", "numba"):
         raise InputError(f"expected body to be 'auto', 'numpy' or 'numba'; received body={body!r}")
-    return NumpyKernels
+    if body == "numba" or (body == "auto" and compiled.worth(name, codes, size)):
+        return compiled.CompiledKernels, compiled.BLOCK
+    return NumpyKernels, BLOCK
 
 
 def _tabled(name: str, grid: LutGrid) -> Kernel:
@@ -156,6 +159,8 @@ def _single(name: str, x: np.ndarray, out: np.ndarray, params: QParams) -> Count
 
 
 def _all(name: str, x: np.ndarray, out: np.ndarray, params: QParams, num_threads: int, body: str) -> Counts:
+    if not x.size:
+        return Counts()
     if x.size <= _LUT_BLOCK and body != "numba":
         return _single(name, x, out, params)
     granularity = params.granularity
@@ -186,36 +191,35 @@ def apply(
         num_threads: how many threads share the tiles.
         body: who computes them.
     """
-    kind = _kernels(body, x.size)
+    kind, block = _kernels(name, body, x.size, grid.storage_dtype)
+    if isinstance(grid, LutGrid):
+        block = _LUT_BLOCK
     zero = shared_zero(zero_point) if isinstance(grid, IntGrid) else 0
-    varying = [] if scale.size == 1 and zero is not None else [scale]
-    if zero is None:
-        varying.append(zero_point.astype(np.float32))
+    varying = [] if scale.size == 1 and zero is not None else [scale] if zero is not None else [scale, zero_point]
     pieces = parts(granularity, [x, out], varying) if varying and granularity else [([x, out], varying)]
-    block = BLOCK if isinstance(grid, IntGrid) else _LUT_BLOCK
     found: list[Counts] = []
     for arrays, own in pieces:
         walk = Walk([*arrays, *own], block)
-        fixed = [_pattern(walk, 2 + i) for i in range(len(own))] or [scale.reshape(())]
+        patterns = [_pattern(walk, 2 + i) for i in range(len(own))]
 
-        def work(start: int, step: int, walk: Walk = walk, fixed: Sequence[np.ndarray | None] = fixed) -> Counts:
+        def work(start: int, step: int, walk: Walk = walk, patterns: Sequence[Any] = patterns) -> Counts:
             run = _tabled(name, grid) if isinstance(grid, LutGrid) else getattr(kind(grid, zero, block), name)
-            return _sweep(run, walk, fixed, start, step)
+            return _sweep(run, walk, patterns or [scale.reshape(())], start, step)
 
         found += in_threads(work, num_threads, -(-x.size // block))
     return total(found)
 
 
-def _sweep(run: Kernel, walk: Walk, fixed: Sequence[np.ndarray | None], start: int, step: int) -> Counts:
-    """Runs a kernel over the tiles of one thread."""
+def _sweep(run: Kernel, walk: Walk, given: Sequence[Any], start: int, step: int) -> Counts:
+    """Runs a kernel over the tiles of one thread; `given` are parameters of all tiles, or None where tiles differ."""
     found = []
     with np.errstate(all="ignore"):
         for x, out, *own in walk.tiles(start, step):
             if own:
-                how = [t if p is None else p[: len(x)] for t, p in zip(own, fixed, strict=True)]
+                how = [_own(view) if same is None else same[: len(x)] for view, same in zip(own, given, strict=True)]
                 counts = run(x, how[0], how[1] if len(how) > 1 else None, out)
             else:
-                counts = run(x, fixed[0], None, out)
+                counts = run(x, given[0], None, out)
             if any(counts):
                 found.append(counts)
     return total(found)
@@ -230,7 +234,12 @@ def _pattern(walk: Walk, which: int) -> np.ndarray | None:
     """A parameter repeated to a full tile where that serves all tiles and spares many short rows."""
     if walk.views[0].shape[-1] >= _SHORT_ROW or not walk.constant(which):
         return None
-    return np.ascontiguousarray(next(walk.tiles())[which])
+    return np.ascontiguousarray(next(walk.tiles())[which], np.float32)
+
+
+def _own(view: np.ndarray) -> np.ndarray:
+    """A tile's parameters in float32, each once: with 1 along the axes that share them."""
+    return _unspread(view).astype(np.float32, copy=False)
 
 
 def quantize(
@@ -344,7 +353,7 @@ def minmax(
     """
     x = real(x)
     kept = granularity.param_shape(x.shape)
-    _kernels(body, x.size)
+    _kernels("minmax", body, 0, np.dtype(np.int8))
 
     def work(start: int, step: int) -> tuple[np.ndarray, np.ndarray, int, int]:
         lo, hi = np.full(kept, np.inf), np.full(kept, -np.inf)

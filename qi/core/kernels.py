@@ -117,13 +117,13 @@ class NumpyKernels:
         clipped = np.count_nonzero(flat < below) + np.count_nonzero(flat > above)
         nans = infs = 0
         if np.isnan(least):
-            nans = np.count_nonzero(np.isnan(flat))
+            nans = int(np.count_nonzero(np.isnan(flat)))
             infs = infinite(x)
         elif np.isinf(least) or np.isinf(greatest):
             infs = infinite(x)
         np.maximum(flat, self.low, out=flat)
         np.minimum(flat, self.high, out=flat)
-        return Counts(int(clipped), int(nans), infs)
+        return Counts(int(clipped), nans, infs)
 
     def quantize(self, x: np.ndarray, s: np.ndarray, z: np.ndarray | None, out: np.ndarray) -> Counts:
         """Writes codes to `out`."""

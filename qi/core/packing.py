@@ -156,16 +156,20 @@ def _join(codes: np.ndarray, bits: int) -> np.ndarray:
         return pairs.astype(np.uint8)
     # Eight codes make exactly `bits` bytes: join them in a 64-bit word and keep its low bytes.
     joined = np.bitwise_or.reduce(small.reshape(-1, 8).astype(np.uint64) << _shifts(bits), axis=1).astype("<u8")
-    return joined.view(np.uint8).reshape(-1, 8)[:, :bits].ravel()
+    stored: np.ndarray = joined.view(np.uint8).reshape(-1, 8)[:, :bits].ravel()
+    return stored
 
 
 def _separate(data: np.ndarray, bits: int) -> np.ndarray:
     """The codes, without sign, of `bits` bytes for each eight: the inverse of `_join`."""
     if bits == 16:
-        return data.view("<u2").astype(np.uint16)
+        wide: np.ndarray = np.ascontiguousarray(data).view("<u2").astype(np.uint16)
+        return wide
     if bits > 8:
         single = np.unpackbits(data, bitorder="little").reshape(-1, bits)
-        return np.packbits(_widened(single), bitorder="little").view("<u2").astype(np.uint16)
+        widened = np.zeros((len(single), 16), np.uint8)
+        widened[:, :bits] = single
+        return np.packbits(widened, bitorder="little").view("<u2").astype(np.uint16)
     if bits == 8:
         return data
     if bits == 1:
@@ -183,14 +187,9 @@ def _separate(data: np.ndarray, bits: int) -> np.ndarray:
         return pairs.view(np.uint8)
     words = np.zeros((data.size // bits, 8), np.uint8)
     words[:, :bits] = data.reshape(-1, bits)
-    spread = (words.view("<u8") >> _shifts(bits)).astype(np.uint8)
-    return (spread & np.uint8(2**bits - 1)).ravel()
-
-
-def _widened(single: np.ndarray) -> np.ndarray:
-    wide = np.zeros((len(single), 16), np.uint8)
-    wide[:, : single.shape[1]] = single
-    return wide
+    codes: np.ndarray = (words.view("<u8") >> _shifts(bits)).astype(np.uint8).ravel()
+    codes &= np.uint8(2**bits - 1)
+    return codes
 
 
 def unpack(data: np.ndarray, bits: int, shape: Shape, *, signed: bool) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from qi.core import affine
+from qi.core import affine, blocked
 from qi.core.granularity import Granularity, PerTensor
 from qi.core.grid import Grid, IntGrid
 from qi.core.namespace import NUMPY, namespace_of
@@ -79,10 +79,12 @@ class QParams:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QParams):
             return NotImplemented
+        alone = isinstance(self.granularity, PerTensor)  # one scale: for a tensor of any rank
         return (
             (self.grid, self.granularity) == (other.grid, other.granularity)
-            and np.array_equal(self.scale, other.scale)
-            and np.array_equal(self.zero_point, other.zero_point)
+            and (alone or self.scale.shape == other.scale.shape)
+            and np.array_equal(self.scale.ravel(), other.scale.ravel())
+            and np.array_equal(self.zero_point.ravel(), other.zero_point.ravel())
         )
 
     def __hash__(self) -> int:
@@ -108,13 +110,19 @@ class QParams:
     def quantize(self, x: Array, *, rounding: str = "nearest", noise: Array | None = None) -> QTensor:
         """Codes of an array (brought to numpy), and how many NaN it has; see `qi.core.affine.quantize`."""
         x = np.asarray(x)
-        codes = affine.quantize(x, *self.expanded(x.shape), self.grid, rounding=rounding, noise=noise)
-        nans = int(np.isnan(x).sum()) if x.dtype.kind not in "iub" else 0
-        return QTensor(codes, self, dtype=x.dtype.name if "float" in x.dtype.name else "float32", nan_count=nans)
+        if rounding == "nearest":
+            codes, counts = blocked.quantize(x, self)
+            nans = counts.nans
+        else:
+            codes = affine.quantize(x, *self.expanded(x.shape), self.grid, rounding=rounding, noise=noise)
+            nans = int(np.isnan(x).sum()) if x.dtype.kind not in "iub" else 0
+        return QTensor.of(codes, self, x.dtype.name if "float" in x.dtype.name else "float32", nans)
 
     def fake_quantize(self, x: Array) -> Array:
         """Fake-quantized x, in x's own framework and dtype."""
-        scale, zero_point = self.expanded(tuple(np.shape(x) if namespace_of(x) is NUMPY else x.shape))
+        if namespace_of(x) is NUMPY:
+            return blocked.fake_quantize(x, self)[0]
+        scale, zero_point = self.expanded(tuple(x.shape))
         return affine.fake_quantize(x, scale, zero_point, self.grid)
 
 
@@ -235,5 +243,4 @@ class QTensor:
 
     def dequantize(self) -> np.ndarray:
         """The real numbers that the codes stand for."""
-        scale, zero_point = self.qparams.expanded(self.shape)
-        return np.asarray(affine.dequantize(self.codes, scale, zero_point, self.qparams.grid, dtype=self.dtype))
+        return blocked.dequantize(self.codes, self.qparams, dtype=self.dtype)

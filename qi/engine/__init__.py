@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qi.core import QParams as QuantizationParams, QTensor as QuantizedTensor
 from qi.engine.config import QuantizationConfig
+from qi.engine.files import FileReport, FileRow, dequantize_file, load_quantized, quantize_file
 from qi.engine.quantizer import Quantizer
 from qi.engine.tensors import DynamicRangeCalibrator, QuantizationAwareTraining
 from qi.engine.types import BitWidth, Granularity, QuantizationMode, QuantizationType
@@ -11,6 +12,8 @@ from qi.engine.types import BitWidth, Granularity, QuantizationMode, Quantizatio
 __all__ = [
     "BitWidth",
     "DynamicRangeCalibrator",
+    "FileReport",
+    "FileRow",
     "Granularity",
     "QuantizationAwareTraining",
     "QuantizationConfig",
@@ -19,4 +22,7 @@ __all__ = [
     "QuantizationType",
     "QuantizedTensor",
     "Quantizer",
+    "dequantize_file",
+    "load_quantized",
+    "quantize_file",
 ]

@@ -13,7 +13,7 @@ __all__ = ["LIMIT_BYTES", "ResultCache"]
 LIMIT_BYTES = 64 << 20
 """All results of one cache together, with the codes they came from."""
 
-LARGEST = 1 << 13
+LARGEST = 1 << 14
 """Bytes of the longest codes whose result is kept: beyond, finding a result takes as long as computing it."""
 
 

@@ -16,13 +16,14 @@ from qi.engine.types import BitWidth, Granularity, QuantizationMode, Quantizatio
 from qi.errors import ConfigError
 from qi.registry import suggest
 
-__all__ = ["LAYER_KEYS", "QuantizationConfig"]
+__all__ = ["LAYER_KEYS", "QuantizationConfig", "granularity_from_dict", "granularity_to_dict"]
 
 LAYER_KEYS = ("type", "bits", "mode", "symmetric", "per_channel")
 """What one layer may set for itself in `QuantizationConfig.custom_quantization_config`."""
 
 _MAX_BUFFER = 1 << 24
 _MAX_CACHE = 1 << 20
+_GREATEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class QuantizationConfig:
         granularity: Instead of `per_channel`: ``"per_tensor"``, ``"per_channel"`` or one of `qi.core`, groups too.
         enable_cache: Whether results of `Quantizer.dequantize` are kept for arrays that come again.
         cache_size: Most results kept, 0 to 1,048,576; all together take at most 64 MiB.
-        buffer_size: Values that work is cut into, 0 to 16,777,216; 0 (default): what suits the processor's caches.
-        optimize_memory: Whether scratch memory is given back after every call rather than kept for the next one.
+        buffer_size: Length of the documented buffers, of which each thread has its own, 0 to 16,777,216; 0 (default):
+            none. Work doesn't need them: it is cut into pieces that suit the processor's caches.
+        optimize_memory: Without effect: what work takes beside its result is small, and given back after every call.
         enable_mixed_precision: Whether layers may differ: see the next two.
         mixed_precision_layers: Names of layers that get 16 bits (INT16).
         custom_quantization_config: Layer name to a dict of `LAYER_KEYS`, such as ``{"type": "int4", "bits": 3}``.
@@ -99,7 +101,7 @@ class QuantizationConfig:
         for name, value in {**_checked_names(given), **_checked_numbers(given), **_checked_layers(given)}.items():
             object.__setattr__(self, name, value)
         for name in self.custom_quantization_config:
-            self.for_layer(name)  # refused now rather than at that layer's first array
+            self._layer(name)  # refused now rather than at that layer's first array
 
     # What follows from the fields.
 
@@ -165,6 +167,9 @@ class QuantizationConfig:
         """The configuration that a layer has: this one, or with what the layer sets for itself."""
         if layer_name is None or not (self.enable_mixed_precision or self.quantization_type is QuantizationType.MIXED):
             return self
+        return self._layer(layer_name)
+
+    def _layer(self, layer_name: str) -> Self:
         own = self.custom_quantization_config.get(layer_name)
         if own is None:
             if layer_name not in self.mixed_precision_layers:
@@ -186,6 +191,8 @@ class QuantizationConfig:
         """
         if "quantization_type" in changes:
             changes.setdefault("num_bits", None)
+        if "granularity" in changes:
+            changes.setdefault("per_channel", False)  # which follows from it
         if "per_channel" in changes or "quantization_mode" in changes:
             own_axis = isinstance(self.granularity, Granularity | None)
             changes.setdefault("granularity", None if own_axis or "per_channel" in changes else self.granularity)
@@ -202,7 +209,7 @@ class QuantizationConfig:
         layers = self.custom_quantization_config.items()
         plain["custom_quantization_config"] = {name: dict(own) for name, own in layers}
         if not isinstance(self.granularity, Granularity):
-            plain["granularity"] = {type(self.granularity).__name__: dataclasses.asdict(self.granularity)}  # type: ignore[arg-type]
+            plain["granularity"] = granularity_to_dict(self.granularity)  # type: ignore[arg-type]
         return plain
 
     @classmethod
@@ -222,7 +229,7 @@ class QuantizationConfig:
                 )
         fields = dict(plain)
         if isinstance(fields.get("granularity"), Mapping):
-            fields["granularity"] = _core_granularity(fields["granularity"])
+            fields["granularity"] = granularity_from_dict(fields["granularity"])
         return cls(**fields)
 
     def __hash__(self) -> int:
@@ -287,7 +294,7 @@ def _container(bits: Any, like: QuantizationType) -> QuantizationType:
 def _checked_names(given: dict[str, Any]) -> dict[str, Any]:
     """Type, mode and granularity as members; `per_channel` and `granularity` agree."""
     mode, granularity = QuantizationMode(given["quantization_mode"]), given["granularity"]
-    per_channel = given["per_channel"] or mode is QuantizationMode.DYNAMIC_PER_CHANNEL
+    per_channel = _flag("per_channel", given["per_channel"]) or mode is QuantizationMode.DYNAMIC_PER_CHANNEL
     if granularity is None:
         granularity = Granularity.PER_CHANNEL if per_channel else Granularity.PER_TENSOR
     elif not isinstance(granularity, CoreGranularity):
@@ -328,11 +335,7 @@ def _checked_numbers(given: dict[str, Any]) -> dict[str, Any]:
         numbers["outlier_threshold"] = _real("outlier_threshold", given["outlier_threshold"], 0)
         if numbers["outlier_threshold"] == 0:
             raise ConfigError("expected outlier_threshold to be positive or None; received 0")
-    for name in _FLAGS:
-        if not isinstance(given[name], bool | np.bool_):
-            raise ConfigError(f"expected {name} to be True or False; received {name}={given[name]!r}")
-        numbers[name] = bool(given[name])
-    return numbers
+    return numbers | {name: _flag(name, given[name]) for name in _FLAGS}
 
 
 _FLAGS = (
@@ -358,7 +361,7 @@ def _checked_layers(given: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"expected {name} to be a list of names; received {name}={value!r}")
         if not all(isinstance(layer, str) for layer in value):
             raise ConfigError(f"expected {name} to hold names; received {name}={value!r}")
-        checked[name] = tuple(value)
+        checked[name] = tuple(sorted(value) if isinstance(value, set | frozenset) else value)
     layers = given["custom_quantization_config"]
     if not isinstance(layers, Mapping) or not all(isinstance(own, Mapping) for own in layers.values()):
         raise ConfigError(f"expected custom_quantization_config to map names to dicts; received {layers!r}")
@@ -375,10 +378,18 @@ def _checked_layers(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a layer, for JSON: lower-case names, Python's numbers."""
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in own.items()}
     return {
         key: value.value if isinstance(value, QuantizationType | QuantizationMode) else value
-        for key, value in own.items()
+        for key, value in plain.items()
     }
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigError(f"expected {name} to be True or False; received {name}={value!r}")
+    return bool(value)
 
 
 def _integer(name: str, value: Any, least: int, most: int, why: str = "") -> int:
@@ -388,15 +399,25 @@ def _integer(name: str, value: Any, least: int, most: int, why: str = "") -> int
     return int(value)
 
 
-def _real(name: str, value: Any, least: float, most: float = np.inf) -> float:
+def _real(name: str, value: Any, least: float, most: float = _GREATEST) -> float:
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not number or not least <= value <= most or not np.isfinite(value):
-        top = "" if most == np.inf else f" to {most:g}"
+    if not number or not least <= value <= most:
+        top = "" if most == _GREATEST else f" to {most:g}"
         raise ConfigError(f"expected {name} to be a number from {least:g}{top}; received {name}={value!r}")
     return float(value)
 
 
-def _core_granularity(plain: Mapping[str, Any]) -> CoreGranularity:
+def granularity_to_dict(granularity: CoreGranularity) -> dict[str, Any]:
+    """Plain values, such as ``{"PerChannel": {"axis": 1}}``."""
+    return {type(granularity).__name__: dataclasses.asdict(granularity)}
+
+
+def granularity_from_dict(plain: Mapping[str, Any]) -> CoreGranularity:
+    """The inverse of `granularity_to_dict`.
+
+    Raises:
+        ConfigError: An unknown granularity or field.
+    """
     classes = {c.__name__: c for c in (PerTensor, PerChannel, PerGroup)}
     try:
         ((name, fields),) = plain.items()

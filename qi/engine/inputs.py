@@ -66,7 +66,8 @@ def half(x: np.ndarray, config: QuantizationConfig, out: np.ndarray | None) -> t
     nans = int(np.isnan(x).sum()) if x.dtype.kind not in "iub" else 0
     beyond = int((np.abs(x.astype(np.float64, copy=False)) > _HALF_MAX).sum())
     refuse(nans, beyond, config)
-    result = np.clip(x.astype(np.float32), -_HALF_MAX, _HALF_MAX).astype(np.float16)
+    with np.errstate(over="ignore"):
+        result = np.clip(x.astype(np.float32), -_HALF_MAX, _HALF_MAX).astype(np.float16)
     return placed(result, out), beyond, nans
 
 
@@ -79,13 +80,15 @@ def placed(result: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     """The result, in `out` where one is given.
 
     Raises:
-        InputError: `out` is of another shape or dtype.
+        InputError: `out` is of another shape or dtype, or read-only.
     """
     if out is None:
         return result
     if not isinstance(out, np.ndarray) or out.shape != result.shape or out.dtype != result.dtype:
         what = f"{getattr(out, 'dtype', type(out).__name__)} of shape {getattr(out, 'shape', None)}"
         raise InputError(f"expected out of dtype {result.dtype} and shape {result.shape}; received {what}")
+    if not out.flags.writeable:
+        raise InputError("expected out to be writable; received a read-only array")
     out[...] = result
     return out
 

@@ -13,7 +13,7 @@ quantization_mode         lower-case name
 num_bits, symmetric       as in the configuration
 is_calibrated             whether the parameters are fixed
 qmin, qmax                lowest and highest code
-layers                    {name: {"scale", "zero_point", "channel_dim"}}: of the latest call of each layer
+layers                    {name: {"scale", "zero_point", "channel_dim"}}: of the latest call of each layer, 4,096 at most
 ========================= ===============================================================================
 
 JSON turns the indices of channels into strings; both are read. Keys that another exporter left out have the defaults of
@@ -22,6 +22,7 @@ the quantizer that reads them; ``global_scale`` is required.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,9 +34,13 @@ from qi.engine.state import Fixed, State
 from qi.errors import ConfigError, QiError, UnsupportedError
 from qi.registry import suggest
 
-__all__ = ["exported", "imported"]
+__all__ = ["MAX_LAYERS", "exported", "imported"]
+
+MAX_LAYERS = 4096
+"""Layers whose latest parameters are kept."""
 
 _MAX_CHANNELS = 1 << 20
+_GREATEST = float(np.finfo(np.float64).max)
 _KEYS = (
     "global_scale",
     "global_zero_point",
@@ -57,9 +62,17 @@ Last = Mapping[str | None, QParams]
 
 
 def exported(state: State, last: Last, pair: tuple[float, float]) -> dict[str, Any]:
-    """All parameters of a quantizer, independent of it."""
+    """All parameters of a quantizer, independent of it.
+
+    Raises:
+        ConfigError: The latest array had groups, whose scales belong to its shape.
+    """
     config = state.config
     params = last.get(None)
+    if params is not None and not _plain(params):
+        raise ConfigError(
+            "expected one scale per tensor or per channel to export; received groups; do: keep the QuantizedTensor"
+        )
     if params is None and state.fixed is not None:
         params = state.fixed.params_for(config, 1 if state.fixed.axis is None else _least_rank(state.fixed.axis))
     plain: dict[str, Any] = {"global_scale": pair[0], "global_zero_point": pair[1]}
@@ -73,7 +86,7 @@ def exported(state: State, last: Last, pair: tuple[float, float]) -> dict[str, A
         "quantization_mode": config.quantization_mode.value,
         "num_bits": config.num_bits,
         "symmetric": config.symmetric,
-        "is_calibrated": state.fixed is not None,
+        "is_calibrated": state.fixed is not None and not config.quantization_mode.dynamic,
         "qmin": config.grid.qmin if integer else None,
         "qmax": config.grid.qmax if integer else None,
         "layers": {name: _channels(own) for name, own in last.items() if name is not None and _plain(own)},
@@ -109,9 +122,13 @@ def imported(params: Any, state: State) -> tuple[QuantizationConfig, Fixed | Non
     layers = params.get("layers", {})
     if not isinstance(layers, Mapping):
         raise ConfigError(f"expected layers to map names to parameters; received {type(layers).__name__}")
+    if len(layers) > MAX_LAYERS:
+        raise ConfigError(f"expected at most {MAX_LAYERS} layers; received {len(layers)}")
     with_layers = State.of(config)
     for name, own in layers.items():
-        last[str(name)] = _layer(str(name), own, with_layers.config_of(str(name)))
+        if not isinstance(name, str):
+            raise ConfigError(f"expected layers by their names; received {reprlib.repr(name)}")
+        last[name] = _layer(name, own, with_layers.config_of(name))
     calibrated = params.get("is_calibrated", True)
     if not isinstance(calibrated, bool):
         raise ConfigError(f"expected is_calibrated to be true or false; received {calibrated!r}")
@@ -125,9 +142,11 @@ def imported(params: Any, state: State) -> tuple[QuantizationConfig, Fixed | Non
 def _overall(params: Mapping[str, Any], config: QuantizationConfig) -> QParams:
     overall = _one(params["global_scale"], params.get("global_zero_point", 0), None, config)
     scales, zeros = params.get("per_channel_scales") or {}, params.get("per_channel_zero_points") or {}
-    if not scales and not zeros:
-        return overall
     axis = params.get("channel_dim")
+    if not scales and not zeros:
+        if axis is not None:
+            raise ConfigError(f"expected per_channel_scales beside channel_dim={axis!r}; received none")
+        return overall
     scales = _listed("per_channel_scales", scales)
     zeros = _listed("per_channel_zero_points", zeros) if zeros else [0] * len(scales)
     if len(scales) != len(zeros):
@@ -137,7 +156,7 @@ def _overall(params: Mapping[str, Any], config: QuantizationConfig) -> QParams:
 
 def _layer(name: str, own: Any, config: QuantizationConfig) -> QParams:
     if not isinstance(own, Mapping) or "scale" not in own:
-        raise ConfigError(f"expected parameters of layer {name!r} with a 'scale'; received {own!r}")
+        raise ConfigError(f"expected parameters of layer {name!r} with a 'scale'; received {reprlib.repr(own)}")
     try:
         return _one(own["scale"], own.get("zero_point", 0), own.get("channel_dim"), config)
     except QiError as error:
@@ -146,31 +165,35 @@ def _layer(name: str, own: Any, config: QuantizationConfig) -> QParams:
 
 def _listed(name: str, values: Any) -> list[Any]:
     """{0: a, 1: b} or {"0": a, "1": b} or [a, b] as [a, b]."""
-    if isinstance(values, list | tuple):
-        return list(values)
-    if not isinstance(values, Mapping) or len(values) > _MAX_CHANNELS:
+    if not isinstance(values, list | tuple | Mapping):
         raise ConfigError(f"expected {name} to map indices to numbers; received {type(values).__name__}")
+    if len(values) > _MAX_CHANNELS:
+        raise ConfigError(f"expected at most {_MAX_CHANNELS} {name}; received {len(values)}")
+    if not isinstance(values, Mapping):
+        return list(values)
+    by_index = {str(index): value for index, value in values.items()}
     try:
-        by_index = {int(index): value for index, value in values.items()}
-        return [by_index[i] for i in range(len(values))]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"expected {name} for the indices 0 to {len(values) - 1}; received {list(values)[:8]}"
-        ) from error
+        return [by_index[str(i)] for i in range(len(values))]
+    except KeyError as error:
+        some = reprlib.repr(list(values))
+        raise ConfigError(f"expected {name} for the indices 0 to {len(values) - 1}; received {some}") from error
 
 
 def _one(scale: Any, zero_point: Any, axis: Any, config: QuantizationConfig) -> QParams:
     """Checked parameters; of channels as a vector."""
     for name, value in (("scale", scale), ("zero_point", zero_point)):
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, bool) or not isinstance(number, int | float | np.integer | np.floating):
-                raise ConfigError(f"expected {name} to be a number; received {number!r}")
+            real = isinstance(number, int | float | np.integer | np.floating) and not isinstance(number, bool)
+            if not real or not abs(number) <= _GREATEST:
+                raise ConfigError(f"expected {name} to be a finite number; received {reprlib.repr(number)}")
     if axis is None:
         if isinstance(scale, list) or isinstance(zero_point, list):
             raise ConfigError("expected channel_dim beside several scales; received None")
         return QParams(np.asarray(scale), np.asarray(zero_point), config.grid)
     if isinstance(axis, bool) or not isinstance(axis, int) or not -64 <= axis < 64:
-        raise ConfigError(f"expected channel_dim to be an integer; received channel_dim={axis!r}")
+        raise ConfigError(f"expected channel_dim to be an integer; received channel_dim={reprlib.repr(axis)}")
+    if not isinstance(scale, list):
+        raise ConfigError(f"expected a list of scales beside channel_dim={axis}; received {scale!r}")
     return QParams(np.asarray(scale), np.asarray(zero_point), config.grid, PerChannel(axis))
 
 
@@ -189,7 +212,7 @@ def _least_rank(axis: int) -> int:
 
 def _channels(params: QParams | None) -> dict[str, Any]:
     granularity: Granularity = PerTensor() if params is None else params.granularity
-    if params is None:
+    if params is None or not params.scale.size:
         return {"scale": 1.0, "zero_point": 0.0, "channel_dim": None}
     if isinstance(granularity, PerChannel):
         scales, zeros = params.scale.ravel().tolist(), params.zero_point.ravel().astype(float).tolist()

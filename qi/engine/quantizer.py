@@ -18,7 +18,7 @@ from qi.engine import tensors
 from qi.engine.cache import ResultCache
 from qi.engine.config import QuantizationConfig
 from qi.engine.inputs import array_of, codes_of, half, no_tensor, placed, refuse, untouched
-from qi.engine.parameters import exported, imported
+from qi.engine.parameters import MAX_LAYERS, exported, imported
 from qi.engine.ranges import params_of, requantized, see
 from qi.engine.seed_names import SeedNames
 from qi.engine.state import Fixed, State, fitted
@@ -27,8 +27,6 @@ from qi.engine.types import QuantizationType
 from qi.errors import ConfigError, InputError, NotCalibratedError, QuantizationWarning, UnsupportedError
 
 __all__ = ["Quantizer"]
-
-_LAYERS = 4096  # most layers whose last parameters are remembered
 
 
 class Quantizer(SeedNames):
@@ -56,6 +54,7 @@ class Quantizer(SeedNames):
 
     def __init__(self, config: QuantizationConfig | None = None) -> None:
         config = _config(QuantizationConfig() if config is None else config)
+        self._changing = threading.RLock()  # one change after the other, while calls go on
         self._lock = threading.RLock()
         self._state = State.of(config)
         self._last: OrderedDict[str | None, QParams] = OrderedDict()
@@ -94,7 +93,7 @@ class Quantizer(SeedNames):
             TypeError: It is none.
         """
         config = _config(new_config)
-        with self._lock:
+        with self._changing, self._lock:
             self._state = self._state.with_config(config)
             self._last.clear()
             self._cache.clear()
@@ -129,25 +128,13 @@ class Quantizer(SeedNames):
             ValueError: There is no finite number in it, or NaN or infinity where they are errors. The quantizer is
                 as it was.
         """
-        if isinstance(calibration_data, np.ndarray):
-            calibration_data = [calibration_data]
-        state = self._state
-        config = state.config
-        sharing = _sharing(config, channel_dim, rank=1)
-        if not config.quantization_type.integer:
-            raise ConfigError(f"expected an integer type to calibrate; received {config.quantization_type.value!r}")
-        arrays = [array_of(x, validate=True) for x in calibration_data]
-        if not sum(x.size for x in arrays):
-            raise InputError("expected calibration_data with at least one number; received none")
-        seen = []
-        for x in arrays:
-            if x.size:
-                seen.append(see(x, sharing, config))
-                refuse(seen[-1].nans, seen[-1].infs, config)
-        if sum(s.nans + s.infs for s in seen) == sum(x.size for x in arrays):
-            raise InputError("expected calibration_data with finite numbers; received only NaN and infinities")
-        fixed = Fixed.calibrated(seen, sharing)
-        self._fix(fixed, config.replace(quantization_mode="calibrated"))
+        given = [calibration_data] if isinstance(calibration_data, np.ndarray) else calibration_data
+        arrays = [array_of(x, validate=True) for x in given]
+        with self._changing:
+            config = self.config
+            sharing = _sharing(config, channel_dim, rank=1)
+            fixed = _calibrated(arrays, sharing, config)
+            self._fix(fixed, config.replace(quantization_mode="calibrated", symmetric=config.is_symmetric))
 
     def compute_scale_and_zero_point(
         self, data: np.ndarray, channel_idx: int | None = None, layer_name: str | None = None
@@ -174,7 +161,8 @@ class Quantizer(SeedNames):
         whole = config.replace(per_channel=False, quantization_mode=config.mode, granularity="per_tensor")
         seen = see(x, whole.sharing(), whole)
         refuse(seen.nans, seen.infs, config)
-        return _scalars(params_of(seen.lo, seen.hi, whole.sharing(), whole))
+        params = params_of(seen.lo, seen.hi, whole.sharing(), whole)
+        return _scalars(requantized(x, params, whole) if config.enable_requantization else params)
 
     def export_import_parameters(self) -> dict[str, Any]:
         """The parameters as plain values, for JSON or `load_parameters`; see `qi.engine.parameters`."""
@@ -190,7 +178,7 @@ class Quantizer(SeedNames):
             TypeError: It is no dict.
             ValueError: Something in it is missing or impossible. The quantizer is as it was.
         """
-        with self._lock:
+        with self._changing:
             config, fixed, last = imported(params, self._state)
             self._fix(fixed, config, last)
 
@@ -233,7 +221,9 @@ class Quantizer(SeedNames):
         if not _quantized(state, config, layer_name):
             if return_tensor:
                 raise no_tensor("none")
-            return untouched(x, out)
+            kept = untouched(x, out)
+            self._count(started, quantize_calls=1, total_values=x.size)
+            return kept
         if config.quantization_type is QuantizationType.FLOAT16:
             if return_tensor:
                 raise no_tensor("float16")
@@ -263,7 +253,8 @@ class Quantizer(SeedNames):
 
         Args:
             data: Codes, as `quantize` gave them. A `QuantizedTensor` is read with its own parameters; an array with fixed
-                ones if there are, else with those of the latest `quantize` of this layer, or of any if it had none.
+                ones if there are, else with those of the latest `quantize` of this layer, or of any layer if it had
+                none; layers with a configuration of their own stay apart.
             channel_dim: The channel dimension, if it differs from that of the parameters.
             layer_name: The layer it belongs to; one that is skipped gets its numbers back as they are.
             out: Where the numbers go: float32 of data's shape.
@@ -285,7 +276,7 @@ class Quantizer(SeedNames):
         state = self._state
         config = state.config_of(layer_name)
         if not _quantized(state, config, layer_name) or config.quantization_type is QuantizationType.FLOAT16:
-            numbers = placed(array_of(data, validate=True).astype(np.float32), out)
+            numbers = placed(_float32(array_of(data, validate=True)), out)
             self._count(started, dequantize_calls=1, total_values=numbers.size)
             return numbers
         codes = codes_of(data, config)
@@ -321,9 +312,11 @@ class Quantizer(SeedNames):
         state = self._state
         config = state.config_of(layer_name)
         x = array_of(data, validate=validate)
+        calls = {"quantize_calls": 1, "dequantize_calls": 1, "total_values": 2 * x.size}
         if not _quantized(state, config, layer_name):
-            return x.astype(np.float32)
-        calls = {"quantize_calls": 1, "dequantize_calls": 1, "total_values": x.size}
+            numbers = _float32(x)
+            self._count(started, **calls)
+            return numbers
         if config.quantization_type is QuantizationType.FLOAT16:
             halves, clipped, nans = half(x, config, None)
             self._count(started, **calls, clipped_values=clipped, nan_values=nans)
@@ -387,13 +380,13 @@ class Quantizer(SeedNames):
 
     def _parameters(self, state: State, config: QuantizationConfig, x: np.ndarray, channel_dim: int | None) -> QParams:
         """The parameters for an array, once it is known to hold nothing that is an error."""
-        params = state.fixed_params(config, x.ndim)
+        sharing = _sharing(config, channel_dim, x.ndim)
+        params = state.fixed_params(config, x.ndim, channel_dim)
         if params is not None:
             if config.error_on_nan or config.error_on_inf:
-                seen = see(x, PerTensor(), config.replace(use_percentile=False, outlier_threshold=None))
-                refuse(seen.nans, seen.infs, config)
+                _, _, nans, infs = blocked.minmax(x, PerTensor())
+                refuse(nans, infs, config)
             return params
-        sharing = _sharing(config, channel_dim, x.ndim)
         seen = see(x, sharing, config)
         refuse(seen.nans, seen.infs, config)
         params = params_of(seen.lo, seen.hi, sharing, config)
@@ -402,31 +395,32 @@ class Quantizer(SeedNames):
     def _parameters_of_codes(
         self, state: State, config: QuantizationConfig, rank: int, channel_dim: int | None, layer_name: str | None
     ) -> QParams:
-        params = state.fixed_params(config, rank)
-        if params is None:
-            with self._lock:
-                params = self._last.get(layer_name) or self._last.get(None)
+        params = state.fixed_params(config, rank, channel_dim)
+        if params is not None:
+            return params
+        with self._lock:
+            params = self._last.get(layer_name)
+            if params is None and layer_name not in state.layers:
+                params = self._last.get(None)
         if params is None:
             raise NotCalibratedError(
                 "expected parameters to read codes with; received none; "
                 "do: call quantize(), calibrate() or load_parameters() first, or pass a QuantizedTensor"
             )
-        if channel_dim is not None and isinstance(params.granularity, PerChannel):
-            params = QParams(params.scale.ravel(), params.zero_point.ravel(), params.grid, PerChannel(channel_dim))
-        return fitted(params, rank)
+        return fitted(params, rank, channel_dim)
 
     def _remember(self, state: State, layer_name: str | None, params: QParams) -> None:
         """The latest parameters, unless the configuration they are of has been replaced meanwhile."""
         with self._lock:
             if state.revision != self._state.revision:
                 return
-            self._last[None] = params
+            if layer_name not in state.layers:
+                self._last[None] = params
             if layer_name is not None:
                 self._last[layer_name] = params
                 self._last.move_to_end(layer_name)
-                if len(self._last) > _LAYERS:
-                    self._last.move_to_end(None)
-                    self._last.popitem(last=False)
+                while len(self._last) - (None in self._last) > MAX_LAYERS:
+                    del self._last[next(name for name in self._last if name is not None)]
 
     def _fix(
         self, fixed: Fixed | None, config: QuantizationConfig, last: Mapping[str | None, QParams] | None = None
@@ -480,6 +474,29 @@ def _sharing(config: QuantizationConfig, channel_dim: int | None, rank: int) -> 
         )
     sharing = config.sharing(channel_dim)
     return PerTensor() if rank == 0 and isinstance(sharing, PerChannel) else sharing
+
+
+def _calibrated(arrays: Sequence[np.ndarray], sharing: Granularity, config: QuantizationConfig) -> Fixed:
+    """What arrays of any shapes show together."""
+    if not config.quantization_type.integer:
+        raise ConfigError(f"expected an integer type to calibrate; received {config.quantization_type.value!r}")
+    size = sum(x.size for x in arrays)
+    if not size:
+        raise InputError("expected calibration_data with at least one number; received none")
+    seen = []
+    for x in arrays:
+        if x.size:
+            seen.append(see(x, sharing, config))
+            refuse(seen[-1].nans, seen[-1].infs, config)
+    if sum(s.nans + s.infs for s in seen) == size:
+        raise InputError("expected calibration_data with finite numbers; received only NaN and infinities")
+    return Fixed.calibrated(seen, sharing)
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+    """A copy in float32; what that can't hold is infinite."""
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32)
 
 
 def _scalars(params: QParams) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ def see(x: np.ndarray, granularity: Granularity, config: QuantizationConfig) -> 
         mean, spread = _moments(x, granularity, finite=not (nans or infs))
         reach = config.outlier_threshold * spread
         lo, hi = np.maximum(lo, mean - reach), np.minimum(hi, mean + reach)
+        lo, hi = np.minimum(lo, hi), np.maximum(lo, hi)  # a mean of equal numbers may be off by a rounding
     return Seen(lo, hi, nans, infs)
 
 
@@ -79,24 +80,22 @@ def params_of(
     return QParams(scale, zero_point, grid, granularity)
 
 
-def _finite(x: np.ndarray) -> np.ndarray:
-    """float64 values; NaN where they aren't finite in float32."""
-    values: np.ndarray = x.astype(np.float64)
-    values[~(np.abs(values) <= np.finfo(np.float32).max)] = np.nan
+def _finite(x: np.ndarray, granularity: Granularity) -> np.ndarray:
+    """float64 values; NaN where they aren't finite in float32, but 0 where none of a scale is."""
+    values: np.ndarray = np.array(x, np.float64)
+    finite = np.abs(values) <= np.finfo(np.float32).max
+    known = granularity.expand(granularity.reduce(np.any, finite, False), x.shape)
+    values[~finite] = np.nan
+    np.copyto(values, 0.0, where=~np.asarray(known, bool))
     return values
 
 
 def _percentiles(x: np.ndarray, granularity: Granularity, config: QuantizationConfig) -> tuple[np.ndarray, np.ndarray]:
     ends = config.min_percentile, config.max_percentile
-    values = _finite(x)
+    values = _finite(x, granularity)
 
     def at(end: float) -> np.ndarray:
-        def percentile(blocks: np.ndarray, axis: Any, keepdims: bool) -> np.ndarray:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # blocks without a finite number
-                return np.asarray(np.nanpercentile(blocks, end, axis=axis, keepdims=keepdims))
-
-        return np.nan_to_num(granularity.reduce(percentile, values, np.nan))
+        return granularity.reduce(partial(np.nanpercentile, q=end), values, np.nan)
 
     return at(ends[0]), at(ends[1])
 
@@ -105,11 +104,8 @@ def _moments(x: np.ndarray, granularity: Granularity, *, finite: bool) -> tuple[
     """Mean and standard deviation in float64."""
     if finite and isinstance(granularity, PerTensor):
         return np.asarray(x.mean(dtype=np.float64)), np.asarray(x.std(dtype=np.float64))
-    values = _finite(x)
-    return (
-        np.nan_to_num(granularity.reduce(np.nanmean, values, np.nan)),
-        np.nan_to_num(granularity.reduce(np.nanstd, values, np.nan)),
-    )
+    values = _finite(x, granularity)
+    return granularity.reduce(np.nanmean, values, np.nan), granularity.reduce(np.nanstd, values, np.nan)
 
 
 def requantized(x: np.ndarray, params: QParams, config: QuantizationConfig) -> QParams:

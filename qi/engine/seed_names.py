@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from qi.core import QParams
+from qi.core import PerChannel, PerTensor, QParams, blocked
 from qi.engine.inputs import array_of, refuse
-from qi.engine.ranges import requantized, see
+from qi.engine.ranges import requantized
+from qi.engine.state import fitted
 
 __all__ = ["SeedNames"]
 
@@ -84,22 +85,24 @@ class SeedNames:
 
     @property
     def _qmin(self: Any) -> int:
-        return int(self.config.grid.qmin)
+        config = self.config
+        return int(config.grid.qmin if config.quantization_type.integer else np.finfo(self._qtype).min)
 
     @property
     def _qmax(self: Any) -> int:
-        return int(self.config.grid.qmax)
+        config = self.config
+        return int(config.grid.qmax if config.quantization_type.integer else np.finfo(self._qtype).max)
 
     @property
     def _qrange(self: Any) -> int:
-        return int(self.config.grid.levels)
+        return 1 << int(self.config.bits)
 
     @property
     def _qtype(self: Any) -> np.dtype:
-        kind = self.config.quantization_type
-        return (
-            self.config.grid.storage_dtype if kind.integer else np.dtype("float16" if kind == "float16" else "float32")
-        )
+        config = self.config
+        if config.quantization_type.integer:
+            return np.dtype(config.grid.storage_dtype)
+        return np.dtype(np.float16) if config.quantization_type == "float16" else np.dtype(np.float32)
 
     def _setup_quantization_ranges(self: Any) -> None:
         """The grid follows from the configuration, which was checked when it was made."""
@@ -134,12 +137,8 @@ class SeedNames:
 
     def _validate_input(self: Any, data: np.ndarray) -> None:
         """Raises TypeError for what is no array of numbers, ValueError for NaN or infinity where they are errors."""
-        x = array_of(data, validate=True)
-        config = self.config.replace(
-            use_percentile=False, outlier_threshold=None, per_channel=False, quantization_mode="dynamic"
-        )
-        seen = see(x, config.sharing(), config)
-        refuse(seen.nans, seen.infs, config)
+        _, _, nans, infs = blocked.minmax(array_of(data, validate=True), PerTensor())
+        refuse(nans, infs, self.config)
 
     def _apply_requantization(self: Any, quantized_data: np.ndarray, original_data: np.ndarray) -> np.ndarray:
         """The codes again if errors can't fall; else those of a wider range, which becomes the one in use."""
@@ -164,16 +163,18 @@ class SeedNames:
 
     def _quantize_per_channel(self: Any, data: np.ndarray, channel_dim: int | None = None) -> np.ndarray:
         """Codes with a scale for each index along a dimension, 0 if None, whatever the configuration shares."""
-        state = self._state
-        config = state.config.replace(per_channel=True)
-        params = self._parameters(
-            state, config, array_of(data, validate=True), 0 if channel_dim is None else channel_dim
-        )
+        state, axis = self._state, 0 if channel_dim is None else channel_dim
+        own = {"per_channel": True, "quantization_mode": "dynamic", "symmetric": state.config.is_symmetric}
+        params = self._parameters(state, state.config.replace(**own), array_of(data, validate=True), axis)
         self._remember(state, None, params)
-        return np.asarray(params.quantize(data).codes)
+        return np.asarray(blocked.quantize(data, params)[0])
 
     def _dequantize_per_channel(self: Any, data: np.ndarray, channel_dim: int | None = None) -> np.ndarray:
-        return np.asarray(self.dequantize(data, channel_dim=channel_dim))
+        """The numbers that codes stand for, by the scales of the latest channels."""
+        params = self._last.get(None)
+        if params is None or not isinstance(params.granularity, PerChannel):
+            return np.asarray(self.dequantize(data, channel_dim=channel_dim))
+        return blocked.dequantize(data, fitted(params, np.ndim(data), channel_dim))
 
 
 def _buffer(name: str, size: int, dtype: np.dtype) -> np.ndarray | None:

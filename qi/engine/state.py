@@ -35,22 +35,23 @@ class Fixed:
     form: Any = None
     _made: dict[Any, QParams] = field(default_factory=dict)
 
-    def params_for(self, config: QuantizationConfig, rank: int) -> QParams:
-        """The parameters for an array of so many dimensions.
+    def params_for(self, config: QuantizationConfig, rank: int, channel_dim: int | None = None) -> QParams:
+        """The parameters for an array of so many dimensions, whose channels may lie elsewhere.
 
         Raises:
             InputError: There is no such channel dimension.
         """
-        key = _form(config), rank
+        axis = self.axis if channel_dim is None or self.axis is None else channel_dim
+        key = _form(config), rank, axis
         found = self._made.get(key)
         if found is None:
-            found = self._made[key] = self._params_for(config, rank)
+            found = self._made[key] = self._params_for(config, rank, axis)
         return found
 
-    def _params_for(self, config: QuantizationConfig, rank: int) -> QParams:
-        granularity: Granularity = PerTensor() if self.axis is None else PerChannel(self.axis)
+    def _params_for(self, config: QuantizationConfig, rank: int, axis: int | None) -> QParams:
+        granularity: Granularity = PerTensor() if axis is None else PerChannel(axis)
         if self.params is not None and self.form == _form(config):
-            return fitted(self.params, rank)
+            return fitted(self.params, rank, axis)
         shape = _param_shape(granularity, rank, self.lo.size)
         return params_of(self.lo.reshape(shape), self.hi.reshape(shape), granularity, config)
 
@@ -80,12 +81,24 @@ class Fixed:
         return cls(lo, hi, axis, params, _form(config))
 
 
-def fitted(params: QParams, rank: int) -> QParams:
-    """Parameters of channels, in the shape that an array of so many dimensions wants."""
-    if not isinstance(params.granularity, PerChannel) or params.scale.ndim == rank:
+def fitted(params: QParams, rank: int, channel_dim: int | None = None) -> QParams:
+    """Parameters of channels, in the shape that an array of so many dimensions wants.
+
+    Args:
+        params: Any; those that aren't of channels come back as they are.
+        rank: Dimensions of the array.
+        channel_dim: The array's channel dimension, if it isn't that of the parameters.
+
+    Raises:
+        InputError: There is no such channel dimension.
+    """
+    if not isinstance(params.granularity, PerChannel):
         return params
-    shape = _param_shape(params.granularity, rank, params.scale.size)
-    return QParams(params.scale.reshape(shape), params.zero_point.reshape(shape), params.grid, params.granularity)
+    granularity = params.granularity if channel_dim is None else PerChannel(channel_dim)
+    if granularity == params.granularity and params.scale.ndim == rank > 1:
+        return params
+    shape = _param_shape(granularity, rank, params.scale.size)
+    return QParams(params.scale.reshape(shape), params.zero_point.reshape(shape), params.grid, granularity)
 
 
 def _param_shape(granularity: Granularity, rank: int, size: int) -> tuple[int, ...]:
@@ -133,7 +146,7 @@ class State:
         """After `Quantizer.calibrate` or `Quantizer.load_parameters`."""
         return type(self).of(config, fixed, self.revision + 1)
 
-    def fixed_params(self, config: QuantizationConfig, rank: int) -> QParams | None:
+    def fixed_params(self, config: QuantizationConfig, rank: int, channel_dim: int | None = None) -> QParams | None:
         """Parameters that don't depend on the array; None where they come from it.
 
         Raises:
@@ -143,7 +156,7 @@ class State:
         if mode.dynamic:
             return None
         if self.fixed is not None:
-            return self.fixed.params_for(config, rank)
+            return self.fixed.params_for(config, rank, channel_dim)
         if mode.value in ("static", "calibrated"):
             raise NotCalibratedError(
                 f"expected fixed parameters for quantization_mode={mode.value!r}; received none; "

@@ -20,7 +20,7 @@ from qi.exporters.integers import export_integers
 from qi.exporters.manifest import Options, manifest
 from qi.exporters.proof import Proof, coded, made_samples, prove
 from qi.exporters.report import ExportReport
-from qi.files import write_atomically
+from qi.files import check_place, write_atomically
 from qi.ir import QGraph
 from qi.ir.dynamic import KIND as DYNAMIC
 from qi.ir.kinds import KINDS
@@ -99,10 +99,11 @@ def export(
         arrays = None if samples is None else model_inputs(qmodel, samples)
         unfit = {"integer_io": integer_io, "opset": opset}
         return export_integers(lower(qmodel), path, samples=arrays, packed=packed, unfit=unfit)
+    options = Options(integer_io, integer_only, packed, opset, dynamic).checked()
     target = Path(path)
     kind = format_of(target, format)
+    check_place(target)
     routed = route(lower(qmodel), kind.target, integer_only=integer_only, packed=packed, dynamic=dynamic)
-    options = Options(integer_io, integer_only, packed, opset, dynamic)
     data = written(routed, kind, options)
     plain = kind.write(route(float_graph(qmodel), kind.target), Options(opset=opset), b"")
 

@@ -17,7 +17,7 @@ from qi.exporters.formats import format_of
 from qi.exporters.match_graph import CallView, Matching, match, parts_of, shaped_like
 from qi.exporters.match_parts import split_gains, split_swish
 from qi.exporters.match_weights import common_bias, weight_quantizer
-from qi.exporters.vendor import Constant, VendorGraph, VendorTensor
+from qi.exporters.vendor import Constant, VendorGraph
 from qi.files import read_limited
 from qi.ledger import QuantizationReport
 from qi.quantizers import ActivationUniformInferableQuantizer, BaseInferableQuantizer
@@ -37,8 +37,11 @@ def import_ranges(path: str | os.PathLike[str], model: Any, *, strict: bool = Fa
     of what is deployed already, and training can start from it. Files may be quantized as a whole or in part, their weights with
     2, 4, 8 or 16 bits, for the tensor, for channels or blocks, signed or unsigned.
 
-    Not in a Keras model, and so not imported: how constants that are added or multiplied were rounded, and what lies within
-    operations that a file takes apart and Keras doesn't (swish, layer normalization).
+    Where a file does in steps what is one layer in Keras, and rounds to codes between them, the model has these steps, too: swish
+    as a product with a sigmoid, the factor of attention as a Rescaling. Not in a Keras model, and so not imported, but told of by
+    name: how constants that are added or multiplied were rounded, the parts of a layer normalization in codes, and products whose
+    runtime rounds what they take as it comes. Weights with a zero point (other than that of symmetric codes) are imported; ONNX
+    Runtime alone can run them.
 
     Args:
         path: ends in ".tflite" (TFLiteConverter, AI Edge Quantizer) or ".onnx" (ONNX Runtime's quantizer: QDQ, QOperator,
@@ -197,10 +200,15 @@ class _Import:
 
     def _tell_left(self) -> None:
         """What the file does and the model doesn't, by layer: LayerNormalization in parts, say."""
-        left = [n for n in self._found.left if n.weight is None and any(map(self._rounded, n.outputs))]
-        left = [n for n in left if {self.file.stated(t) for t in n.inputs} != set(map(self._rounded, n.outputs))]
-        parts = parts_of(self._views, self._found, self.file)
-        where: dict[str, set[str]] = {}
+        settled = self.file.settled
+        matched = {id(node): view.call.path for view in self._views if (node := self._found.nodes.get(id(view.call)))}
+        lost = [n.weight.name for n in self.file.nodes if id(n) not in matched and n.weight is not None and n.weight.quantized]
+        self._tell(lost, "quantized weights of the file are like none of the model's, and aren't imported")
+        placed = {id(tensor) for tensor in self._found.places.values()}
+        left = [n for n in self._found.left if n.weight is None and any(map(settled, n.outputs))]
+        left = [n for n in left if all(id(t) not in placed for t in n.outputs)]
+        left = [n for n in left if {self.file.stated(t) for t in n.inputs} != set(map(settled, n.outputs))]
+        parts, where = parts_of(self._views, self._found, self.file), dict[str, set[str]]()
         for node in left:
             where.setdefault(parts.get(id(node), ""), set()).add(node.kind)
         for path, kinds in where.items():
@@ -209,24 +217,30 @@ class _Import:
                 f"operations of the file ({', '.join(sorted(kinds))}) belong to {layer}: their codes aren't imported, and the "
                 "model may answer otherwise"
             )
-        if dynamic := self._paths("dynamic"):
-            self.told.append(
-                f"the file rounds to codes what {len(dynamic)} layers take ({', '.join(dynamic)}), row by row as it comes, which "
-                "only the runtime does: the model may answer otherwise"
-            )
-        if plain := self._paths("plain"):
-            self.told.append(
-                f"the file makes real numbers of the weights of {len(plain)} layers ({', '.join(plain)}) and rounds nothing else: "
-                "do emulate and export the model with dynamic=False"
-            )
+        nodes = [(node, matched[id(node)]) for node in self.file.nodes if id(node) in matched]
+        self._tell(
+            [path for node, path in nodes if node.kind != "norm" and any(map(_many_codes, node.constants))],
+            "layers add or multiply constants, which the file rounded in its own way: the model may answer otherwise",
+        )
+        self._tell(
+            [path for node, path in nodes if node.real and self.file.stated(node.inputs[0]) is not None],
+            "layers take codes and are done in real numbers, which our own files do in steps of their own: numbers behind them may "
+            "differ by a step",
+        )
+        self._tell(
+            [path for node, path in nodes if node.dynamic],
+            "layers take what the file rounds to codes as it comes, row by row, which only its runtime does: the model may answer "
+            "otherwise",
+        )
+        self._tell(
+            [path for node, path in nodes if node.plain],
+            "layers have weights that the file makes real numbers of, and nothing else is rounded there: do emulate and export the "
+            "model with dynamic=False",
+        )
 
-    def _paths(self, flag: str) -> list[str]:
-        """The calls whose operations in the file have a flag."""
-        nodes = self._found.nodes
-        return [repr(v.call.path) for v in self._views if id(v.call) in nodes and getattr(nodes[id(v.call)], flag)]
-
-    def _rounded(self, tensor: VendorTensor) -> QParams | None:
-        return self.file.settled(tensor)
+    def _tell(self, names: list[str], what: str) -> None:
+        if names:
+            self.told.append(f"{len(names)} {what} ({', '.join(map(repr, names))})")
 
     def _decide(self, value: Any, given: tuple[CallView, list[QParams | None]] | None, plan: Any, usual: Any) -> None:
         """What becomes of a value: a scale of its own, that of an input, or none."""
@@ -319,11 +333,9 @@ class _Import:
                 variables[path].assign(array.reshape(tuple(variables[path].shape)))
             return frozen_wrapper(layer, quantizer)
 
-        if self._parted:
-            self.told.append(
-                f"the file rounds to codes before it adds the bias of {len(self._parted)} layers "
-                f"({', '.join(map(repr, self._parted))}), which no layer does: results may differ"
-            )
+        self._tell(
+            self._parted, "layers have a bias before which the file rounds to codes, which no layer does: results may differ"
+        )
         weights = wrap_layers(graph, ready.book, ready.kept, reasons | ready.notes, types, wrap)
         insert_holders(graph, ready.plan, self._quantizers)
         self._insert_edges(graph)
@@ -445,6 +457,11 @@ def _times(params: QParams | None, factor: float) -> QParams | None:
         if params is None or factor == 1.0
         else QParams(params.scale * np.float32(factor), params.zero_point, params.grid)
     )
+
+
+def _many_codes(constant: Constant) -> bool:
+    """Whether a constant has more than one number, which no step to another scale leaves alone."""
+    return constant.quantized and constant.data.size > 1
 
 
 def _equal(a: Constant, b: Constant) -> bool:

@@ -21,6 +21,7 @@ from qi.exporters.litert_child import run_isolated
 from qi.exporters.litert_file import Draft
 from qi.exporters.litert_ops import WRITERS
 from qi.ir.graph import QGraph, Tensor
+from qi.ir.routing import input_quantizers
 from qi.optional import require
 
 __all__ = ["run", "session", "write"]
@@ -84,15 +85,9 @@ def _inputs(graph: QGraph, integer_io: bool) -> tuple[list[Tensor], set[int]]:
     """The tensors that are fed, and the quantizers that are left out for that."""
     if not integer_io:
         return graph.inputs, set()
-    consumers, found, skipped = graph.consumers(), [], set()
-    for tensor in graph.inputs:
-        takers = consumers.get(id(tensor), [])
-        if len(takers) == 1 and takers[0].kind == "quantize" and not tensor.quantized:
-            found.append(takers[0].y)
-            skipped.add(id(takers[0]))
-        else:
-            found.append(tensor)
-    return found, skipped
+    quantizers = input_quantizers(graph)
+    found = [quantizers[id(tensor)].y if id(tensor) in quantizers else tensor for tensor in graph.inputs]
+    return found, {id(op) for op in quantizers.values()}
 
 
 def _output(draft: Draft, tensor: Tensor, integer_io: bool) -> int:

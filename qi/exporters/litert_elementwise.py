@@ -8,8 +8,9 @@ import numpy as np
 
 from qi.exporters.litert_file import Draft
 from qi.exporters.litert_ops import activation, padding, refuse, rescale, window, writer
+from qi.ir.formulas import SMALL_EPSILON
 from qi.ir.graph import Op, Tensor
-from qi.ir.norms import reciprocals
+from qi.ir.norms import epsilon_of, reciprocal_of
 
 __all__: list[str] = []
 
@@ -281,7 +282,7 @@ def _layer_norm_of_codes(draft: Draft, op: Op) -> None:
     steps, name = _Steps(draft, op), op.y.name
     axes = draft.numbers(f"{name}/axes", op.attrs["axes"])
     shape = [1 if i in op.attrs["axes"] else n for i, n in enumerate(op.y.shape)]
-    each, part, epsilon = (steps.number(float(value)) for value in reciprocals(op))
+    each, epsilon = (steps.number(float(value)) for value in (reciprocal_of(op), epsilon_of(op)))
 
     def small(code: str, options: str, *inputs: int) -> int:
         y = draft.real(f"{name}/{code.lower()}", shape)
@@ -293,11 +294,12 @@ def _layer_norm_of_codes(draft: Draft, op: Op) -> None:
         draft.operator("MEAN", [of, axes], [y], 1, draft.options("ReducerOptions", keepDims=True))
         return y
 
-    del part  # MEAN multiplies with it
     q = steps.do("ROUND", steps.binary("MUL", draft.tensor(op.x), each))
     m, squares = mean(q), mean(steps.binary("MUL", q, q))
-    above = small("RELU", "", small("SUB", "SubOptions", squares, small("MUL", "MulOptions", m, m)))
-    variance = small("ADD", "AddOptions", above, epsilon)
+    variance = small("SUB", "SubOptions", squares, small("MUL", "MulOptions", m, m))
+    if epsilon_of(op) < SMALL_EPSILON:
+        variance = small("RELU", "", variance)
+    variance = small("ADD", "AddOptions", variance, epsilon)
     root = small("SQRT", "", variance)
     root = small("ADD", "AddOptions", root, small("DIV", "DivOptions", variance, root))
     root = small("MUL", "MulOptions", root, steps.number(0.5))

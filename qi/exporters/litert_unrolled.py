@@ -46,16 +46,25 @@ class _Steps:
         self.given_bias, self.inner_bias = split_bias(op, bias)
         self.last = False
         self._count = 0
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
 
     def tensor(self, shape: Sequence[int | None]) -> Tensor:
         """A further one, with a short name: there are thousands."""
         self._count += 1
         return Tensor(f"{self.op.y.name}.{self._count}", tuple(shape))
 
+    def constant(self, values: np.ndarray) -> Tensor:
+        """A constant, the same one for all steps."""
+        key = str(values.dtype), values.shape, values.tobytes()
+        if key not in self._constants:
+            self._count += 1
+            name = f"{self.op.y.name}.{self._count}"
+            self._constants[key] = Tensor(name, values.shape, str(values.dtype), data=values)
+        return self._constants[key]
+
     def row(self, values: np.ndarray) -> Tensor:
         """A constant that all samples share."""
-        self._count += 1
-        return Tensor(f"{self.op.y.name}.{self._count}", (1, values.size), data=values.astype(np.float32)[None])
+        return self.constant(values.astype(np.float32)[None])
 
     def do(self, kind: str, *inputs: Tensor, final: bool = False, **attrs: object) -> Tensor:
         """An operation on corresponding elements; the final one of the last step gives the result."""
@@ -82,18 +91,17 @@ class _Steps:
         if x.data is not None:
             return [self.row(array) for array in np.split(x.data[0], np.cumsum(parts)[:-1] * self.units)]
         made = [self.tensor((*x.shape[:-1], part * self.units)) for part in parts]
-        draft, name = self.draft, self.op.y.name
-        sizes = draft.numbers(f"{name}/parts", [part * self.units for part in parts])
-        axis = draft.constant(f"{name}/axis", np.asarray(len(x.shape) - 1, np.int32))
-        options = draft.options("SplitVOptions", numSplits=len(parts))
-        draft.operator("SPLIT_V", [draft.tensor(x), sizes, axis], [draft.tensor(t) for t in made], 1, options)
+        sizes, axis = (self.constant(np.asarray(v, np.int32)) for v in (np.multiply(parts, self.units), len(x.shape) - 1))
+        options = self.draft.options("SplitVOptions", numSplits=len(parts))
+        given, result = ([self.draft.tensor(t) for t in tensors] for tensors in ((x, sizes, axis), made))
+        self.draft.operator("SPLIT_V", given, result, 1, options)
         return made
 
     def product(self, x: Tensor, kernel: int, bias: np.ndarray) -> Tensor:
         """Of each row with a kernel."""
         draft, y = self.draft, self.tensor((*x.shape[:-1], bias.size))
         options = draft.options("FullyConnectedOptions", keepNumDims=len(x.shape) > 2)
-        inputs = [draft.tensor(x), kernel, draft.constant(f"{self.op.y.name}/bias", bias.astype(np.float32))]
+        inputs = [draft.tensor(x), kernel, draft.tensor(self.constant(bias.astype(np.float32)))]
         draft.operator("FULLY_CONNECTED", inputs, [draft.tensor(y)], 5 if len(x.shape) > 2 else 1, options)
         return y
 

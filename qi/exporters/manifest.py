@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from qi._version import __version__
-from qi.errors import FileFormatError
+from qi.errors import ConfigError, FileFormatError
 from qi.ir import QGraph
 
 __all__ = ["MANIFEST", "Options", "deflate", "inflate", "manifest", "options_of"]
@@ -38,6 +38,18 @@ class Options:
     packed: bool = False
     opset: int | None = None
     dynamic: bool = True
+
+    def checked(self) -> Options:
+        """The options, if each is of its type.
+
+        Raises:
+            ConfigError: one isn't.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _fits(field.name, value):
+                raise ConfigError(f"expected {field.name} to be {_wanted(field.name)}; received {field.name}={value!r}")
+        return self
 
 
 def manifest(graph: QGraph, limit: int, options: Options | None = None) -> bytes:
@@ -106,8 +118,14 @@ def options_of(text: bytes) -> Options:
 
 
 def _checked(name: str, value: Any) -> Any:
-    fits = value is None or type(value) is int if name == "opset" else type(value) is bool
-    if not fits:
-        wanted = "a number" if name == "opset" else "true or false"
-        raise FileFormatError(f"expected {name} in a manifest to be {wanted}; received {value!r}")
+    if not _fits(name, value):
+        raise FileFormatError(f"expected {name} in a manifest to be {_wanted(name)}; received {value!r}")
     return value
+
+
+def _fits(name: str, value: Any) -> bool:
+    return value is None or type(value) is int if name == "opset" else type(value) is bool
+
+
+def _wanted(name: str) -> str:
+    return "a whole number" if name == "opset" else "true or false"

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from qi.exporters.onnx_builder import FIRST, LAST, Builder, refused, writer
+from qi.ir.formulas import SMALL_EPSILON
 from qi.ir.graph import Op, Tensor
-from qi.ir.norms import reciprocals
+from qi.ir.norms import epsilon_of
 from qi.ir.onnxruntime import integer_softmax, resize_factor
 from qi.registry import Registry
 
@@ -237,7 +238,19 @@ def _resized(b: Builder, op: Op) -> str:
     factors = [resize_factor(n, m) for n, m in zip(_sizes(op.x)[:2], _sizes(op.y)[:2], strict=True)]
     name = b.constant(np.array([1, 1, *factors], np.float32), "factors")
     how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-    return b.node("Resize", [b.real(op.x, FIRST), "", name], **how)
+    return b.node("Resize", [b.real(_held(b, op.x), FIRST), "", name], **how)
+
+
+def _held(b: Builder, x: Tensor) -> Tensor:
+    """An image that stays where it is: reshaped to its own shape, in graphs that transpose.
+
+    ONNX Runtime moves transpositions behind Resize, which may then have to resize axes that it has no kernel for.
+    """
+    if all(op.kind != "transpose" for op in b.graph.ops):
+        return x
+    held = Tensor(f"{x.name}:held", x.shape, x.dtype, x.qparams)
+    b.put(held, b.reshaped(b.value(x, FIRST), held, FIRST), FIRST)
+    return held
 
 
 @writer("layer_norm")
@@ -256,15 +269,13 @@ def _layer_norm(b: Builder, op: Op) -> None:
 def _layer_norm_of_codes(b: Builder, op: Op) -> None:
     """The steps of `qi.ir.norms`, one node each; codes less their zero point are what that rounds to."""
     codes, axes = b.graph.producers()[id(op.x)].x, b.indices(op.attrs["axes"])
-    _, part, epsilon = (b.constant(value, "norm") for value in reciprocals(op))
+    epsilon = epsilon_of(op)
     q = _once(b, b.node("DequantizeLinear", [b.codes(codes, LAST), *b.scale_of(codes, unit=True)]))
-    sums = [b.node("ReduceSum", [of, axes], keepdims=1) for of in (q, b.node("Mul", [q, q]))]
-    mean, squares = (b.node("Mul", [of, part]) for of in sums)
-    above = b.node("Relu", [b.node("Sub", [squares, b.node("Mul", [mean, mean])])])
-    variance = b.node("Add", [above, epsilon])
-    root = b.node("Sqrt", [variance])
-    root = b.node("Add", [root, b.node("Div", [variance, root])])
-    root = b.node("Mul", [root, b.constant(np.float32(0.5), "half")])
+    mean, squares = (b.node("ReduceMean", [of, axes], keepdims=1) for of in (q, b.node("Mul", [q, q])))
+    variance = b.node("Sub", [squares, b.node("Mul", [mean, mean])])
+    if epsilon < SMALL_EPSILON:
+        variance = b.node("Relu", [variance])
+    root = b.node("Sqrt", [b.node("Add", [variance, b.constant(epsilon, "epsilon")])])
     y = b.node("Div", [b.node("Sub", [q, mean]), root])
     for kind, weight in zip(("Mul", "Add"), op.inputs[1:], strict=False):
         y = b.node(kind, [y, b.constant(weight.values(), weight.name)])

@@ -18,12 +18,14 @@ import qi.exporters.onnx_recurrent
 import qi.exporters.onnx_transposed
 import qi.ir.twin  # noqa: F401 - registers the kinds of operations
 from qi._version import __version__
+from qi.core import IntGrid
 from qi.errors import ConfigError, UnsupportedError
 from qi.exporters.onnx_builder import LAST, WRITERS, Builder, refused
 from qi.exporters.onnx_weights import MICROSOFT, is_grouped, is_packed
 from qi.ir.graph import QGraph, Tensor
 from qi.ir.linear import LINEAR
 from qi.ir.recurrent import RECURRENT
+from qi.ir.routing import input_quantizers
 from qi.optional import require
 
 __all__ = ["places", "write"]
@@ -107,8 +109,9 @@ def _opset(graph: QGraph, asked: int | None) -> int:
         raise UnsupportedError(f"expected activations of at most 16 bits; received {max(grid.bits for grid in grids)}")
     weights = [t for op in graph.ops if op.kind in LINEAR | RECURRENT for t in op.inputs[1:3]]
     packed = any(is_packed(tensor) or is_grouped(tensor) for tensor in weights)
+    grids += [tensor.grid for tensor in weights if tensor.qparams is not None and isinstance(tensor.qparams.grid, IntGrid)]
     if packed or any(grid.bits > 8 for grid in grids):
-        least, why = 21, "packed weights, scales of groups and activations of more than 8 bits"
+        least, why = 21, "packed weights, scales of groups and codes of more than 8 bits"
     if asked is not None and not least <= asked <= _MOST:
         raise ConfigError(f"expected opset from {least} (for {why}) to {_MOST}; received opset={asked}")
     return asked or least
@@ -117,13 +120,17 @@ def _opset(graph: QGraph, asked: int | None) -> int:
 def _with_integer_borders(graph: QGraph) -> QGraph:
     """Inputs that are only quantized are taken as codes."""
     graph = graph.copy()
+    quantizers = input_quantizers(graph)
     for i, tensor in enumerate(graph.inputs):
-        users = graph.consumers().get(id(tensor), [])
-        only = len(users) == 1 and users[0].kind == "quantize" and not tensor.quantized
-        if only and all(t is not tensor for t in graph.outputs):
-            codes = users[0].y
-            graph.ops.remove(users[0])
-            graph.inputs[i] = Tensor(tensor.name, codes.shape, codes.dtype, codes.qparams)
+        if id(tensor) not in quantizers:
+            continue
+        op = quantizers[id(tensor)]
+        codes = op.y
+        graph.inputs[i] = Tensor(tensor.name, codes.shape, codes.dtype, codes.qparams)
+        if any(t is codes for t in graph.outputs):  # an input can't be an output as well
+            op.kind, op.inputs, op.attrs = "reshape", [graph.inputs[i]], {"shape": list(codes.shape)}
+        else:
+            graph.ops.remove(op)
             graph.substitute(codes, graph.inputs[i])
     return graph
 

@@ -60,7 +60,11 @@ def _dense(b: Builder, op: Op) -> None:
     result = Tensor(f"{op.y.name}:rows", (None, w.shape[1]), op.y.dtype, op.y.qparams)
     inner = Op(op.kind, [rows, *op.inputs[1:]], [result], op.attrs, op.source)
     finish(b, inner, _product(b, op, source(b, op, rows, LAST)), LAST)
-    b.put(op.y, b.node("Reshape", [b.value(result, LAST), b.indices(b.sizes(op.y, inferred=True))], op.y.name), LAST)
+    sizes = b.indices(b.sizes(op.y, inferred=True))
+    if None in op.y.shape[1:]:  # sizes that are known only as it runs
+        given = b.node("Shape", [b.value(x, LAST)], end=len(x.shape) - 1)
+        sizes = b.node("Concat", [given, b.indices([int(w.shape[1] or 0)])], axis=0)
+    b.put(op.y, b.node("Reshape", [b.value(result, LAST), sizes], op.y.name), LAST)
 
 
 def _product(b: Builder, op: Op, rows: str) -> str:

@@ -57,9 +57,15 @@ def weight(
             f"expected one scale, or one for each output channel, in {tensor.name!r}; received "
             f"{tensor.qparams.granularity}; do quantize it per channel"
         )
-    dtype = np.int8 if grid.signed else np.uint8
+    dtype = _code_type(grid)
     codes, zero, packed = change(data).astype(dtype), zero.astype(dtype), is_packed(tensor)
     return b.with_scales(codes, np.ones_like(scale) if unit else scale, zero, tensor.name, axis=axis, packed=packed)
+
+
+def _code_type(grid: IntGrid) -> np.dtype:
+    """Bytes, or two of them beyond 8 bits."""
+    kinds = (np.int8, np.int16) if grid.signed else (np.uint8, np.uint16)
+    return np.dtype(kinds[grid.bits > 8])
 
 
 def _grouped(b: Builder, tensor: Tensor, granularity: PerGroup, change: Callable[[np.ndarray], np.ndarray]) -> str:
@@ -74,7 +80,7 @@ def _grouped(b: Builder, tensor: Tensor, granularity: PerGroup, change: Callable
         i for i, n in enumerate(numbers.shape) if n > 1 and numbers.take(0, i).flat[0] != numbers.take(1, i).flat[0]
     )
     first = np.arange(0, numbers.shape[axis], granularity.size)
-    dtype = np.int8 if tensor.grid.signed else np.uint8
+    dtype = _code_type(tensor.grid)
     return b.with_scales(
         change(data).astype(dtype),
         change(scales).take(first, axis),

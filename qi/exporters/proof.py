@@ -12,6 +12,7 @@ from qi.exporters.formats import Format
 from qi.exporters.manifest import Options
 from qi.ir import QGraph, Tensor, run
 from qi.ir.kinds import kernel_of
+from qi.ir.routing import input_quantizers
 from qi.ir.twin import real_values
 from qi.typing import Json
 
@@ -154,13 +155,13 @@ def _first_difference(
 
 def coded(graph: QGraph, kind: Format, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The inputs as a file takes them that takes codes: unsigned for ONNX Runtime, int8 elsewhere; others as they are."""
-    borders = {id(op.x): op for op in graph.ops if op.kind == "quantize"}
+    quantizers = input_quantizers(graph)
     found = []
     for tensor, array in zip(graph.inputs, samples, strict=True):
-        if id(tensor) not in borders:
+        if id(tensor) not in quantizers:
             found.append(array)
             continue
-        op = borders[id(tensor)]
+        op = quantizers[id(tensor)]
         codes = kernel_of(op, graph.target)(op, array.astype(np.float32))
         found.append(stored(op.y, codes, kind.target))
     return found

@@ -54,6 +54,7 @@ _KINDS = {
     "Transpose": "move",
     "Pad": "move",
 }
+_STEPS = ("norm", "softmax")  # of real numbers there, of codes in our own files
 _ROUNDS_INPUTS = 4  # a level of accuracy, of products with blocks
 _SAME = ("Identity", "Cast", "Dropout")
 # Operations on codes, by what they compute: (operand, scale, zero point) triples, the output's scale, weight and bias by place.
@@ -236,7 +237,7 @@ class _Reader:
                 given.changed(lambda a: a.transpose(perm)) if node.op_type == "Transpose" else given
             )
             return
-        self._emit(kind, names, self._outputs(node))
+        self._emit(kind, names, self._outputs(node)).real = kind in _STEPS
 
     def _constant(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
         del names
@@ -488,4 +489,4 @@ class _Reader:
         if before is None:
             self._emit("Exp", names, outputs)
         else:
-            before.kind, before.outputs = "softmax", outputs
+            before.kind, before.outputs, before.real = "softmax", outputs, True

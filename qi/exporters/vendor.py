@@ -103,6 +103,7 @@ class VendorNode:
         parted: whether the file rounds to codes before it adds the bias.
         dynamic: whether the runtime rounds what a product takes to codes as it comes, in a way that no twin does.
         plain: whether it doesn't, where the twin would if it wasn't told.
+        real: whether the runtime does it in real numbers, where it is steps on codes in our own files.
     """
 
     kind: str
@@ -114,6 +115,7 @@ class VendorNode:
     parted: bool = False
     dynamic: bool = False
     plain: bool = False
+    real: bool = False
 
 
 class VendorGraph:

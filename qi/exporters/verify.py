@@ -26,6 +26,7 @@ from qi.typing import Json
 __all__ = ["Verification", "verify"]
 
 _MOST = 2**31
+_MOST_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def verify(
         what it showed: ``exact``, the differences, the first tensor that differs; ``print`` shows it.
 
     Raises:
+        ConfigError: an unknown format, or an impossible number of threads.
         FileFormatError: a damaged file, or one that doesn't take what the model takes and give what it gives.
         InputError: samples that don't fit the model.
         UnsupportedError: a float model, one that still trains, or one that the file's target can't carry.
@@ -111,6 +113,8 @@ def verify(
     from qi.keras.emulate import model_inputs
     from qi.keras.lower import lower
 
+    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+        raise ConfigError(f"expected threads from 1 to {_MOST_THREADS}; received threads={threads!r}")
     kind = format_of(Path(path), format)
     data = read_limited(path, _MOST)
     text, takes_codes = kind.read(data)
@@ -122,7 +126,8 @@ def verify(
         # What isn't of our own writing may be anything.
         runs = kind if own else replace(kind, run=partial(run_isolated, kind.name))
         found: list[Verification] = []
-        for options, routed in own or [entry[:2] for entry in candidates]:
+        likely = [entry[:2] for entry in candidates if text or entry[0].integer_io is takes_codes]
+        for options, routed in own or likely:
             given = made_samples(routed) if arrays is None else arrays
             source = "seeded, over the calibrated range" if arrays is None else "given"
             proof = prove(data, routed, runs, given, source=source, options=options, threads=threads)
@@ -137,9 +142,13 @@ def verify(
 
 
 def _likely(takes_codes: bool) -> list[Options]:
-    """The options that a file without a manifest can have been written with, the likeliest first."""
+    """The options that a file without a manifest can have been written with, the likeliest first.
+
+    Whether it takes codes isn't quite known: images are bytes as well, and what looks up rows gives codes but takes none.
+    """
     both = (False, True)
-    return [Options(takes_codes, *rest, None, not plain) for plain in both for rest in product(both, both)]
+    codes = (takes_codes, not takes_codes)
+    return [Options(io, *rest, None, not plain) for io in codes for plain in both for rest in product(both, both)]
 
 
 def _candidates(graph: QGraph, kind: Format, likely: Sequence[Options]) -> list[tuple[Options, QGraph, bytes]]:
@@ -148,12 +157,13 @@ def _candidates(graph: QGraph, kind: Format, likely: Sequence[Options]) -> list[
     Raises:
         UnsupportedError: no file can be written of any.
     """
-    found: dict[tuple[str, bool], tuple[Options, QGraph, bytes]] = {}
+    found: dict[tuple[str, bool, bool], tuple[Options, QGraph, bytes]] = {}
     refusals = []
     for options in likely:
         how = {"integer_only": options.integer_only, "packed": options.packed, "dynamic": options.dynamic}
         routed = route(graph, kind.target, **how)
-        key = str(routed), options.packed and kind.name == "onnx"  # which then has operations of its own
+        # ONNX files of packed weights have operations of their own.
+        key = str(routed), options.packed and kind.name == "onnx", options.integer_io
         if key in found:
             continue
         try:

@@ -22,6 +22,7 @@ from qi.ir.kinds import kernel
 __all__ = ["INTEGER_FUNCTIONS", "ratio"]
 
 _ENOUGH = 2.0**20
+_LEAST, _STEEPEST = 2.0**-8, 2.0**7  # slopes that XNNPACK takes
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
@@ -80,11 +81,12 @@ def _leaky_relu(op: Op, x: np.ndarray) -> np.ndarray:
 
 
 def _coarse_leaky_relu(op: Op, x: np.ndarray) -> np.ndarray:
-    """XNNPACK's: both slopes have eight bits behind the point."""
-    line, x = np.float32(op.x.scale / op.y.scale), _centred(op, x)
-    above, below = (
-        int(np.rint(np.float32(256) * slope)) for slope in (line, np.float32(line * np.float32(op.attrs["alpha"])))
-    )
+    """XNNPACK's: both slopes have eight bits behind the point; LiteRT's own kernel does those that are less than one of these."""
+    line = np.float32(op.x.scale / op.y.scale)
+    slopes = line, np.float32(line * np.float32(op.attrs["alpha"]))
+    if any(not _LEAST <= abs(slope) <= _STEEPEST for slope in slopes):
+        return _leaky_relu(op, x)
+    x, (above, below) = _centred(op, x), (int(np.rint(np.float32(256) * slope)) for slope in slopes)
     return clipped(op, ((x * np.where(x >= 0, above, below) + 128) >> 8) + op.y.zero_point)
 
 

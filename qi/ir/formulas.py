@@ -14,6 +14,7 @@ from qi.core.namespace import ArrayNamespace, namespace_of
 from qi.typing import Array
 
 __all__ = [
+    "SMALL_EPSILON",
     "fixed_sum",
     "fused_sum",
     "integer_mean",
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 _HALF = np.float32(0.5)
+SMALL_EPSILON = 1 / 32
+"""What roundings of a mean of squares, less the square of the mean, of integers of 8 bits stay below."""
 
 
 def rounded_product(sums: Array, factor: Array) -> Array:
@@ -86,11 +89,17 @@ def _fma(a: Any, b: Any, c: Any, xp: ArrayNamespace) -> Any:
 
 
 def integer_mean(sums: Array, count: Array) -> Array:
-    """LiteRT's average pooling: the quotient of integers, rounded half away from zero."""
+    """LiteRT's average pooling: the quotient of integers, rounded half away from zero.
+
+    Whatever the division makes of its last bit (graph optimizers multiply by a reciprocal), the remainder puts it right.
+    """
     xp = namespace_of(sums, count)
-    quotient = xp.divide(xp.cast(sums, "float32"), xp.cast(count, "float32"))
-    away = xp.floor(xp.abs(quotient) + _HALF)
-    return xp.where(quotient < 0, -away, away)
+    sums, count = xp.cast(sums, "float32"), xp.cast(count, "float32")
+    size = xp.abs(sums)
+    near = xp.floor(xp.divide(size, count) + _HALF)
+    twice = 2 * (size - near * count)
+    away = near + xp.cast(twice >= count, "float32") - xp.cast(twice < -count, "float32")
+    return xp.where(sums < 0, -away, away)
 
 
 def offset_mean(sums: Array, count: float, ratio: Array, zero_x: Array, zero_y: Array) -> Array:
@@ -109,23 +118,30 @@ def offset_mean(sums: Array, count: float, ratio: Array, zero_x: Array, zero_y: 
     return xp.round(xp.multiply(xp.cast(sums, "float32"), factor) + offset)
 
 
-def normalized(q: Array, part: Array, epsilon: Array, axes: tuple[int, ...]) -> Array:
+def normalized(q: Array, count: int, epsilon: Array, axes: tuple[int, ...], *, rounded: bool) -> Array:
     """Integers less their mean, over their deviation: ``(q - m) / r``.
 
-    Where ``m = sum(q) * (1 / n)``, ``v = max(sum(q * q) * (1 / n) - m * m, 0) + epsilon``, ``s = sqrt(v)`` and
-    ``r = (s + v / s) * 0.5``, which is one number for all that is near the root.
+    Where ``m = sum(q) / n``, ``v = sum(q * q) / n - m * m + epsilon`` and ``r = sqrt(v)``, which ONNX Runtime rounds rightly.
+    XNNPACK doesn't: its means are products with ``1 / n``, and ``r = (s + v / s) * 0.5`` with its ``s`` of about sqrt(v) is one
+    number for all that is near the root.
 
     Args:
         q: float32, exact integers, whose squares add up to less than 2**24.
-        part: float32: ``1 / n``.
-        epsilon: float32: that of a normalization over the square of the integers' step.
+        count: how many numbers each sum holds.
+        epsilon: float32: that of a normalization over the square of the integers' step. A small one keeps what is added to it
+            from being less than 0, as roundings can make it.
         axes: of the sums.
+        rounded: whether means are quotients and roots rounded rightly.
     """
     xp = namespace_of(q)
-    mean, squares = (xp.multiply(xp.sum(a, axis=axes, keepdims=True), part) for a in (q, q * q))
-    variance = xp.maximum(squares - mean * mean, xp.zeros_like(mean)) + epsilon
+    sums = (xp.sum(a, axis=axes, keepdims=True) for a in (q, q * q))
+    size = np.float32(count)
+    mean, squares = (xp.divide(a, size) if rounded else xp.multiply(a, np.float32(1) / size) for a in sums)
+    variance = squares - mean * mean
+    variance = (xp.maximum(variance, xp.zeros_like(mean)) if epsilon < SMALL_EPSILON else variance) + epsilon
     root = xp.sqrt(variance)
-    root = xp.multiply(root + xp.divide(variance, root), _HALF)
+    if not rounded:
+        root = xp.multiply(root + xp.divide(variance, root), _HALF)
     return xp.divide(q - mean, root)
 
 

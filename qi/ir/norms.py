@@ -2,7 +2,7 @@
 
 Sums of real numbers depend on their order, that is on the processor. Sums of integers do not, as long as float32 counts to them,
 and what a normalization takes is integers times a scale, of which its result is free. All other steps are single operations
-that IEEE 754 defines to the last bit. Only the square root isn't: kernels approximate it, and one step of Newton's method, from
+that IEEE 754 defines to the last bit. XNNPACK's square root isn't, which it approximates; there, one step of Newton's method, from
 whatever neighbour of the root, gives one number.
 """
 
@@ -17,27 +17,31 @@ from qi.ir.graph import Op, QGraph
 from qi.ir.kinds import real_kind
 from qi.ir.margins import codes_before
 
-__all__ = ["normalize_codes", "reciprocals"]
+__all__ = ["count_of", "epsilon_of", "normalize_codes", "reciprocal_of"]
 
 
-def reciprocals(op: Op) -> tuple[np.float32, np.float32, np.float32]:
-    """The numbers that a "layer_norm_of_codes" works with, in float32: ``1 / step``, ``1 / n`` and ``epsilon / step**2``."""
-    step = float(op.attrs["step"])
-    sizes = [op.x.shape[axis] or 1 for axis in op.attrs["axes"]]
-    return (
-        np.float32(1) / np.float32(step),
-        np.float32(1) / np.float32(math.prod(sizes)),
-        np.float32(op.attrs["epsilon"] / step**2),
-    )
+def count_of(op: Op) -> int:
+    """How many numbers a normalization takes the mean of."""
+    return math.prod(op.x.shape[axis] or 1 for axis in op.attrs["axes"])
 
 
-@real_kind("layer_norm_of_codes", (1, 3), "axes epsilon step")
+def epsilon_of(op: Op) -> np.float32:
+    """What a "layer_norm_of_codes" adds to the variance of integers: ``epsilon / step**2``."""
+    return np.float32(op.attrs["epsilon"] / float(op.attrs["step"]) ** 2)
+
+
+def reciprocal_of(op: Op) -> np.float32:
+    """What a "layer_norm_of_codes" multiplies real numbers with to get near integers: ``1 / step``."""
+    return np.float32(1) / np.float32(op.attrs["step"])
+
+
+@real_kind("layer_norm_of_codes", (1, 3), "axes epsilon step rounded")
 def _layer_norm_of_codes(
     op: Op, x: np.ndarray, gamma: np.ndarray | None = None, beta: np.ndarray | None = None
 ) -> np.ndarray:
     """With integers ``q = rint(x * (1 / step))``: ``normalized(q) * gamma + beta``, as `qi.ir.formulas` has it."""
-    steps, part, epsilon = reciprocals(op)
-    y = normalized(np.rint(x * steps), part, epsilon, tuple(op.attrs["axes"]))
+    q = np.rint(x * reciprocal_of(op))
+    y = normalized(q, count_of(op), epsilon_of(op), tuple(op.attrs["axes"]), rounded=op.attrs["rounded"])
     y = y if gamma is None else y * gamma
     return np.asarray(y if beta is None else y + beta, np.float32)
 
@@ -52,4 +56,5 @@ def normalize_codes(graph: QGraph) -> None:
     for op in graph.ops:
         codes = codes_before(op.x, producers) if op.kind == "layer_norm" else None
         if codes is not None:
-            op.kind, op.attrs = "layer_norm_of_codes", {**op.attrs, "step": float(codes.scale)}
+            how = {"step": float(codes.scale), "rounded": graph.target == "onnxruntime"}
+            op.kind, op.attrs = "layer_norm_of_codes", {**op.attrs, **how}

@@ -22,7 +22,8 @@ __all__ = ["PACKED_BITS", "exponentials", "integer_softmax", "resize_factor"]
 
 PACKED_BITS = 4  # weights of so many bits and fewer lie in the file two to the byte, if they come here with so few
 
-_SMALL = 1024  # elements of a sample
+_SMALL = 8192  # elements of a sample
+_FEW = 1024  # terms of a sum, which exact models add one by one
 _MOST = 2**30  # half of what int32 holds: bounds are rounded themselves
 _OFFSET = 128  # from the codes here to those of the file
 _INTEGER = ("leaky_relu", "sigmoid", "square")  # the functions of one number that have an integer kernel
@@ -32,15 +33,18 @@ _INTEGER = ("leaky_relu", "sigmoid", "square")  # the functions of one number th
 def _prefers_float(op: Op) -> bool:
     """A function that has no integer kernel, though a look-up table would do, and a softmax that isn't small."""
     if op.kind == "softmax":
-        size = math.prod(n or 1 for n in op.x.shape)
-        return size > _SMALL and logarithm_of_gain(op.x, op.x.shape[op.attrs["axis"]]) is not None
+        count = op.x.shape[op.attrs["axis"]] or 1
+        large = math.prod(n or 1 for n in op.x.shape) > _SMALL or count > _FEW
+        return large and logarithm_of_gain(op.x, count) is not None
     return op.kind == "unary" and op.attrs["function"] not in _INTEGER
 
 
 @lacks("onnxruntime")
 def _real_only(op: Op) -> bool:
     """More than eight bits, most scales of a softmax, transposed weights with a zero point, and steps that overflow."""
-    if any(t.grid.bits > 8 for t in (*op.inputs, *op.outputs) if t.quantized and not t.constant):
+    if op.kind == "quantize":  # from codes: made real in any case
+        return False
+    if any(t.grid.bits > 8 for t in (*op.inputs, *op.outputs) if t.quantized):
         return True
     if op.kind == "conv2d_transpose" and op.inputs[1].qparams.zero_point.any():  # type: ignore[union-attr]
         return True  # it is written as a convolution with gaps between the weights, which are codes of 0
@@ -168,20 +172,22 @@ def _unary(op: Op, x: np.ndarray) -> np.ndarray:
 
 
 def exponentials(op: Op) -> np.ndarray:
-    """exp(-s * i) for i from 0 to 255, rounded to float32 once."""
-    return np.asarray(np.exp(-np.arange(256) * np.float64(op.x.scale)).astype(np.float32))
+    """QLinearSoftmax' table: exp((t - i) * s) for i from 0 to 255, rounded to float32.
+
+    The shift t keeps the sum of a row within float32: ``max(log(float32(largest / n)) - 5, 0) / s``.
+    """
+    scale, count = np.float64(op.x.scale), np.float32(op.x.shape[op.attrs["axis"]] or 1)
+    shift = max(float(np.log(np.finfo(np.float32).max / count)) - 5, 0.0) / scale
+    return np.asarray(np.exp((shift - np.arange(256)) * scale).astype(np.float32))
 
 
 @kernel("softmax", "onnxruntime")
 def _softmax(op: Op, x: np.ndarray) -> np.ndarray:
-    """QLinearSoftmax at scale 1 / 256: ``rint(e * (256 / sum))`` with exponentials e from a table of float32.
-
-    Measured: of a million outputs one or two lie so near to a tie that the last bit of the sum decides; they may differ by 1.
-    """
+    """QLinearSoftmax at scale 1 / 256: ``rint(e * 256 / sum(e))``, with the sum in float32, one number after the other."""
     axis = op.attrs["axis"]
     entries = exponentials(op)[x.max(axis=axis, keepdims=True) - x]
-    total = entries.sum(axis=axis, keepdims=True, dtype=np.float64).astype(np.float32)
-    return clipped(op, np.rint(entries * (np.float32(256) / total)) + op.y.zero_point)
+    total = np.add.accumulate(entries, axis=axis, dtype=np.float32).take([-1], axis=axis)
+    return clipped(op, np.rint(entries * np.float32(256) / total) + op.y.zero_point)
 
 
 # Windows ------------------------------------------------------------------------------------------------------------------------

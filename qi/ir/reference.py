@@ -51,6 +51,8 @@ def _without_kernel(target: str) -> Callable[[Op], bool]:
             return _held(op, _FIXED["softmax"]) or bool(op.x.scale <= 2.0**-26)
         if op.kind == "relu" and op.attrs["max_value"] not in (None, 6):
             return True
+        if op.kind in LINEAR and op.inputs[1].grid.bits > 8:
+            return True
         if op.kind in ("maximum", "minimum", "resize_bilinear"):
             return any(t.qparams != op.y.qparams for t in op.inputs)
         return _steep(op)
@@ -72,6 +74,8 @@ def _steep(op: Op) -> bool:
         return not all(2**-10 <= t.scale / sy < 2**8 for t in op.inputs)
     if op.kind in ("mul", "batch_matmul"):
         return not 2**-16 <= op.x.scale * op.inputs[1].scale / sy < 2**8
+    if op.kind == "quantize":  # from codes: a product with one
+        return not 2**-16 <= op.x.scale / sy < 2**8
     if op.kind in ("relu", "prelu", "avg_pool2d", "mean") or op.attrs.get("function") in (
         "leaky_relu",
         "abs",

@@ -17,7 +17,7 @@ from qi.ir.margins import settle
 from qi.ir.norms import normalize_codes
 from qi.ir.softmax import soften_codes
 
-__all__ = ["ISLANDS", "LACKS", "island", "lacks", "route"]
+__all__ = ["ISLANDS", "LACKS", "input_quantizers", "island", "lacks", "route"]
 
 ISLANDS: dict[str, Callable[[Op], bool]] = {}
 LACKS: dict[str, Callable[[Op], bool]] = {}
@@ -78,6 +78,8 @@ def route(
     prefers, unable = ISLANDS.get(target, _never), LACKS.get(target, _never)
     for op in list(routed.ops):
         if op.kind in ("quantize", "dequantize") or (KINDS.get(op.kind).moves and op.quantized):
+            if op.kind == "quantize" and op.x.quantized and unable(op):
+                op.inputs = [_dequantized(routed, op.x, routed.ops.index(op))]
             continue
         missing = op.quantized and (target not in KINDS.get(op.kind).kernels or unable(op))
         if missing or (op.quantized and not integer_only and prefers(op)) or not op.quantized:
@@ -105,6 +107,18 @@ def _check_weights(graph: QGraph) -> None:
             f"expected {wanted}, as {graph.target!r} has no integer kernel for others; received layer {op.source!r} with zero "
             f"points from {int(zeros.min())} to {int(zeros.max())}; do {way_out}, or quantize its weights symmetrically"
         )
+
+
+def input_quantizers(graph: QGraph) -> dict[int, Op]:
+    """The quantizers that are left out where a file takes codes, by ``id`` of the input: each is all that takes its input."""
+    consumers, outputs = graph.consumers(), {id(tensor) for tensor in graph.outputs}
+    found = {}
+    for tensor in graph.inputs:
+        takers = consumers.get(id(tensor), [])
+        only = len(takers) == 1 and takers[0].kind == "quantize" and not tensor.quantized
+        if only and id(tensor) not in outputs:
+            found[id(tensor)] = takers[0]
+    return found
 
 
 def _widen(graph: QGraph, packed: bool) -> None:

@@ -16,6 +16,7 @@ from qi.ir.twin import real_values
 from qi.keras.data import batches, count_batches
 from qi.keras.graph import flatten_model
 from qi.keras.lower import lower
+from qi.keras.lowering import real_dtype
 
 __all__ = ["emulate", "float_graph", "model_inputs", "named_outputs"]
 
@@ -66,7 +67,7 @@ def emulate(
         >>> y.shape, bool(abs(y - qmodel.predict(x, verbose=0)).max() < 0.1)
         ((64, 2), True)
     """
-    if target not in TARGETS:
+    if not isinstance(target, str) or target not in TARGETS:
         raise ConfigError(f"expected target to be one of {sorted(TARGETS)}; received target={target!r}")
     routed = route(lower(qmodel), target, integer_only=integer_only, dynamic=dynamic)
     graph = flatten_model(qmodel)
@@ -90,13 +91,16 @@ def _shown(tensor: Tensor, array: np.ndarray, target: str, raw: bool) -> np.ndar
 
 
 def model_inputs(qmodel: keras.Model, x: Any, batch_size: int = 64) -> list[np.ndarray]:
-    """Samples as one array for each of a model's inputs.
+    """Samples as one array for each of a model's inputs, in the type that a file takes: that of the model's input.
 
     Raises:
         InputError: samples that don't fit the model.
     """
-    parts = [flat for flat, _ in batches(x, flatten_model(qmodel), batch_size)]
-    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    graph = flatten_model(qmodel)
+    parts = [flat for flat, _ in batches(x, graph, batch_size)]
+    dtypes = [real_dtype(value.dtype) for value in graph.flat_inputs()]
+    columns = zip(*parts, strict=True)
+    return [np.concatenate(arrays).astype(dtype, copy=False) for arrays, dtype in zip(columns, dtypes, strict=True)]
 
 
 def named_outputs(qmodel: keras.Model, outputs: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from qi.ir.graph import Op, take_name
 from qi.ir.linear import EXACT32
 from qi.ir.litert import bilinear_places
 from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
+from qi.keras.exact_islands import island_layer
 from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
 from qi.keras.exact_routed import Routed, check_exact, is_dynamic, product_kind, table_of
 from qi.keras.fold import activation_name
@@ -107,9 +108,10 @@ class _Writer:
         if _is_held(call):
             self._hold(call)
             return
-        held = self._held_next(call)
-        op = self.routed.op_of(held.outputs[0]) if held is not None else None
-        recipe = self._recipe(call, op) if op is not None and op.quantized else None
+        op = self._op(call)
+        recipe = None
+        if op is not None:
+            recipe = self._recipe(call, op) if op.quantized else self._island(call, op)
         if recipe is not None:
             self.routed.cover(op)
             recipe.layers.append(call.op.name)
@@ -174,18 +176,19 @@ class _Writer:
             found = self._grids[id(call.op)] = ExactGrid(call.op, self.target, name=self.name(f"{call.op.name}_codes"))
         return found
 
-    def _held_next(self, call: Call) -> Call | None:
-        """The quantizer that follows, with at most a ReLU between, where nothing else sees the result."""
-        value = call.outputs[0]
+    def _op(self, call: Call) -> Op | None:
+        """The operation that a call becomes, where a quantizer follows it, or a ReLU that it takes into itself and then one."""
+        value, between = call.outputs[0], False
         for _ in range(2):
             after = self._consumers.get(id(value), [])
             if len(after) != 1 or id(value) in self._outputs:
                 return None
             if _is_held(after[0]):
-                return after[0]
+                op = self.routed.op_of(after[0].outputs[0])
+                return None if op is None or between and op.attrs.get("activation", "none") == "none" else op
             if not is_fusable_activation(after[0]):
                 return None
-            value = after[0].outputs[0]
+            value, between = after[0].outputs[0], True
         return None
 
     def _moved(self, call: Call) -> list[_Codes] | None:
@@ -255,9 +258,18 @@ class _Writer:
     def _beside(self, call: Call, op: Op, codes: _Codes) -> _Recipe | None:
         """A layer that computes the codes, beside the call; for quantizers that don't train any more."""
         layer = None if self.routed.trains else self._kernel(op, f"{call.site.replace('/', '_')}_kernel")
-        if layer is None:
-            return None
+        return None if layer is None else self._given(layer, call, codes)
 
+    def _island(self, call: Call, op: Op) -> _Recipe | None:
+        """A layer beside one that the target does in real numbers so that every processor finds the same codes."""
+        known = [self._codes.get(id(value)) for value in call.inputs]
+        codes = known[0] if len(known) == 1 else None
+        if codes is None or self.routed.trains:
+            return None
+        layer = island_layer(self.routed.island(op), self.target, lambda: self.name(f"{call.site.replace('/', '_')}_kernel"))
+        return None if layer is None else self._given(layer, call, codes)
+
+    def _given(self, layer: Any, call: Call, codes: _Codes) -> _Recipe:
         def take() -> list[Value]:
             found = self.emit(layer, call, [codes.codes, codes.zero], 1, {}, call.outputs[0].shape)
             return [call.outputs[0], found.codes]
@@ -267,12 +279,12 @@ class _Writer:
     def _kernel(self, op: Op, name: str) -> Any:
         if op.kind == "softmax":
             size = op.x.shape[op.attrs["axis"]]
-            if self.target != "onnxruntime" and (size is None or size > _MOST_TERMS):
+            if size is None or size > _MOST_TERMS:
                 return None
-            terms = (onnxruntime if self.target == "onnxruntime" else reference).exponentials(op)
-            ordered = self.target != "onnxruntime"
+            quotient = self.target == "onnxruntime"
+            terms = (onnxruntime if quotient else reference).exponentials(op)
             return ExactSoftmax(
-                op.attrs["axis"], ordered, float(op.y.scale), op.y.zero_point, terms, name=self.name(name)
+                op.attrs["axis"], quotient, float(op.y.scale), op.y.zero_point, terms, name=self.name(name)
             )
         if op.kind == "resize_bilinear" and self.target != "onnxruntime":
             away = self.target == "reference"

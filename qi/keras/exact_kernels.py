@@ -123,21 +123,21 @@ class ExactTable(_Kernel):
 
 @keras.saving.register_keras_serializable(package="qi")
 class ExactSoftmax(_Kernel):
-    """Softmax from a table of exponentials, over one axis.
+    """Softmax from a table of exponentials, over one axis, whose float32 sums are added one after the other.
 
     Args:
         axis: of the codes.
-        ordered: whether float32 sums are added one after the other (LiteRT), or once, rounded at the end (ONNX Runtime).
+        quotient: whether exponentials are divided by the sum (ONNX Runtime), or multiplied with a reciprocal (LiteRT).
         scale: of the result.
         zero_point: likewise.
         terms: the 256 exponentials; None where a file gives them.
     """
 
     def __init__(
-        self, axis: int, ordered: bool, scale: float, zero_point: int, terms: Any = None, **kwargs: Any
+        self, axis: int, quotient: bool, scale: float, zero_point: int, terms: Any = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.axis, self.ordered, self.scale, self.zero_point = axis, ordered, scale, zero_point
+        self.axis, self.quotient, self.scale, self.zero_point = axis, quotient, scale, zero_point
         self.terms = self._numbers("terms", terms, (256,))
 
     def call(self, codes: Any, zero: Any) -> Any:
@@ -146,18 +146,15 @@ class ExactSoftmax(_Kernel):
         del zero
         place = ops.cast(ops.max(codes, axis=self.axis, keepdims=True) - codes, "int32")
         terms = ops.take(self.terms.value, place)
-        if self.ordered:
-            total: Any = None
-            for part in ops.split(terms, codes.shape[self.axis], axis=self.axis):
-                total = part if total is None else total + part
-        else:
-            total = ops.cast(ops.sum(ops.cast(terms, "float64"), axis=self.axis, keepdims=True), "float32")
-        factor = 1.0 / (total * self.scale)
-        return ops.clip(ops.round(terms * factor) + float(self.zero_point), -128.0, 127.0)
+        total: Any = None
+        for part in ops.split(terms, codes.shape[self.axis], axis=self.axis):
+            total = part if total is None else total + part
+        steps = terms * (1.0 / self.scale) / total if self.quotient else terms * (1.0 / (total * self.scale))
+        return ops.clip(ops.round(steps) + float(self.zero_point), -128.0, 127.0)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments but the exponentials, which are a variable."""
-        own = {"axis": self.axis, "ordered": self.ordered, "scale": self.scale, "zero_point": self.zero_point}
+        own = {"axis": self.axis, "quotient": self.quotient, "scale": self.scale, "zero_point": self.zero_point}
         return {**super().get_config(), **own}
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import keras
 
 from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
+from qi.keras.exact_islands import ExactNorm, ExactShares
 from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
 from qi.keras.graph import Call, Graph, Value
 
 __all__ = ["exact_target", "plain"]
 
-_BESIDE = (ExactBilinear, ExactSoftmax, ExactTable)  # these stand beside the layers that they compute the codes of
+_BESIDE = (ExactBilinear, ExactNorm, ExactShares, ExactSoftmax, ExactTable)  # these stand beside the layers that they compute the codes of
 
 
 def exact_target(graph: Graph) -> str | None:

@@ -18,7 +18,10 @@ from qi.keras.lower import lower_graph
 __all__ = ["NEARLY", "Routed", "check_exact", "is_dynamic", "product_kind", "table_of"]
 
 NEARLY = frozenset(
-    "softmax layer_norm layer_norm_of_codes unary add sub mul div maximum minimum relu prelu cast resize_bilinear".split()
+    (
+        "softmax softmax_of_codes layer_norm layer_norm_of_codes unary add sub mul div maximum minimum relu prelu cast "
+        "resize_bilinear"
+    ).split()
 )
 """Kinds of operations that targets also do in real numbers, element by element or along an axis: Keras does them likewise, and
 the last bit of a real number moves its code by one step, seldom."""
@@ -75,6 +78,17 @@ class Routed:
         while op is not None and op.kind in ("reshape", "transpose"):
             op = self._made.get(op.x.name)
         return op
+
+    def island(self, last: Op) -> list[Op]:
+        """The operations on real numbers that a "quantize" ends, from the "dequantize" on; none where there are several ways."""
+        found = [last]
+        while last.kind != "dequantize":
+            before = [self._made[t.name] for t in last.inputs if not t.constant and t.name in self._made]
+            if len(before) != 1:
+                return []
+            last = before[0]
+            found.insert(0, last)
+        return found
 
     def cover(self, op: Op | None) -> None:
         """Notes that the exact model does an operation as the target does."""

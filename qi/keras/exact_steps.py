@@ -217,4 +217,6 @@ def _from_pool(
     if whole:  # of the whole image: a kernel of its own
         return lambda: sums * (sa / whole), lambda: _mean_codes(target, scale, zero, sums, sa, za, whole)
     shifted = zero + 128.0  # codes are uint8 there, and the zero point is added before rounding
-    return lambda: sums / counts, lambda: keras.ops.round(sums / counts / scale + shifted) - shifted
+    # What the counts are chosen by can't be multiplied with their reciprocals, as graph optimizers do with constants.
+    known = lambda: keras.ops.where(keras.ops.isnan(sums), sums, counts)
+    return lambda: sums / counts, lambda: keras.ops.round(sums / known() / scale + shifted) - shifted

@@ -13,7 +13,7 @@ import qi.keras.lower_recurrent
 import qi.keras.lower_shapes  # noqa: F401 - the modules register what they lower
 from qi.core import IntGrid, QParams
 from qi.errors import UnsupportedError
-from qi.ir.graph import Op, QGraph, Tensor
+from qi.ir.graph import Op, QGraph, Tensor, take_name
 from qi.ir.passes import fuse
 from qi.keras.exact_plain import plain
 from qi.keras.graph import Call, Graph, flatten_model
@@ -49,6 +49,7 @@ def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
     """
     graph = plain(flatten_model(qmodel))
     _check_quantized(qmodel, graph)
+    _open_batch(graph)
     result, _ = lower_graph(graph, fused=fused)
     return result
 
@@ -69,10 +70,28 @@ def lower_graph(graph: Graph, *, fused: bool = True) -> tuple[QGraph, dict[int, 
         for value, tensor in zip(call.outputs, _lowered(call, result, given, names), strict=True):
             tensors[id(value)] = tensor
     result.outputs = [tensors[id(value)] for value in graph.flat_outputs()]
+    _part_outputs(result, names)
     if fused:
         fuse(result)
     result.input_structure, result.output_structure = (_names(s) for s in _structures(graph, inputs, result.outputs))
     return result, tensors
+
+
+def _open_batch(graph: Graph) -> None:
+    """Makes a batch of fixed size one of any: operations that mix samples are refused in any case."""
+    sizes = {value.shape[0] for value in graph.flat_inputs() if value.shape}
+    for value in [*graph.flat_inputs(), *(value for call in graph.calls for value in call.outputs)]:
+        if len(sizes) == 1 and value.shape and value.shape[0] in sizes:
+            value.shape = (None, *value.shape[1:])
+
+
+def _part_outputs(graph: QGraph, names: set[str]) -> None:
+    """Gives an output that is an input a tensor of its own, as files need it."""
+    for tensor in graph.inputs:
+        if any(t is tensor for t in graph.outputs):
+            same = Tensor(take_name(tensor.name, names), tensor.shape, tensor.dtype)
+            graph.ops.append(Op("reshape", [tensor], [same], {"shape": list(tensor.shape)}, tensor.name))
+            graph.outputs = [same if t is tensor else t for t in graph.outputs]
 
 
 def _check_quantized(model: keras.Model, graph: Graph) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 
 from qi.core import PerChannel, PerGroup, QParams
 from qi.ir.graph import Tensor
 from qi.keras.lowering import Site, lowering
+from qi.keras.variables import to_numpy
 
 __all__: list[str] = []
 
@@ -210,3 +212,14 @@ def _batch_norm(site: Site) -> Tensor:
     )
     y = site.emit("mul", [site.x, factor], suffix="scaled", activation="none")
     return site.emit("add", [y, offset], activation="none")
+
+
+@lowering("Normalization")
+def _normalization(site: Site) -> Tensor:
+    """By the mean and variance of the data, known beforehand: a factor and a shift."""
+    layer = site.layer
+    mean, variance = (to_numpy(value).astype(np.float64) for value in (layer.mean, layer.variance))
+    deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
+    factor, shift = (deviation, mean) if layer.invert else (1 / deviation, -mean / deviation)
+    y = site.emit("mul", [site.x, site.constant("factor", factor)], suffix="scaled", activation="none")
+    return site.emit("add", [y, site.constant("shift", shift)], activation="none")

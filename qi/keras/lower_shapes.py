@@ -87,7 +87,10 @@ def _rescaling(site: Site) -> Tensor:
 
 @lowering("Concatenate")
 def _concat(site: Site) -> Tensor:
-    return site.emit("concat", _operands_of_list(site), axis=int(site.layer.axis) % len(site.shape))
+    axis = int(site.layer.axis) % len(site.shape)
+    if axis == 0:
+        raise site.refuse("along the batch")
+    return site.emit("concat", _operands_of_list(site), axis=axis)
 
 
 def _operands_of_list(site: Site) -> list[Tensor]:
@@ -279,6 +282,7 @@ def _embedding(site: Site) -> Tensor:
     ids = site.x
     if ids.dtype.startswith("float"):
         raise site.refuse(f"with indices of dtype {ids.dtype}", "give the model an Input of dtype 'int32'")
+    ids = ids if ids.dtype in ("int32", "int64") else site.cast(ids, "int32")  # no runtime looks up by other types
     return site.emit("embedding", [ids, site.weight("embeddings")])
 
 

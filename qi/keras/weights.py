@@ -52,7 +52,7 @@ def weight_quantizers(
     reasons: dict[str, str] = {}
     for name, array in weights.items():
         slot = policy.slot(name) if policy is not None else None
-        reason = _own_reason(name, array, slot, kept if isinstance(op, keras.layers.BatchNormalization) else "")
+        reason = _own_reason(op, name, array, slot, kept if isinstance(op, keras.layers.BatchNormalization) else "")
         spec = None
         if not reason:
             spec, reason = book.weights_for(*(in_rules(name) if in_rules else (path, type(op).__name__, name)))
@@ -81,13 +81,15 @@ def _placed(op: Any, slot: Slot) -> Slot:
     )
 
 
-def _own_reason(name: str, array: np.ndarray, slot: Slot | None, unfolded: str) -> str:
+def _own_reason(op: Any, name: str, array: np.ndarray, slot: Slot | None, unfolded: str) -> str:
     """Why a weight stays in float whatever the recipe says; "" where the recipe decides."""
     if "float" not in array.dtype.name:
         return f"holds {array.dtype}, not real numbers"
     if unfolded:
         return f"batch normalization is kept: {unfolded}"
     if slot is None and name.rpartition("/")[2] == "bias":
+        if isinstance(op, (keras.layers.RNN, keras.layers.Bidirectional)):
+            return "bias: float32, as what recurrent layers add it to"
         return "bias: float32 here, int32 at input scale x weight scale in an integer file"
     return ""
 

@@ -66,7 +66,7 @@ def test_a_recipe_can_be_a_file(quantize: Callable[..., Any], tmp_path: Path) ->
 def test_strict_refuses_a_weight_that_would_stay_in_float(tmp_path: Path, qi_command: Callable[..., Any]) -> None:
     import keras
 
-    model = keras.Sequential([keras.Input((6, 4)), keras.layers.LSTM(3, name="memory")])
+    model = keras.Sequential([keras.Input((6, 4)), keras.layers.RNN(keras.layers.LSTMCell(3), name="memory")])
     path = qi.save_model(model, tmp_path / "m.keras")
     arguments = "quantize", path, "--recipe", "w8", "-o", tmp_path / "q.keras"
     done = qi_command(*arguments, "--strict")

@@ -36,6 +36,14 @@ def test_separable_layers_have_a_second_weight():
     assert policy.slot("bias") is None
 
 
+def test_a_star_stands_for_the_name_of_a_sub_layer():
+    policy = policy_for(["Bidirectional"])
+    for path in ("forward_a/lstm_cell/kernel", "backward_7/gru_cell/recurrent_kernel"):
+        assert policy.slot(path).channel_axis == -1
+    assert policy.slot("lstm_cell/kernel") is None
+    assert policy.slot("forward_a/lstm_cell/bias") is None
+
+
 def test_subclasses_follow_their_nearest_ancestor():
     assert policy_for(["MyConv", "Conv2D", "BaseConv", "Layer"]).layer_type == "Conv2D"
     assert policy_for(["Layer", "object"]) is None

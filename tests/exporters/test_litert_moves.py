@@ -19,6 +19,8 @@ MOVES: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("transpose", (2, 3, 4), {"perm": [0, 3, 1, 2]}),
     ("pad", (2, 3), {"pads": [[0, 0], [1, 2], [0, 3]]}),
     ("slice", (5, 6), {"begin": [0, 1, 2], "end": [None, 5, 6], "strides": [1, 2, 3]}),
+    ("reverse", (5, 6), {"axis": 1}),
+    ("reverse", (2, 3, 4), {"axis": 3}),
     ("resize_nearest", (2, 3, 4), {"factors": [3, 7]}),
     ("tile", (2, 3), {"multiples": [1, 2, 3]}),
     ("broadcast", (1, 3), {"shape": [None, 4, 3]}),

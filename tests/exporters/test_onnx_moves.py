@@ -20,6 +20,8 @@ MOVES = {
     "pad": ((7, 6, 3), {"pads": [[0, 0], [1, 2], [0, 0], [0, 0]]}),
     "slice": ((2, 6, 2), {"begin": [0, 0, 0, 1], "end": [None, 3, 6, 3], "strides": [1, 2, 1, 1]}),
     "slice of all": ((4, 6, 3), {"begin": [0, 0, 0, 0], "end": [None, 4, 6, 3], "strides": [1, 1, 1, 1]}),
+    "reverse": ((4, 6, 3), {"axis": 1}),
+    "reverse of channels": ((4, 6, 3), {"axis": 3}),
     "max_pool2d": ((2, 3, 3), {"pool": [2, 2], "strides": [2, 2], "pads": [0, 0, 0, 0]}),
     "max": ((3,), {"axes": [1, 2], "keepdims": False}),
     "max of channels": ((4, 6), {"axes": [3], "keepdims": False}),

@@ -16,7 +16,18 @@ from keras import layers
 
 from tests.keras.models import settle
 
-__all__ = ["images", "onnx_quantized", "quiet", "small_cnn", "tflite"]
+__all__ = [
+    "float_onnx",
+    "images",
+    "onnx_quantized",
+    "perceptron",
+    "quiet",
+    "samples_for",
+    "small_cnn",
+    "swish_net",
+    "tflite",
+    "transformer",
+]
 
 
 def small_cnn(seed: int = 0) -> keras.Model:
@@ -36,6 +47,56 @@ def small_cnn(seed: int = 0) -> keras.Model:
     x = layers.Softmax(name="soft")(layers.Dense(10, name="logits")(x))
     model: keras.Model = settle(keras.Model(image, x, name="small"), seed)
     return model
+
+
+def swish_net() -> keras.Model:
+    """Swishes of all kinds around depthwise and 1x1 convolutions, and a residual sum."""
+    image = x = layers.Input((16, 16, 3), name="image")
+    x = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="stem")(x)
+    x = layers.Activation("swish", name="s0")(layers.BatchNormalization(name="b0")(x))
+    y = layers.Conv2D(16, 1, name="expand", activation="swish")(x)
+    y = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="dw")(y)
+    y = layers.Activation("swish", name="s1")(layers.BatchNormalization(name="b1")(y))
+    x = layers.Add(name="add")([x, layers.Conv2D(8, 1, name="project")(y)])
+    x = layers.GlobalAveragePooling2D(name="gap")(x)
+    model: keras.Model = settle(keras.Model(image, layers.Dense(10, name="logits")(x), name="swish_net"))
+    return model
+
+
+def perceptron() -> keras.Model:
+    """Three products."""
+    x = layers.Input((64,), name="x")
+    y = layers.Dense(64, activation="tanh", name="b")(layers.Dense(96, activation="relu", name="a")(x))
+    model: keras.Model = settle(keras.Model(x, layers.Dense(10, name="logits")(y), name="mlp"))
+    return model
+
+
+def transformer() -> keras.Model:
+    """One block: normalization before attention and before two products with GELU, residual sums."""
+    tokens = x = layers.Input((16, 64), name="x")
+    h = layers.LayerNormalization(name="ln1")(x)
+    x = layers.Add(name="add1")([x, layers.MultiHeadAttention(4, 16, name="mha")(h, h)])
+    h = layers.Dense(128, activation="gelu", name="up")(layers.LayerNormalization(name="ln2")(x))
+    x = layers.Add(name="add2")([x, layers.Dense(64, name="down")(h)])
+    x = layers.GlobalAveragePooling1D(name="gap")(x)
+    model: keras.Model = settle(keras.Model(tokens, layers.Dense(10, name="logits")(x), name="block"))
+    return model
+
+
+def samples_for(model: keras.Model, count: int = 64, seed: int = 1) -> np.ndarray:
+    """Inputs of a model."""
+    return np.random.default_rng(seed).normal(0.2, 1.0, (count, *model.input_shape[1:])).astype(np.float32)
+
+
+def float_onnx(model: keras.Model) -> bytes:
+    """A float ONNX file of a model, of our own writing."""
+    import qi
+    from qi.exporters import onnx_file
+    from qi.ir.routing import route
+    from qi.keras.emulate import float_graph
+
+    quantized, _ = qi.quantize_model(model, "w8a8", samples_for(model), progress=False)
+    return onnx_file.write(route(float_graph(quantized), "onnxruntime"))
 
 
 def images(count: int = 64, seed: int = 1) -> np.ndarray:
@@ -91,15 +152,17 @@ def onnx_quantized(data: bytes, samples: np.ndarray, folder: Path, *, dynamic: b
         dynamic: only weights, and activations at run time.
         options: of `quantize_static`.
     """
+    import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     source, prepared, result = (folder / f"{name}.onnx" for name in ("float", "prepared", "quantized"))
     source.write_bytes(data)
+    name = onnx.load_from_string(data).graph.input[0].name
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.rows = iter([{"image": samples[i : i + 1]} for i in range(len(samples))])
+            self.rows = iter([{name: samples[i : i + 1]} for i in range(len(samples))])
 
         def get_next(self) -> Any:
             return next(self.rows, None)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from qi.core import IntGrid, PerChannel, PerTensor, QParams
 from qi.ir import Op, Tensor
 from qi.ir.arithmetic import clipped, code_range, integer_sums, largest_sum, requantize_float, scale_of_sums, sum_axes
 from qi.ir.linear import LINEAR
@@ -117,3 +118,15 @@ def test_the_step_back_is_done_in_float32() -> None:
     )
     wide = np.clip(np.rint(sums * (np.float64(scale) / np.float64(np.float32(0.3)))), -128, 127)
     assert (requantize_float(op, sums, scale) != wide).any()
+
+
+@pytest.mark.parametrize("zeros", [3, [[3, -2]]])
+def test_weights_may_have_zero_points(zeros: Any) -> None:
+    """One for the tensor, or one for each channel."""
+    op, z = dense([[3, -1], [-4, 2]], x_zero=1), np.asarray(zeros)
+    granularity = PerTensor() if z.size == 1 else PerChannel(1)
+    scale = np.full(z.shape, np.float32(0.5))
+    op.inputs[1].qparams = QParams(scale, z, IntGrid(8), granularity)
+    x, w = np.array([[5, -7]]), np.asarray(op.inputs[1].data)
+    np.testing.assert_array_equal(integer_sums(op, x, w), (x - 1) @ (w.astype(int) - z))
+    assert largest_sum(op) == 129 * np.abs(w.astype(int) - z).sum(axis=0).max()

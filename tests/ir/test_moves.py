@@ -24,6 +24,7 @@ def moved(kind: str, *arrays: np.ndarray, fill: float = 0, **attrs: Any) -> np.n
         ("reshape", {"shape": [None, 1, 24]}, X.reshape(2, 1, 24)),
         ("transpose", {"perm": [0, 3, 1, 2]}, np.moveaxis(X, 3, 1)),
         ("slice", {"begin": [0, 1, 0, 1], "end": [None, 3, 4, 2], "strides": [1, 1, 2, 1]}, X[:, 1:, ::2, 1:]),
+        ("reverse", {"axis": 2}, X[:, :, ::-1]),
         ("max", {"axes": [1, 2], "keepdims": False}, X[:, 2, 3]),
         ("max", {"axes": [3], "keepdims": True}, X[..., 1:]),
         ("resize_nearest", {"factors": [2, 3]}, np.kron(X, np.ones((1, 2, 3, 1)))),

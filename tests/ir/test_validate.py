@@ -106,11 +106,6 @@ def _computed_weights(g: QGraph) -> None:
     g.ops[2].inputs[1] = g.ops[1].y
 
 
-def _weights_with_a_zero_point(g: QGraph) -> None:
-    w = g.ops[1].inputs[1]
-    g.ops[1].inputs[1] = Tensor("w", w.shape, qparams=act(0.1, 1), data=w.data)
-
-
 def _real_bias(g: QGraph) -> None:
     g.ops[1].inputs[2] = Tensor("b", (3,), "int32", data=np.zeros(3, np.int64))
 
@@ -149,8 +144,7 @@ REFUSALS: dict[Callable[[QGraph], None], str] = {
     _quantizer_without_codes: "codes from 'quantize'",
     _dequantizer_to_codes: "real numbers from codes from 'dequantize'",
     _dequantizer_of_real_numbers: "real numbers from codes from 'dequantize'",
-    _computed_weights: "constant weights with zero point 0",
-    _weights_with_a_zero_point: "constant weights with zero point 0",
+    _computed_weights: "constant weights; received",
     _real_bias: "a constant int32 bias",
     _overflowing_sum: "sums that int32 holds; those of 'hidden' may reach 2.15e",
     _unlike_scales: "one scale for all that 'reshape' moves",

@@ -300,11 +300,11 @@ def unfoldable() -> keras.Model:
 
 
 def unknown() -> keras.Model:
-    """Layers that nothing in the package knows: recurrence, attention, layer normalization."""
+    """Layers that nothing in the package knows: a loop around some cell, layer normalization; and attention."""
     inputs = keras.Input((5, 8), name="steps")
     x = layers.LayerNormalization(name="layer_norm")(inputs)
     x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
-    x = layers.LSTM(4, name="lstm")(x)
+    x = layers.RNN(layers.LSTMCell(4), name="lstm")(x)
     return keras.Model(inputs, layers.Dense(2, name="head")(x), name="unknown")
 
 

@@ -172,7 +172,7 @@ def test_names_that_clash_between_nested_models_tell_the_path() -> None:
 def test_layers_that_nothing_is_known_of_are_named_with_the_reason() -> None:
     model, result, report = quantized("unknown", "w8a8")
     reasons = {row.path: row.reason for row in report.unquantized}
-    assert reasons["lstm/lstm_cell/kernel"] == "LSTM has no policy that says which of its weights to quantize"
+    assert reasons["lstm/lstm_cell/kernel"] == "RNN has no policy that says which of its weights to quantize"
     assert reasons["layer_norm/gamma"].startswith("LayerNormalization has no policy")
     x = samples(model, 64)
     np.testing.assert_allclose(result(x), model(x), atol=0.05)

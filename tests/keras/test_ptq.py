@@ -186,7 +186,7 @@ def test_strict_lists_every_matrix_that_stays_float() -> None:
     with pytest.raises(UnsupportedError, match="expected every weight matrix to be quantized") as caught:
         quantized(model, "w8", strict=True)
     text = str(caught.value)
-    assert "lstm/lstm_cell/recurrent_kernel (4, 16): LSTM has no policy" in text
+    assert "lstm/lstm_cell/recurrent_kernel (4, 16): RNN has no policy" in text
     assert "attention" not in text
     assert "head" not in text
     rules = (Rule("lstm", weights="float"), Rule("attention", weights="float"))

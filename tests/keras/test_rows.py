@@ -102,6 +102,17 @@ def test_rows_follow_the_data() -> None:
     assert paths.index("project/bias") + 1 == paths.index("project/output")
 
 
+@pytest.mark.parametrize("layer", [layers.LSTM(4, name="memory"), layers.Bidirectional(layers.GRU(4), name="memory")])
+def test_what_a_recurrent_layer_keeps_within_has_a_row_that_says_so(layer: Any) -> None:
+    model = settle(keras.Sequential([keras.Input((5, 3), name="steps"), layer]))
+    _, report = quantized(model, "w8a8", samples(model, 64))
+    found = row(report, "memory/states")
+    assert (found.kind, found.status) == ("activation", "float")
+    assert "stay in float" in found.reason
+    assert [r.path for r in report.rows if r.kind == "activation"] == ["steps/input", "memory/output", "memory/states"]
+    assert not quantized(model, "w8")[1].find("memory/states")
+
+
 def test_inherited_grid_is_that_of_the_source(w4a8: Any) -> None:
     source, pooled = row(w4a8[2], "join_act/output"), row(w4a8[2], "pool/output")
     assert (source.scale_min, source.range_hi) == (pooled.scale_min, pooled.range_hi)

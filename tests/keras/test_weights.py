@@ -26,6 +26,7 @@ def decide(layer: Any, shape: tuple[int, ...], recipe: str = "w8", *rules: Rule,
 
 
 BIAS = "bias: float32 here, int32 at input scale x weight scale in an integer file"
+STATES_BIAS = "bias: float32, as what recurrent layers add it to"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_subclass_follows_its_ancestor() -> None:
     assert layer_policy(Mine(2)).layer_type == "Dense"
     assert list(decide(Mine(2), (3,))[0]) == ["kernel"]
     assert has_policy(Mine(2))
-    assert not has_policy(layers.LSTM(2))
+    assert not has_policy(layers.RNN(layers.LSTMCell(2)))
     assert layer_policy(layers.LayerNormalization()) is None
 
 
@@ -111,13 +112,36 @@ def test_rules_match_the_class_of_the_layer() -> None:
 
 
 def test_a_layer_that_nothing_is_known_of_stays_float_and_is_named() -> None:
-    quantizers, reasons = decide(layers.LSTM(2), (4, 3))
+    quantizers, reasons = decide(layers.RNN(layers.LSTMCell(2)), (4, 3))
     assert quantizers == {}
     assert reasons == {
-        "lstm_cell/kernel": "LSTM has no policy that says which of its weights to quantize",
-        "lstm_cell/recurrent_kernel": "LSTM has no policy that says which of its weights to quantize",
-        "lstm_cell/bias": BIAS,
+        "lstm_cell/kernel": "RNN has no policy that says which of its weights to quantize",
+        "lstm_cell/recurrent_kernel": "RNN has no policy that says which of its weights to quantize",
+        "lstm_cell/bias": STATES_BIAS,
     }
+
+
+@pytest.mark.parametrize(
+    ("layer", "prefixes"),
+    [
+        (layers.LSTM(2), ["lstm_cell"]),
+        (layers.GRU(2), ["gru_cell"]),
+        (layers.SimpleRNN(2), ["simple_rnn_cell"]),
+        (layers.Bidirectional(layers.LSTM(2, name="a")), ["forward_a/lstm_cell", "backward_a/lstm_cell"]),
+        (layers.Bidirectional(layers.GRU(2, name="b")), ["forward_b/gru_cell", "backward_b/gru_cell"]),
+    ],
+    ids=["lstm", "gru", "simple_rnn", "bidirectional_lstm", "bidirectional_gru"],
+)
+def test_recurrent_layers_have_a_scale_for_each_column_of_both_kernels(layer: Any, prefixes: list[str]) -> None:
+    quantizers, reasons = decide(layer, (4, 3))
+    assert sorted(quantizers) == sorted(f"{p}/{name}" for p in prefixes for name in ("kernel", "recurrent_kernel"))
+    assert {quantizer.granularity(2) for quantizer in quantizers.values()} == {PerChannel(1)}
+    assert reasons == {f"{p}/bias": STATES_BIAS for p in prefixes}
+
+
+def test_groups_of_recurrent_kernels_run_along_their_inputs() -> None:
+    quantizers, _ = decide(layers.LSTM(40), (4, 70), "w4_g32")
+    assert {quantizer.granularity(2) for quantizer in quantizers.values()} == {PerGroup(0, 32, 1)}
 
 
 def test_a_normalization_that_stays_says_why() -> None:
