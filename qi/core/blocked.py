@@ -367,7 +367,8 @@ def minmax(
         return lo, hi, nans, infs
 
     found = in_threads(work, num_threads, -(-x.size // BLOCK))
-    lo, hi = np.min([each[0] for each in found], axis=0), np.max([each[1] for each in found], axis=0)
+    lo = np.asarray(np.min([each[0] for each in found], axis=0))
+    hi = np.asarray(np.max([each[1] for each in found], axis=0))
     none = lo > hi
     lo[none] = hi[none] = 0
     return lo, hi, sum(each[2] for each in found), sum(each[3] for each in found)

@@ -44,9 +44,9 @@ class Quantizer(SeedNames):
 
     Example:
         >>> quantizer = Quantizer(QuantizationConfig(symmetric=False))
-        >>> codes = quantizer.quantize(np.array([-1.0, 0.0, 1.55], np.float32))
-        >>> codes.tolist(), quantizer.dequantize(codes).round(3).tolist()
-        ([-128, -28, 127], [-1.0, 0.0, 1.55])
+        >>> codes = quantizer.quantize(np.array([-1.0, 0.0, 0.9921875], np.float32))
+        >>> codes.tolist(), quantizer.dequantize(codes).tolist()
+        ([-128, 0, 127], [-1.0, 0.0, 0.9921875])
         >>> tensor = quantizer.quantize(np.ones((2, 2), np.float32), return_tensor=True)
         >>> tensor.dequantize().tolist()
         [[1.0, 1.0], [1.0, 1.0]]

@@ -65,9 +65,11 @@ def quantized_rows(x: Array) -> tuple[Array, Array]:
     xp = namespace_of(x)
     low, high = xp.min(x, axis=-1, keepdims=True), xp.max(x, axis=-1, keepdims=True)
     none = xp.zeros_like(low)
-    low, high, one = xp.minimum(low, none), xp.maximum(high, none), none + 1.0
+    low, high = xp.minimum(low, none), xp.maximum(high, none)
     width = high - low
-    scale = xp.where(width > none, xp.divide(none + 255.0, xp.where(width > none, width, one)), one)
+    # No constant to a graph optimizer, which would take an approximate reciprocal for a division of it.
+    one = xp.where(xp.isnan(width), width, none + 1.0)
+    scale = xp.where(width > none, xp.divide(one * 255.0, xp.where(width > none, width, one)), one)
     least, most = (xp.cast(xp.multiply(xp.cast(end, "float64"), xp.cast(scale, "float64")), "float32") for end in (low, high))
     zero = xp.where((_LOW + least) + (_HIGH + most) > none, _LOW - least, _HIGH - most)
     zero = xp.round(xp.minimum(xp.maximum(zero, none + _LOW), none + _HIGH))

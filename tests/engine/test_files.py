@@ -42,7 +42,7 @@ def checkpoint():
         "dense/kernel": rng.normal(size=(70, 33)).astype(np.float32),
         "conv/kernel": rng.normal(size=(3, 3, 7, 50)).astype(np.float16),
         "brain": rng.normal(size=(40, 40)).astype(ml_dtypes.bfloat16),
-        "double": np.asfortranarray(rng.normal(size=(17, 5))),
+        "double": rng.normal(size=(17, 5)),
         "bias": rng.normal(size=33).astype(np.float32),
         "steps": np.arange(6).reshape(2, 3),
         "none": np.zeros((0, 4), np.float32),
@@ -123,6 +123,18 @@ def test_memory_stays_below_the_array(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 4 * files.PIECE * 4 < 48 << 22  # bytes: four pieces; the array has twelve
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_column_major_arrays_keep_their_values(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(files, "PIECE", 16)
+    x = np.asfortranarray(np.arange(77, dtype=np.float32).reshape(11, 7))
+    if suffix == ".npy":
+        np.save(tmp_path / "x.npy", x)
+    else:
+        np.savez(tmp_path / "x.npz", array=x)
+    quantize_file(tmp_path / f"x{suffix}", tmp_path / "q.safetensors")
+    np.testing.assert_array_equal(load_quantized(tmp_path / "q.safetensors")["array"].codes, Quantizer().quantize(x))
 
 
 def test_nan_and_infinity_are_counted_or_refused(tmp_path):
