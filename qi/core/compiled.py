@@ -41,7 +41,7 @@ Function = Callable[..., Any]
 
 def _quantize(x: Any, s: Any, z: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> int:
     """Codes; returns how many values are off the grid or NaN."""
-    off = 0
+    off: Any = 0
     for i in range(x.shape[0]):
         found = np.int32(0)
         for j in range(x.shape[1]):
@@ -59,7 +59,7 @@ def _quantize(x: Any, s: Any, z: Any, columns: Any, qmin: Any, qmax: Any, out: A
 
 def _fake_quantize(x: Any, s: Any, z: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> int:
     """What codes stand for; NaN stays."""
-    off = 0
+    off: Any = 0
     for i in range(x.shape[0]):
         found = np.int32(0)
         for j in range(x.shape[1]):
@@ -98,7 +98,7 @@ _LOADED: dict[tuple[str, str], tuple[Function, Function, Function]] = {}
 
 
 def _compiled(function: Function, signature: Any) -> Function:
-    numba = require("numba", extra="fast", feature="body='numba'")
+    numba: Any = require("numba", extra="fast", feature="body='numba'")
     options = {"nogil": True, "error_model": "numpy"}
     try:
         made: Function = numba.njit(signature, cache=True, **options)(function)
@@ -122,7 +122,7 @@ def _functions(name: str, codes: str) -> tuple[Function, Function, Function]:
 
 
 def _build(name: str, codes: str) -> tuple[Function, Function, Function]:
-    types = require("numba", extra="fast", feature="body='numba'").types
+    types: Any = require("numba", extra="fast", feature="body='numba'").types
     real, code = types.float32, getattr(types, codes)
     source, target = (code, real) if name == "dequantize" else (real, code)
     given = lambda kind, rank: types.Array(kind, rank, "C", readonly=True)
@@ -198,7 +198,8 @@ class CompiledKernels(NumpyKernels):
         scales = self._vector(s, shape)
         zeros = self._zeros_of(count) if z is None else self._vector(z, shape)
         rows, columns, not_finite = _functions(name, self._codes.name)
-        own = out.dtype == dtype and _plain(out)
+        # NaN and infinities are counted where there are any, after all codes: x has to be there still.
+        own = out.dtype == dtype and _plain(out) and not (name == "fake_quantize" and np.may_share_memory(x, out))
         target = out if own else np.empty(x.shape, dtype)
         two = (count, x.size // count) if by_rows else (x.size // count, count)
         call, flag = (rows, None) if by_rows else (columns, True)

@@ -13,7 +13,8 @@ from qi.ir import Op
 from qi.ir.fixed_functions import ratio
 from qi.ir.kinds import kernel_of
 from qi.ir.linear import LINEAR
-from qi.ir.reference import exponentials, linear_factor, matrix_factor, mean_factor, sum_factors
+from qi.ir.fixed_softmax import fixed_exponentials
+from qi.ir.reference import linear_factor, matrix_factor, mean_factor, sum_factors
 
 __all__ = ["Parameters", "fixed_point"]
 
@@ -32,7 +33,7 @@ def fixed_point(op: Op) -> Parameters:
         op: with an integer kernel of "reference".
 
     Returns:
-        numbers, and arrays: int32 multipliers, int8 shifts, int8 tables, the float32 table of softmax.
+        numbers, and arrays: int32 multipliers, int8 shifts, int8 tables, the int32 table of softmax.
 
     Raises:
         UnsupportedError: a factor that fixed-point numbers can't hold.
@@ -113,5 +114,5 @@ _FORMS: dict[str, Callable[[Op], Parameters]] = {
     "prelu": _prelu,
     "unary": _table,
     "relu": _table,
-    "softmax": lambda op: {"table": exponentials(op)},
+    "softmax": lambda op: {"table": fixed_exponentials(op).astype(np.int32)},
 }

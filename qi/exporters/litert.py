@@ -13,6 +13,7 @@ import numpy as np
 import qi.exporters.litert_elementwise
 import qi.exporters.litert_linear
 import qi.exporters.litert_moves
+import qi.exporters.litert_norms
 import qi.exporters.litert_recurrent  # noqa: F401 - the modules register what they write
 from qi.core import IntGrid
 from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError

@@ -8,13 +8,11 @@ import numpy as np
 
 from qi.exporters.litert_file import Draft
 from qi.exporters.litert_ops import activation, padding, refuse, rescale, window, writer
-from qi.ir.formulas import SMALL_EPSILON
 from qi.ir.graph import Op, Tensor
-from qi.ir.norms import epsilon_of, reciprocal_of
 
-__all__: list[str] = []
+__all__ = ["LEAVE_IN_FLOAT", "Steps"]
 
-_LEAVE_IN_FLOAT = "leave its activations in float by a rule of the recipe"
+LEAVE_IN_FLOAT = "leave its activations in float by a rule of the recipe"
 
 
 @writer("quantize")
@@ -55,7 +53,7 @@ def _binary(kind: str, code: str, name: str) -> None:
     @writer(kind)
     def write(draft: Draft, op: Op) -> None:
         if kind == "div" and op.quantized:
-            raise refuse(op, "on codes", _LEAVE_IN_FLOAT)
+            raise refuse(op, "on codes", LEAVE_IN_FLOAT)
         fused = activation(draft, op)
         _plain(draft, op, code, (1, 2), draft.options(name, fusedActivationFunction=fused))
 
@@ -77,7 +75,7 @@ def _relu(draft: Draft, op: Op) -> None:
     if top in (None, 6):
         _plain(draft, op, "RELU" if top is None else "RELU6", (1, 2))
     elif op.quantized:
-        raise refuse(op, f"with max_value={top}", _LEAVE_IN_FLOAT)
+        raise refuse(op, f"with max_value={top}", LEAVE_IN_FLOAT)
     else:
         low = draft.real(f"{op.y.name}/relu", op.y.shape)
         draft.operator("RELU", [draft.tensor(op.x)], [low])
@@ -108,25 +106,6 @@ def _softmax(draft: Draft, op: Op) -> None:
     draft.operator("TRANSPOSE", [draft.tensor(op.x), there], [x], version, how)
     draft.operator("SOFTMAX", [x], [y], version, options)
     draft.operator("TRANSPOSE", [y, back], [draft.tensor(op.y)], version, how)
-
-
-@writer("softmax_of_codes")
-def _softmax_of_codes(draft: Draft, op: Op) -> None:
-    """The steps of `qi.ir.softmax`, one operator each."""
-    steps, axis, x = _Steps(draft, op), op.attrs["axis"], draft.tensor(op.x)
-    axes, shape = draft.numbers(f"{op.y.name}/axes", [axis]), [*op.y.shape]
-    shape[axis] = 1
-
-    def small(code: str, options: str, *inputs: int, **fields: object) -> int:
-        y = draft.real(f"{op.y.name}/{code.lower()}", shape)
-        draft.operator(code, inputs, [y], 1, draft.options(options, **fields))
-        return y
-
-    top = small("REDUCE_MAX", "ReducerOptions", x, axes, keepDims=True)
-    top = small("SUB", "SubOptions", top, steps.number(op.attrs["shift"]))
-    e = steps.do("ROUND", steps.do("EXP", steps.binary("SUB", x, top)))
-    total = small("SUM", "ReducerOptions", e, axes, keepDims=True)
-    steps.binary("DIV", e, total, last=True)
 
 
 @writer("mean")
@@ -205,9 +184,9 @@ def _unary(draft: Draft, op: Op) -> None:
         return
     code, versions = _UNARY.get(function, ("", (0, 0)))
     if not versions[op.quantized]:
-        raise refuse(op, f"with function={function!r} on codes", _LEAVE_IN_FLOAT)
+        raise refuse(op, f"with function={function!r} on codes", LEAVE_IN_FLOAT)
     if function == "elu" and op.attrs["alpha"] != 1:
-        raise refuse(op, f"elu with alpha={op.attrs['alpha']} on codes", _LEAVE_IN_FLOAT)
+        raise refuse(op, f"elu with alpha={op.attrs['alpha']} on codes", LEAVE_IN_FLOAT)
     options = None
     if code == "GELU":
         options = draft.options("GeluOptions", approximate=function == "gelu_tanh")
@@ -216,7 +195,7 @@ def _unary(draft: Draft, op: Op) -> None:
     _plain(draft, op, code, versions, options)
 
 
-class _Steps:
+class Steps:
     """Operators on real numbers, one after the other, of the shape of an operation's output."""
 
     def __init__(self, draft: Draft, op: Op) -> None:
@@ -240,13 +219,13 @@ class _Steps:
 
 def _silu(draft: Draft, op: Op) -> None:
     """The product ``x * sigmoid(x)``."""
-    steps, x = _Steps(draft, op), draft.tensor(op.x)
+    steps, x = Steps(draft, op), draft.tensor(op.x)
     steps.binary("MUL", x, steps.do("LOGISTIC", x), last=True)
 
 
 def _hard_sigmoid(draft: Draft, op: Op) -> None:
     """``min(max(x / 6 + 0.5, 0), 1)``."""
-    steps, x = _Steps(draft, op), draft.tensor(op.x)
+    steps, x = Steps(draft, op), draft.tensor(op.x)
     line = steps.binary("ADD", steps.binary("MUL", x, steps.number(1 / 6)), steps.number(0.5))
     above = steps.do("RELU", line)
     steps.do("MINIMUM", above, steps.number(1), name="MaximumMinimumOptions", last=True)
@@ -254,7 +233,7 @@ def _hard_sigmoid(draft: Draft, op: Op) -> None:
 
 def _softplus(draft: Draft, op: Op) -> None:
     """``max(x, 0) + log(1 + exp(-abs(x)))``."""
-    steps, x = _Steps(draft, op), draft.tensor(op.x)
+    steps, x = Steps(draft, op), draft.tensor(op.x)
     e = steps.do("EXP", steps.do("NEG", steps.do("ABS", x)))
     log = steps.do("LOG", steps.binary("ADD", e, steps.number(1)))
     steps.binary("ADD", steps.do("RELU", x), log, last=True)
@@ -262,7 +241,7 @@ def _softplus(draft: Draft, op: Op) -> None:
 
 def _elu(draft: Draft, op: Op) -> None:
     """max(x, 0) + alpha * (exp(min(x, 0)) - 1), which runtimes without ELU know too."""
-    steps, x = _Steps(draft, op), draft.tensor(op.x)
+    steps, x = Steps(draft, op), draft.tensor(op.x)
     low = steps.do("EXP", steps.do("MINIMUM", x, steps.number(0), name="MaximumMinimumOptions"))
     below = steps.binary("MUL", steps.binary("SUB", low, steps.number(1)), steps.number(op.attrs["alpha"]))
     steps.binary("ADD", steps.do("RELU", x), below, last=True)
@@ -274,64 +253,3 @@ _COMPOSED: dict[str, Callable[[Draft, Op], None]] = {
     "hard_sigmoid": _hard_sigmoid,
     "softplus": _softplus,
 }
-
-
-@writer("layer_norm_of_codes")
-def _layer_norm_of_codes(draft: Draft, op: Op) -> None:
-    """The steps of `qi.ir.norms`, one operator each."""
-    steps, name = _Steps(draft, op), op.y.name
-    axes = draft.numbers(f"{name}/axes", op.attrs["axes"])
-    shape = [1 if i in op.attrs["axes"] else n for i, n in enumerate(op.y.shape)]
-    each, epsilon = (steps.number(float(value)) for value in (reciprocal_of(op), epsilon_of(op)))
-
-    def small(code: str, options: str, *inputs: int) -> int:
-        y = draft.real(f"{name}/{code.lower()}", shape)
-        draft.operator(code, inputs, [y], 1, draft.options(options) if options else None)
-        return y
-
-    def mean(of: int) -> int:
-        y = draft.real(f"{name}/mean", shape)
-        draft.operator("MEAN", [of, axes], [y], 1, draft.options("ReducerOptions", keepDims=True))
-        return y
-
-    q = steps.do("ROUND", steps.binary("MUL", draft.tensor(op.x), each))
-    m, squares = mean(q), mean(steps.binary("MUL", q, q))
-    variance = small("SUB", "SubOptions", squares, small("MUL", "MulOptions", m, m))
-    if epsilon_of(op) < SMALL_EPSILON:
-        variance = small("RELU", "", variance)
-    variance = small("ADD", "AddOptions", variance, epsilon)
-    root = small("SQRT", "", variance)
-    root = small("ADD", "AddOptions", root, small("DIV", "DivOptions", variance, root))
-    root = small("MUL", "MulOptions", root, steps.number(0.5))
-    weights = [draft.constant(t.name, t.values()) for t in op.inputs[1:]]
-    y = steps.binary("DIV", steps.binary("SUB", q, m), root, last=not weights)
-    for code, weight, last in zip(("MUL", "ADD"), weights, (len(weights) == 1, True), strict=False):
-        y = steps.binary(code, y, weight, last=last)
-
-
-@writer("layer_norm")
-def _layer_norm(draft: Draft, op: Op) -> None:
-    """``(x - mean) * rsqrt(mean((x - mean)**2) + epsilon) * gamma + beta``."""
-    if op.quantized:
-        raise refuse(op, "on codes", _LEAVE_IN_FLOAT)
-    steps, x, name = _Steps(draft, op), draft.tensor(op.x), op.y.name
-    axes = draft.numbers(f"{name}/axes", op.attrs["axes"])
-    shape = [1 if i in op.attrs["axes"] else n for i, n in enumerate(op.y.shape)]
-
-    def mean(of: int) -> int:
-        y = draft.real(f"{name}/mean", shape)
-        draft.operator("MEAN", [of, axes], [y], 1, draft.options("ReducerOptions", keepDims=True))
-        return y
-
-    def small(code: str, options: str, *inputs: int) -> int:
-        y = draft.real(f"{name}/{code.lower()}", shape)
-        draft.operator(code, inputs, [y], 1, draft.options(options) if options else None)
-        return y
-
-    centred = steps.binary("SUB", x, mean(x))
-    variance = mean(steps.binary("MUL", centred, centred))
-    factor = small("RSQRT", "", small("ADD", "AddOptions", variance, steps.number(op.attrs["epsilon"])))
-    weights = [draft.constant(t.name, t.values()) for t in op.inputs[1:]]
-    y = steps.binary("MUL", centred, factor, last=not weights)
-    for code, weight, last in zip(("MUL", "ADD"), weights, (len(weights) == 1, True), strict=False):
-        y = steps.binary(code, y, weight, last=last)

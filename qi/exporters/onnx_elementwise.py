@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from qi.exporters.onnx_builder import FIRST, LAST, Builder, refused, writer
-from qi.ir.formulas import SMALL_EPSILON
 from qi.ir.graph import Op, Tensor
-from qi.ir.norms import epsilon_of
+from qi.ir.norms import OF_CODES
 from qi.ir.onnxruntime import integer_softmax, resize_factor
 from qi.registry import Registry
 
@@ -43,7 +42,7 @@ def _quantize(b: Builder, op: Op) -> None:
 @writer("dequantize")
 def _dequantize(b: Builder, op: Op) -> None:
     users = b.graph.consumers().get(id(op.y), [])
-    if users and all(user.kind == "layer_norm_of_codes" for user in users):
+    if users and all(user.kind in OF_CODES for user in users):
         return  # they take the codes themselves
     layout = b.layout_of([op.x], len(op.x.shape))
     b.put_real(op.y, b.real(op.x, layout), layout)
@@ -155,20 +154,6 @@ def _softmax(b: Builder, op: Op) -> None:
         b.finish(op, b.node("Exp", [b.node("LogSoftmax", [x], axis=axis)]), LAST)
 
 
-@writer("softmax_of_codes")
-def _softmax_of_codes(b: Builder, op: Op) -> None:
-    """The steps of `qi.ir.softmax`, one node each."""
-    x, axes = _once(b, b.real(op.x, LAST)), b.indices([op.attrs["axis"]])
-    top = b.node("Sub", [b.node("ReduceMax", [x, axes], keepdims=1), b.constant(np.float32(op.attrs["shift"]), "shift")])
-    e = b.node("Round", [b.node("Exp", [b.node("Sub", [x, top])])])
-    b.finish(op, b.node("Div", [e, b.node("ReduceSum", [e, axes], keepdims=1)]), LAST)
-
-
-def _once(b: Builder, real: str) -> str:
-    """A copy of what several nodes take: ONNX Runtime dequantizes once for each node that takes a DequantizeLinear's output."""
-    return b.node("Sum", [real])
-
-
 @writer("mean")
 def _mean(b: Builder, op: Op) -> None:
     """A GlobalAveragePool, which has an integer kernel as ReduceMean has not, of [batch, what stays, what goes, 1]."""
@@ -251,32 +236,3 @@ def _held(b: Builder, x: Tensor) -> Tensor:
     held = Tensor(f"{x.name}:held", x.shape, x.dtype, x.qparams)
     b.put(held, b.reshaped(b.value(x, FIRST), held, FIRST), FIRST)
     return held
-
-
-@writer("layer_norm")
-def _layer_norm(b: Builder, op: Op) -> None:
-    x, rank, axes = op.x, len(op.x.shape), [int(a) for a in op.attrs["axes"]]
-    if axes != list(range(axes[0], rank)):
-        raise refused(op, f"a norm over axes {axes} of {rank}", "normalize over the last axes")
-    size = [int(n or 0) for n in x.shape[axes[0] :]]
-    given = [t.values() for t in op.inputs[1:]] or [np.ones(size, np.float32)]
-    names = [b.constant(np.broadcast_to(a, size).astype(np.float32), "norm") for a in given]
-    real = b.node("LayerNormalization", [b.real(x, LAST), *names], axis=axes[0], epsilon=op.attrs["epsilon"])
-    b.finish(op, real, LAST)
-
-
-@writer("layer_norm_of_codes")
-def _layer_norm_of_codes(b: Builder, op: Op) -> None:
-    """The steps of `qi.ir.norms`, one node each; codes less their zero point are what that rounds to."""
-    codes, axes = b.graph.producers()[id(op.x)].x, b.indices(op.attrs["axes"])
-    epsilon = epsilon_of(op)
-    q = _once(b, b.node("DequantizeLinear", [b.codes(codes, LAST), *b.scale_of(codes, unit=True)]))
-    mean, squares = (b.node("ReduceMean", [of, axes], keepdims=1) for of in (q, b.node("Mul", [q, q])))
-    variance = b.node("Sub", [squares, b.node("Mul", [mean, mean])])
-    if epsilon < SMALL_EPSILON:
-        variance = b.node("Relu", [variance])
-    root = b.node("Sqrt", [b.node("Add", [variance, b.constant(epsilon, "epsilon")])])
-    y = b.node("Div", [b.node("Sub", [q, mean]), root])
-    for kind, weight in zip(("Mul", "Add"), op.inputs[1:], strict=False):
-        y = b.node(kind, [y, b.constant(weight.values(), weight.name)])
-    b.finish(op, y, LAST)

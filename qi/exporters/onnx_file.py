@@ -14,6 +14,7 @@ import numpy as np
 import qi.exporters.onnx_elementwise
 import qi.exporters.onnx_linear
 import qi.exporters.onnx_moves
+import qi.exporters.onnx_norms
 import qi.exporters.onnx_recurrent
 import qi.exporters.onnx_transposed
 import qi.ir.twin  # noqa: F401 - registers the kinds of operations

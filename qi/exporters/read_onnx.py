@@ -91,7 +91,7 @@ def read_onnx(data: bytes) -> VendorGraph:
     if external:
         raise FileFormatError(f"expected an ONNX file that holds its constants; {external[0]!r} lies in another file")
     try:
-        return attach_biases(_Reader(model.graph).graph())
+        return attach_biases(_Reader(model.graph, ours=model.producer_name == "qi").graph())
     except (ValueError, IndexError, TypeError, KeyError) as error:
         if isinstance(error, FileFormatError):
             raise
@@ -107,8 +107,8 @@ def _computed(pairs: list[tuple[str, VendorTensor | Constant]]) -> list[tuple[st
 
 
 class _Reader:
-    def __init__(self, graph: Any) -> None:
-        self._graph = graph
+    def __init__(self, graph: Any, *, ours: bool) -> None:
+        self._graph, self._ours = graph, ours
         self._numpy: Any = require("onnx.numpy_helper", "onnx", "an ONNX file")
         self._helper: Any = require("onnx.helper", "onnx", "an ONNX file")
         self._table: dict[str, VendorTensor | Constant] = {}
@@ -237,7 +237,7 @@ class _Reader:
                 given.changed(lambda a: a.transpose(perm)) if node.op_type == "Transpose" else given
             )
             return
-        self._emit(kind, names, self._outputs(node)).real = kind in _STEPS
+        self._emit(kind, names, self._outputs(node)).real = kind in _STEPS and not self._ours
 
     def _constant(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
         del names
@@ -489,4 +489,4 @@ class _Reader:
         if before is None:
             self._emit("Exp", names, outputs)
         else:
-            before.kind, before.outputs, before.real = "softmax", outputs, True
+            before.kind, before.outputs, before.real = "softmax", outputs, not self._ours

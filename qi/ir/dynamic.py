@@ -70,7 +70,9 @@ def quantized_rows(x: Array) -> tuple[Array, Array]:
     # No constant to a graph optimizer, which would take an approximate reciprocal for a division of it.
     one = xp.where(xp.isnan(width), width, none + 1.0)
     scale = xp.where(width > none, xp.divide(one * 255.0, xp.where(width > none, width, one)), one)
-    least, most = (xp.cast(xp.multiply(xp.cast(end, "float64"), xp.cast(scale, "float64")), "float32") for end in (low, high))
+    least, most = (
+        xp.cast(xp.multiply(xp.cast(end, "float64"), xp.cast(scale, "float64")), "float32") for end in (low, high)
+    )
     zero = xp.where((_LOW + least) + (_HIGH + most) > none, _LOW - least, _HIGH - most)
     zero = xp.round(xp.minimum(xp.maximum(zero, none + _LOW), none + _HIGH))
     codes = xp.minimum(xp.maximum(xp.round(xp.multiply(x, scale)), _LOW - zero), _HIGH - zero)

@@ -106,6 +106,14 @@ def _layer_norm(op: Op, x: np.ndarray, gamma: np.ndarray | None = None, beta: np
     return np.asarray(y if beta is None else y + beta, x.dtype)
 
 
+@real_kind("rms_norm", (1, 2), "axes epsilon")
+def _rms_norm(op: Op, x: np.ndarray, gamma: np.ndarray | None = None) -> np.ndarray:
+    """Over the root of the mean of squares."""
+    squares = np.square(x).mean(axis=tuple(op.attrs["axes"]), keepdims=True)
+    y = x / np.sqrt(squares + np.float32(op.attrs["epsilon"]))
+    return np.asarray(y if gamma is None else y * gamma, x.dtype)
+
+
 @real_kind("batch_matmul", 2, "transpose_a transpose_b")
 def _batch_matmul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The matrix product of the last two axes."""

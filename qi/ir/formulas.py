@@ -118,7 +118,9 @@ def offset_mean(sums: Array, count: float, ratio: Array, zero_x: Array, zero_y: 
     return xp.round(xp.multiply(xp.cast(sums, "float32"), factor) + offset)
 
 
-def normalized(q: Array, count: int, epsilon: Array, axes: tuple[int, ...], *, rounded: bool) -> Array:
+def normalized(
+    q: Array, count: int, epsilon: np.float32, axes: tuple[int, ...], *, rounded: bool, centred: bool = True
+) -> Array:
     """Integers less their mean, over their deviation: ``(q - m) / r``.
 
     Where ``m = sum(q) / n``, ``v = sum(q * q) / n - m * m + epsilon`` and ``r = sqrt(v)``, which ONNX Runtime rounds rightly.
@@ -132,17 +134,26 @@ def normalized(q: Array, count: int, epsilon: Array, axes: tuple[int, ...], *, r
             from being less than 0, as roundings can make it.
         axes: of the sums.
         rounded: whether means are quotients and roots rounded rightly.
+        centred: whether the mean is taken off; else it counts as 0.
     """
     xp = namespace_of(q)
-    sums = (xp.sum(a, axis=axes, keepdims=True) for a in (q, q * q))
     size = np.float32(count)
-    mean, squares = (xp.divide(a, size) if rounded else xp.multiply(a, np.float32(1) / size) for a in sums)
-    variance = squares - mean * mean
-    variance = (xp.maximum(variance, xp.zeros_like(mean)) if epsilon < SMALL_EPSILON else variance) + epsilon
+
+    def mean_of(a: Array) -> Array:
+        total = xp.sum(a, axis=axes, keepdims=True)
+        return xp.divide(total, size) if rounded else xp.multiply(total, np.float32(1) / size)
+
+    variance = mean_of(q * q)
+    if centred:
+        mean = mean_of(q)
+        variance = variance - mean * mean
+        variance = xp.maximum(variance, xp.zeros_like(variance)) if epsilon < SMALL_EPSILON else variance
+        q = q - mean
+    variance = variance + epsilon
     root = xp.sqrt(variance)
     if not rounded:
         root = xp.multiply(root + xp.divide(variance, root), _HALF)
-    return xp.divide(q - mean, root)
+    return xp.divide(q, root)
 
 
 def shares(exponentials: Array, axis: int) -> Array:

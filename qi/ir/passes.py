@@ -18,6 +18,8 @@ __all__ = ["PASSES", "fuse"]
 
 _TAKES_ACTIVATION = LINEAR | {"add", "sub", "mul"}
 _INT32 = np.iinfo(np.int32)
+_MOST_STEPS = 2.0**30  # of a bias, which leaves as much for the sums
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 def fuse(graph: QGraph) -> QGraph:
@@ -158,6 +160,7 @@ def quantize_biases(graph: QGraph) -> None:
         x, w, bias = op.inputs
         if not (x.quantized and w.quantized and op.y.quantized):
             continue
+        w = op.inputs[1] = _coarsened(x, w, bias)
         exact = np.rint(bias.values().astype(np.float32) / scale_of_sums(x, w)).astype(np.float64)
         if not np.all(np.abs(exact) <= _INT32.max):
             raise InputError(
@@ -166,6 +169,30 @@ def quantize_biases(graph: QGraph) -> None:
             )
         codes = np.broadcast_to(exact, bias.values().shape).astype(np.int32)
         op.inputs[2] = Tensor(graph.unique(f"{bias.name}_int32"), bias.shape, "int32", None, codes)
+
+
+def _coarsened(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+    """Weights of a scale at which int32 holds the bias: as they are, but in channels that are as good as dead.
+
+    Where training let a channel's weights fade away, its bias may be 2**30 steps of its sums and more. All that such weights
+    can add to it lies below the rounding of float32, so fewer of their bits change nothing.
+    """
+    qparams = w.qparams
+    if qparams is None or w.data is None or isinstance(qparams.granularity, PerGroup):
+        return w
+    scales = w.scales().astype(np.float64)
+    least = np.abs(bias.values().reshape(-1).astype(np.float64)) / (_MOST_STEPS * float(x.scale))
+    least = np.maximum(least if scales.size > 1 else least.max(initial=0.0), _SMALLEST / float(x.scale))
+    if not np.all(np.isfinite(least)) or np.all(scales >= least):
+        return w
+    scale = np.maximum(scales, least).astype(np.float32).reshape(qparams.scale.shape)
+    coarser = QParams(scale, qparams.zero_point, qparams.grid, qparams.granularity)
+    ratio, zero = (a.astype(np.float64) for a in QParams(
+        np.where(scales >= least, 1.0, scales / scale.reshape(-1)).reshape(scale.shape), qparams.zero_point, qparams.grid,
+        qparams.granularity,
+    ).expanded(w.data.shape))  # fmt: skip
+    codes = np.rint((w.data - zero) * ratio) + zero
+    return Tensor(w.name, w.shape, w.dtype, coarser, codes.astype(w.data.dtype))
 
 
 def _only(graph: QGraph, tensor: Tensor, op: Op) -> bool:

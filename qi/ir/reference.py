@@ -34,6 +34,7 @@ __all__ = [
 _Factor: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
+_CLASSES = 4096  # so many terms overflow the sum of the fixed-point softmax
 _FIXED = {"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
 """Scale and zero point that kernels want of an output."""
 
@@ -48,7 +49,8 @@ def _without_kernel(target: str) -> Callable[[Op], bool]:
                 return True
         if op.kind == "softmax":
             # Of so small a scale, the kernel ends the process.
-            return _held(op, _FIXED["softmax"]) or bool(op.x.scale <= 2.0**-26)
+            crowded = target == "reference" and (op.y.shape[op.attrs["axis"]] or 0) >= _CLASSES
+            return _held(op, _FIXED["softmax"]) or bool(op.x.scale <= 2.0**-26) or crowded
         if op.kind == "relu" and op.attrs["max_value"] not in (None, 6):
             return True
         if op.kind in LINEAR and op.inputs[1].grid.bits > 8:
@@ -241,13 +243,13 @@ def bilinear_places(n: int, size: int) -> tuple[tuple[np.ndarray, np.ndarray], n
 
 
 def exponentials(op: Op) -> np.ndarray:
-    """exp(-s * i) for i from 0 to 255, in float32."""
-    return np.asarray(np.exp(-op.x.scale * np.arange(256, dtype=np.float32)))
+    """``exp(float32(-s * i))`` for i from 0 to 255, rounded to float32, which numpy's own of float32 isn't always."""
+    return np.asarray(np.exp((-op.x.scale * np.arange(256, dtype=np.float32)).astype(np.float64)).astype(np.float32))
 
 
-@kernel("softmax", "litert", "reference")
+@kernel("softmax", "litert")
 def softmax(op: Op, x: np.ndarray) -> np.ndarray:
-    """A table of exp in float32, its sum in float32, half to even."""
+    """A table of exp in float32, its sum in float32, half away from zero; the reference kernel's is `qi.ir.fixed_softmax`."""
     axis = op.attrs["axis"]
     x = np.moveaxis(x, axis, -1)
     terms = exponentials(op)[x.max(axis=-1, keepdims=True) - x]
@@ -255,4 +257,5 @@ def softmax(op: Op, x: np.ndarray) -> np.ndarray:
     for i in range(x.shape[-1]):
         total += terms[..., i : i + 1]
     factor = np.float32(1) / (total * op.y.scale)
-    return np.moveaxis(clipped(op, np.rint(terms * factor) + op.y.zero_point), -1, axis)
+    steps = (terms * factor).astype(np.float64)
+    return np.moveaxis(clipped(op, np.floor(steps + 0.5) + op.y.zero_point), -1, axis)

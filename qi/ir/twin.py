@@ -10,6 +10,7 @@ import numpy as np
 import qi.ir.borders
 import qi.ir.dynamic
 import qi.ir.elementwise
+import qi.ir.fixed_softmax
 import qi.ir.linear
 import qi.ir.litert
 import qi.ir.moves

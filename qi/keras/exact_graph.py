@@ -185,7 +185,7 @@ class _Writer:
                 return None
             if _is_held(after[0]):
                 op = self.routed.op_of(after[0].outputs[0])
-                return None if op is None or between and op.attrs.get("activation", "none") == "none" else op
+                return None if op is None or (between and op.attrs.get("activation", "none") == "none") else op
             if not is_fusable_activation(after[0]):
                 return None
             value, between = after[0].outputs[0], True
@@ -266,7 +266,9 @@ class _Writer:
         codes = known[0] if len(known) == 1 else None
         if codes is None or self.routed.trains:
             return None
-        layer = island_layer(self.routed.island(op), self.target, lambda: self.name(f"{call.site.replace('/', '_')}_kernel"))
+        layer = island_layer(
+            self.routed.island(op), self.target, lambda: self.name(f"{call.site.replace('/', '_')}_kernel")
+        )
         return None if layer is None else self._given(layer, call, codes)
 
     def _given(self, layer: Any, call: Call, codes: _Codes) -> _Recipe:

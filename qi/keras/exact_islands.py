@@ -56,7 +56,9 @@ def _norm(op: Op, last: Op, target: str, name: str) -> ExactNorm:
     shape = [int(n or 1) if i in axes else 1 for i, n in enumerate(op.x.shape)][min(axes) :]
     spread = [np.broadcast_to(w, shape) for w in weights]
     how = {"scale": float(last.y.scale), "zero_point": last.y.zero_point, "target": target}
-    return ExactNorm(axes, count_of(op), float(epsilon_of(op)), bool(op.attrs["rounded"]), shape, spread, **how, name=name)
+    return ExactNorm(
+        axes, count_of(op), float(epsilon_of(op)), bool(op.attrs["rounded"]), shape, spread, **how, name=name
+    )
 
 
 def _shares(ops: Sequence[Op], target: str, name: str) -> ExactShares:
@@ -83,7 +85,9 @@ class _Island(_Kernel):
         self.scale, self.zero_point, self.target = scale, zero_point, target
 
     def _coded(self, real: Any) -> Any:
-        steps = rounded_real(real, keras.ops.convert_to_tensor(np.float32(self.scale)), reciprocal=self.target == "litert")
+        steps = rounded_real(
+            real, keras.ops.convert_to_tensor(np.float32(self.scale)), reciprocal=self.target == "litert"
+        )
         return keras.ops.clip(steps + float(self.zero_point), -128.0, 127.0)
 
     def get_config(self) -> dict[str, Any]:

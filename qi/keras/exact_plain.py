@@ -13,7 +13,13 @@ from qi.keras.graph import Call, Graph, Value
 
 __all__ = ["exact_target", "plain"]
 
-_BESIDE = (ExactBilinear, ExactNorm, ExactShares, ExactSoftmax, ExactTable)  # these stand beside the layers that they compute the codes of
+_BESIDE = (
+    ExactBilinear,
+    ExactNorm,
+    ExactShares,
+    ExactSoftmax,
+    ExactTable,
+)  # these stand beside the layers that they compute the codes of
 
 
 def exact_target(graph: Graph) -> str | None:

@@ -8,6 +8,7 @@ import keras
 
 import qi.keras.lower_activations
 import qi.keras.lower_linear
+import qi.keras.lower_norms
 import qi.keras.lower_products
 import qi.keras.lower_recurrent
 import qi.keras.lower_shapes  # noqa: F401 - the modules register what they lower

@@ -289,21 +289,3 @@ def _embedding(site: Site) -> Tensor:
 @lowering("NotEqual")
 def _not_equal(site: Site) -> Tensor:
     raise site.refuse("which makes a mask", "give Embedding mask_zero=False, and no masks")
-
-
-@lowering("LayerNormalization")
-def _layer_norm(site: Site) -> Tensor:
-    layer, rank = site.layer, len(site.shape)
-    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    axes = sorted(a % rank for a in axes)
-    if getattr(layer, "rms_scaling", False):
-        raise site.refuse("with rms_scaling")
-    sizes = [n if i in axes else 1 for i, n in enumerate(site.shape)]
-    apart = axes != list(range(axes[0], rank))  # then they need sizes of 1 between and behind them to broadcast
-    change = (lambda array: array.reshape(sizes[1:])) if apart else (lambda array: array)
-    weights = [site.weight(path, change) for path in ("gamma", "beta") if site.has(path)]
-    if weights and len(weights) < 2:
-        gamma = weights[0] if site.has("gamma") else site.constant("gamma", np.ones(weights[0].shape, np.float32))
-        beta = weights[0] if site.has("beta") else site.constant("beta", np.zeros(weights[0].shape, np.float32))
-        weights = [gamma, beta]
-    return site.emit("layer_norm", [site.x, *weights], axes=axes, epsilon=float(layer.epsilon))

@@ -6,6 +6,7 @@ Run: python -m tests.benchmarks.engine [rounds] [millions]
 from __future__ import annotations
 
 import sys
+import warnings
 import time
 from collections.abc import Callable
 from functools import partial
@@ -85,6 +86,7 @@ def torch_actions(x: np.ndarray, codes: np.ndarray) -> Actions:
     import torch
 
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", UserWarning)  # they are deprecated
     tensor = torch.from_numpy(x)
     quantized = torch.quantize_per_tensor(tensor, 6.5 / 127, 3, torch.qint8)
     return {

@@ -183,12 +183,16 @@ class Interpreter:
 
     def _softmax(self, op: Entry, x: np.ndarray) -> np.ndarray:
         table, x = self._number(op, "table"), np.moveaxis(x, op["attributes"]["axis"], 0)
-        assert table.dtype == np.float32
-        e, total = table[x.max(axis=0) - x], np.zeros(x.shape[1:], np.float32)
-        for term in e:
-            total = total + term
-        factor = np.float32(1) / (total * self._scale(op["outputs"][0]))
-        y = self._clip(op, np.rint(e * factor).astype(np.int64) + self._zeros(op)[1])
+        assert table.dtype == np.int32
+        e = table[x.max(axis=0) - x].astype(np.int64)
+        total = twice(e, 2**30, -11).sum(axis=0)
+        zeros = np.array([32 - int(n).bit_length() for n in total.reshape(-1)]).reshape(total.shape)
+        half = (total << zeros) >> 1
+        r = 1515870810 + twice(half, -1010580540, 0)
+        for _ in range(3):
+            r = r + 4 * twice(r, 2**29 - twice(half, r, 0), 0)
+        factor = np.minimum(2 * r, 2**31 - 1)
+        y = self._clip(op, twice(twice(factor, e, 0), 2**30, zeros - 34) + self._zeros(op)[1])
         return np.moveaxis(y, 0, op["attributes"]["axis"])
 
     def _mean(self, op: Entry, x: np.ndarray) -> np.ndarray:

@@ -111,7 +111,9 @@ def test_predictions_twin_and_file_are_one(exact: tuple[str, keras.Model, QGraph
         for other, array in (("twin", real[tensor.name]), ("file", file[tensor.name])):
             differing = np.count_nonzero(found != np.asarray(array, np.float32))
             if differing:
-                wrong[name, other] = f"{differing} of {found.size}, {np.abs(found - array).max() / tensor.scale:.3g} steps"
+                wrong[name, other] = (
+                    f"{differing} of {found.size}, {np.abs(found - array).max() / tensor.scale:.3g} steps"
+                )
     assert wrong == {}
 
 
@@ -149,9 +151,15 @@ def made(model: keras.Model, recipe: str, target: str) -> keras.Model:
 )
 def test_what_is_refused_is_named_with_a_way_out(recipe: str, target: str, layer: Any, kind: str) -> None:
     named = "image" if kind == "quantize" else "named"
-    message = f"expected layers that Keras can compute as '{target}' does; received '{named}', a '{kind}' .*; do give|leave"
+    message = (
+        f"expected layers that Keras can compute as '{target}' does; received '{named}', a '{kind}' .*; do give|leave"
+    )
     with pytest.raises(UnsupportedError, match=message):
-        made(small(layers.Conv2D(4, 3, name="first") if kind == "resize_bilinear" else layers.Identity(), layer), recipe, target)
+        made(
+            small(layers.Conv2D(4, 3, name="first") if kind == "resize_bilinear" else layers.Identity(), layer),
+            recipe,
+            target,
+        )
 
 
 @pytest.mark.parametrize("recipe", ["w8", "w4"])
