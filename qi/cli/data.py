@@ -14,7 +14,7 @@ import numpy as np
 from qi.cli.options import check_input
 from qi.errors import FileFormatError, InputError
 
-__all__ = ["CALIBRATION", "EVALUATION", "ArrayFile", "Samples", "labelled", "optional_file", "samples"]
+__all__ = ["CALIBRATION", "EVALUATION", "ArrayFile", "Samples", "labelled", "samples"]
 
 Samples: TypeAlias = "np.ndarray | dict[str, np.ndarray]"
 """One array, or one for each input of a model by its name."""
@@ -78,15 +78,6 @@ class ArrayFile:
 
     def __str__(self) -> str:
         return f"{', '.join(self.names) or 'no arrays'} in {str(self.path)!r}"
-
-
-def optional_file(path: Path | None) -> ArrayFile | None:
-    """The file of an option that may be left out.
-
-    Raises:
-        InputError, FileFormatError, OSError: as `ArrayFile`.
-    """
-    return None if path is None else ArrayFile(path)
 
 
 def samples(file: ArrayFile, names: Sequence[str], inputs: Sequence[str]) -> tuple[str, Samples]:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from qi.cli.console import Console
-from qi.cli.options import check_input, check_output, positive, writing
+from qi.cli.options import (
+    add_arithmetic,
+    add_batch_size,
+    add_samples,
+    arithmetic_of,
+    check_input,
+    check_output,
+    writing,
+)
 from qi.files import write_atomically
 
 __all__ = ["TARGETS", "add", "run"]
@@ -25,15 +33,15 @@ def add(commands: Any) -> None:
         "and saves the outputs by name.",
     )  # fmt: skip
     parser.add_argument("model", metavar="MODEL", type=Path, help="a quantized .keras file")
-    parser.add_argument("--data", metavar="FILE", type=Path, required=True, help="samples, as of `qi quantize`")
+    add_samples(parser, required=True)
     parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the .npz file to write")
     parser.add_argument(
         "--target", choices=TARGETS, default=TARGETS[0],
         help="the runtime (default: litert); reference: LiteRT's reference kernels, as on microcontrollers",
     )  # fmt: skip
     parser.add_argument("--raw", action="store_true", help="save codes in place of what they stand for")
-    parser.add_argument("--integer-only", action="store_true", help="as of `qi export`")
-    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="samples at a time (default: 64)")
+    add_batch_size(parser)
+    add_arithmetic(parser)
     parser.set_defaults(run=run)
 
 
@@ -41,24 +49,21 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """Computes the outputs and saves them."""
     check_input(arguments.model, "a model")
     check_output(arguments.out, [".npz"], [arguments.model, arguments.data])
-    from qi.cli.data import EVALUATION, ArrayFile, samples
+    from qi.cli.data import EVALUATION
+    from qi.cli.models import load_with_samples, output_names
 
-    file = ArrayFile(arguments.data)
-    from qi.cli.models import input_names, load, output_names
-
-    model = load(arguments.model)
+    model, name, data = load_with_samples(arguments.model, arguments.data, EVALUATION)
     import numpy as np
 
     from qi.keras import emulate
 
-    name, data = samples(file, EVALUATION, input_names(model))
     with console.progress() as progress:
         found = emulate(
             model,
             data,
             arguments.target,
             raw=arguments.raw,
-            integer_only=arguments.integer_only,
+            **arithmetic_of(arguments),
             batch_size=arguments.batch_size,
             progress=progress,
         )
@@ -68,5 +73,5 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     with writing(arguments.out):
         write_atomically(arguments.out, buffer.getvalue())
     count = len(next(iter(outputs.values())))
-    console.say(f"{', '.join(outputs)} of {count} samples{f' ({name})' if name else ''} on {arguments.target}")
+    console.say(f"{', '.join(outputs)} of {count} samples{name} on {arguments.target}")
     console.say(f"saved {arguments.out}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qi.cli.console import Console
 from qi.cli.exits import RefusedError
-from qi.cli.options import check_input, positive, tolerance
+from qi.cli.options import add_batch_size, add_json, check_input, tolerance
 
 if TYPE_CHECKING:
     from qi.ledger import Evaluation
@@ -40,8 +40,8 @@ def add(commands: Any) -> None:
         help="exit with 3 if the quantized model is worse by more: in percentage points for accuracy and top5, in the "
         "metric's own unit for mse and mae",
     )  # fmt: skip
-    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="samples at a time (default: 64)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_batch_size(parser)
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -9,7 +9,16 @@ from typing import Any
 
 from qi.cli.console import Console
 from qi.cli.exits import RefusedError
-from qi.cli.options import check_input, check_output, positive, writing
+from qi.cli.options import (
+    add_arithmetic,
+    add_json,
+    add_samples,
+    arithmetic_of,
+    check_input,
+    check_output,
+    positive,
+    writing,
+)
 from qi.errors import InputError, StrictError
 
 __all__ = ["SUFFIXES", "add", "run"]
@@ -29,21 +38,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "-o", "--out", metavar="OUT", type=Path, required=True, help=f"the file to write ({' or '.join(SUFFIXES)})"
     )
-    parser.add_argument(
-        "--data", metavar="FILE", type=Path, help="samples to compare on, as of `qi quantize` (default: 64 made ones)"
-    )
+    add_samples(parser, required=False)
     parser.add_argument("--integer-io", action="store_true", help="codes as inputs and outputs, in place of float32")
-    parser.add_argument(
-        "--integer-only", action="store_true", help="no float operation where an integer kernel exists, however slow"
-    )
-    parser.add_argument("--packed", action="store_true", help="pack weights below 8 bits even where that costs time")
-    parser.add_argument(
-        "--no-dynamic", action="store_true", help="Dense layers of which the weights alone are quantized stay in float"
-    )
     parser.add_argument("--opset", metavar="N", type=positive, help="of an .onnx file")
     parser.add_argument("--strict", action="store_true", help="exit with 3 and write nothing if any output differs")
     parser.add_argument("--no-latency", action="store_true", help="don't time the file beside a float one")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
+    add_arithmetic(parser)
     parser.set_defaults(run=run)
 
 
@@ -53,12 +54,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     check_output(arguments.out, SUFFIXES, [path for path in (arguments.model, arguments.data) if path is not None])
     if arguments.opset is not None and arguments.out.suffix.lower() != ".onnx":
         raise InputError(f"expected --opset for .onnx files only; received {str(arguments.out)!r}")
-    from qi.cli.data import optional_file
-    from qi.cli.models import load, optional_samples
+    from qi.cli.models import load_to_compare
 
-    file = optional_file(arguments.data)
-    model = load(arguments.model)
-    data = optional_samples(file, model)
+    model, data = load_to_compare(arguments.model, arguments.data)
     from qi.cli.quiet import without_chatter
     from qi.exporters.deploy import export
 
@@ -69,10 +67,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
                 arguments.out,
                 samples=data,
                 integer_io=arguments.integer_io,
-                integer_only=arguments.integer_only,
-                packed=arguments.packed,
                 opset=arguments.opset,
-                dynamic=not arguments.no_dynamic,
+                **arithmetic_of(arguments),
                 strict=arguments.strict,
                 latency=not arguments.no_latency,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,9 @@ from qi.cli.options import check_input
 from qi.cli.quiet import load_keras
 
 if TYPE_CHECKING:
-    from qi.cli.data import ArrayFile, Samples
+    from qi.cli.data import Samples
 
-__all__ = ["BATCH_SIZE", "input_names", "load", "optional_samples", "output_names", "predict"]
+__all__ = ["BATCH_SIZE", "input_names", "load", "load_to_compare", "load_with_samples", "output_names", "predict"]
 
 BATCH_SIZE = 64
 """Samples at a time where the user doesn't say."""
@@ -51,15 +52,33 @@ def output_names(model: Any, outputs: Any) -> dict[str, Any]:
     return named_outputs(model, outputs)
 
 
-def optional_samples(file: ArrayFile | None, model: Any) -> Samples | None:
-    """The samples of a file to compare on, if there is one.
+def load_with_samples(path: Path, data: Path, names: Sequence[str]) -> tuple[Any, str, Samples]:
+    """A model and the samples for it: (model, what they are called, as " (x_test)", samples).
+
+    Args:
+        path: of the model.
+        data: of the samples; looked into before anything slow is done.
+        names: `qi.cli.data.CALIBRATION` or `EVALUATION`.
 
     Raises:
-        InputError, FileFormatError: as `qi.cli.data.samples`.
+        InputError, FileFormatError, OSError: as `load` and `qi.cli.data.samples`.
     """
-    from qi.cli.data import EVALUATION, samples
+    from qi.cli.data import ArrayFile, samples
 
-    return None if file is None else samples(file, EVALUATION, input_names(model))[1]
+    file = ArrayFile(data)
+    model = load(path)
+    name, found = samples(file, names, input_names(model))
+    return model, f" ({name})" if name else "", found
+
+
+def load_to_compare(path: Path, data: Path | None) -> tuple[Any, Samples | None]:
+    """A model, and the samples to compare it on if there are any; as `load_with_samples`."""
+    from qi.cli.data import EVALUATION
+
+    if data is None:
+        return load(path), None
+    model, _, found = load_with_samples(path, data, EVALUATION)
+    return model, found
 
 
 def predict(model: Any, x: Any, batch_size: int = BATCH_SIZE) -> Any:

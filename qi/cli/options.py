@@ -7,13 +7,26 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from qi.cli.console import Console
 from qi.cli.exits import BAD_INPUT
 from qi.errors import InputError
 
-__all__ = ["REPORTS", "Parser", "check_input", "check_output", "positive", "tolerance", "writing"]
+__all__ = [
+    "REPORTS",
+    "Parser",
+    "add_arithmetic",
+    "add_batch_size",
+    "add_json",
+    "add_samples",
+    "arithmetic_of",
+    "check_input",
+    "check_output",
+    "positive",
+    "tolerance",
+    "writing",
+]
 
 REPORTS = (".html", ".md", ".json", ".txt", ".png")
 """The formats of a report."""
@@ -26,6 +39,52 @@ class Parser(argparse.ArgumentParser):
         """Ends the command with exit code 2."""
         Console().fail(f"{message}; do see: {self.prog} --help")
         raise SystemExit(BAD_INPUT)
+
+
+def add_samples(parser: Any, *, required: bool) -> None:
+    """Adds ``--data``: samples to run, or to compare on."""
+    help = (
+        "samples, as of `qi quantize`"
+        if required
+        else "samples to compare on, as of `qi quantize` (default: 64 made ones)"
+    )
+    parser.add_argument("--data", metavar="FILE", type=Path, required=required, help=help)
+
+
+def add_batch_size(parser: Any) -> None:
+    """Adds ``--batch-size``."""
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="samples at a time (default: 64)")
+
+
+def add_json(parser: Any) -> None:
+    """Adds ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+_ARITHMETIC = {
+    "integer_only": ("--integer-only", True, "no float operation where an integer kernel exists, however slow"),
+    "packed": ("--packed", True, "pack weights below 8 bits even where that costs time"),
+    "dynamic": ("--no-dynamic", False, "Dense layers of which the weights alone are quantized stay in float"),
+}
+
+
+def add_arithmetic(parser: Any, *, from_file: bool = False) -> None:
+    """Adds the options that decide what a deployed model computes: the same for all commands, as the arguments in Python.
+
+    Args:
+        parser: of a command.
+        from_file: whether they are those that a file was written with, unless they are given.
+    """
+    title = "arithmetic" + (" (by default that of the file)" if from_file else "")
+    group = parser.add_argument_group(title)
+    for name, (flag, value, help) in _ARITHMETIC.items():
+        default = None if from_file else not value
+        group.add_argument(flag, dest=name, action="store_const", const=value, default=default, help=help)
+
+
+def arithmetic_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_arithmetic` read, by the names of the arguments in Python."""
+    return {name: getattr(arguments, name) for name in _ARITHMETIC}
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qi.cli.console import Console
 from qi.cli.exits import RefusedError
-from qi.cli.options import REPORTS, check_input, check_output, positive, writing
+from qi.cli.options import REPORTS, add_batch_size, check_input, check_output, writing
 from qi.errors import InputError, StrictError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
         help=f"write the report too ({', '.join(REPORTS)}); can be given several times",
     )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="exit with 3 if a weight matrix would stay in float")
-    parser.add_argument("--batch-size", metavar="N", type=positive, default=64, help="samples at a time (default: 64)")
+    add_batch_size(parser)
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     parser.set_defaults(run=run)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from qi.cli.console import Console
 from qi.cli.exits import RefusedError
-from qi.cli.options import check_input, positive, tolerance
+from qi.cli.options import add_arithmetic, add_json, add_samples, arithmetic_of, check_input, positive, tolerance
 from qi.errors import InputError
 
 __all__ = ["add", "run"]
@@ -26,15 +26,14 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("file", metavar="FILE", type=Path, help=f"a {' or '.join(_SUFFIXES)} file")
     parser.add_argument("--model", metavar="MODEL", type=Path, required=True, help="the quantized .keras file")
-    parser.add_argument(
-        "--data", metavar="FILE", type=Path, help="samples to compare on, as of `qi quantize` (default: 64 made ones)"
-    )
+    add_samples(parser, required=False)
     parser.add_argument(
         "--max-lsb", metavar="D", type=tolerance, default=0.0,
         help="allow differences of so many steps of the output's scale (default: 0)",
     )  # fmt: skip
     parser.add_argument("--threads", metavar="N", type=positive, default=1, help="of the runtime (default: 1)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
+    add_arithmetic(parser, from_file=True)
     parser.set_defaults(run=run)
 
 
@@ -44,17 +43,14 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     check_input(arguments.model, "a model")
     if arguments.file.suffix.lower() not in _SUFFIXES:
         raise InputError(f"expected a file ending in {' or '.join(_SUFFIXES)}; received {str(arguments.file)!r}")
-    from qi.cli.data import optional_file
-    from qi.cli.models import load, optional_samples
+    from qi.cli.models import load_to_compare
 
-    file = optional_file(arguments.data)
-    model = load(arguments.model)
-    data = optional_samples(file, model)
+    model, data = load_to_compare(arguments.model, arguments.data)
     from qi.cli.quiet import without_chatter
     from qi.exporters.verify import verify
 
     with without_chatter():
-        found = verify(arguments.file, model, data, threads=arguments.threads)
+        found = verify(arguments.file, model, data, threads=arguments.threads, **arithmetic_of(arguments))
     console.say(json.dumps(found.to_dict(), indent=1) if arguments.json else found)
     if not found.proof.max_lsb <= arguments.max_lsb:
         first = f", first in {found.proof.first.name!r}" if found.proof.first is not None else ""

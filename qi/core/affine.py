@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from qi.core import blocked
+from qi.core import sweep
 from qi.core.gradients import straight_through, surrogate
 from qi.core.grid import Grid, IntGrid, LutGrid
 from qi.core.namespace import NUMPY, ArrayNamespace, namespace_of, numpy_dtype
@@ -62,7 +62,7 @@ def _clipped(x: Array, scale: Array, zero_point: Array, grid: IntGrid, xp: Array
 
 
 def _large(x: Array, scale: Array, zero_point: Array, xp: ArrayNamespace) -> bool:
-    """Whether `qi.core.blocked` gives the same sooner: a numpy array of some size with zero points that are integers."""
+    """Whether `qi.core.sweep` gives the same sooner: a numpy array of some size with zero points that are integers."""
     if xp is not NUMPY or not isinstance(x, np.ndarray) or x.size < _LARGE:
         return False
     fits = np.broadcast_shapes(x.shape, scale.shape, zero_point.shape) == x.shape
@@ -71,7 +71,7 @@ def _large(x: Array, scale: Array, zero_point: Array, xp: ArrayNamespace) -> boo
 
 def _in_blocks(name: str, x: Array, s: Array, z: Array, grid: IntGrid, dtype: np.dtype) -> Array:
     out = np.empty_like(x, dtype, subok=False)
-    blocked.apply(name, x, out, s, z, grid)
+    sweep.apply(name, x, out, s, z, grid)
     return out
 
 

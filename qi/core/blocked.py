@@ -2,40 +2,35 @@
 
 The functions give bit for bit what `qi.core.affine` gives, and besides count what they met. Arrays of any real dtype,
 memory order and strides are taken as they are, read-only and memory-mapped ones too; beside the output each thread
-takes less than 1 MiB. Nothing is shared between calls, so threads may call as they like; numpy and numba release the
-interpreter's lock while they compute.
+takes less than 1 MiB. Nothing is shared between calls, so threads may call as they like.
 
-``body`` chooses who computes a tile: "numpy", "numba" (the extra `fast`; see `qi.core.compiled`), or "auto": numba
-for large arrays where its functions are loaded already or the array alone is worth the second that loading takes.
+``body`` chooses who computes: "numpy", "numba" (the extra `fast`; see `qi.core.compiled`), or "auto": numba for large
+arrays where its functions are loaded already or the array alone is worth the second that loading takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qi.core import compiled
 from qi.core.granularity import Granularity, PerGroup
-from qi.core.grid import Grid, IntGrid, LutGrid
-from qi.core.kernels import Counts, NumpyKernels, spread_of
-from qi.core.namespace import NUMPY, numpy_dtype
+from qi.core.grid import Grid, IntGrid
+from qi.core.kernels import Counts, spread_of
+from qi.core.namespace import numpy_dtype
 from qi.core.packing import Packer, packed_nbytes
+from qi.core.sweep import BLOCK, LUT_BLOCK, apply, check_body, kernel_of, one_tile, parts, shared_zero, total, unspread
 from qi.core.tiles import Walk, boxes, in_threads
 from qi.errors import InputError
+from qi.typing import Shape
 
 if TYPE_CHECKING:
     from qi.core.qparams import QParams
 
 __all__ = ["Counts", "dequantize", "fake_quantize", "minmax", "quantize", "quantize_packed"]
 
-BLOCK = 1 << 15
-_PIECE = 1 << 17  # codes of one byte that are packed at a time
-_LUT_BLOCK = 1 << 13  # looking up takes 64-bit indices beside
-_SHORT_ROW = 256  # numpy's cost of a row is that of a hundred values: shorter ones are repeated to a tile
-
-Kernel = Callable[[np.ndarray, np.ndarray, "np.ndarray | None", np.ndarray], Counts]
+_MINMAX_BLOCK = 1 << 17  # it takes no scratch
 
 
 def real(x: Any) -> np.ndarray:
@@ -79,167 +74,12 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return (a.dtype, a.strides, a.ctypes.data) == (b.dtype, b.strides, b.ctypes.data)
 
 
-def shared_zero(zero_point: np.ndarray) -> int | None:
-    """The one zero point that all scales have, or None."""
-    if zero_point.size <= 1:
-        return int(zero_point.reshape(-1)[0]) if zero_point.size else 0
-    least = zero_point.min()
-    return int(least) if least == zero_point.max() else None
-
-
-def _split(array: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """`axis` as two axes, the second of `size`; a view, whatever the strides."""
-    shape = (*array.shape[:axis], array.shape[axis] // size, size, *array.shape[axis + 1 :])
-    step = array.strides[axis]
-    strides = (*array.strides[:axis], step * size, step, *array.strides[axis + 1 :])
-    return np.lib.stride_tricks.as_strided(array, shape, strides, writeable=array.flags.writeable)
-
-
-def parts(
-    granularity: Granularity, arrays: Sequence[np.ndarray], params: Sequence[np.ndarray]
-) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
-    """Views in which `params` broadcast against `arrays`: groups on an axis of their own, then the partial group."""
-    shape = arrays[0].shape
-    if not isinstance(granularity, PerGroup):
-        yield list(arrays), list(params)
-        return
-    axis, size = granularity.axis % len(shape), granularity.size
-    whole = shape[axis] // size
-    before = (slice(None),) * axis
-    if whole:
-        head = (*before, slice(0, whole * size))
-        groups = [np.expand_dims(p[(*before, slice(0, whole))], axis + 1) for p in params]
-        yield [_split(a[head], axis, size) for a in arrays], groups
-    if shape[axis] % size:
-        tail, last = (*before, slice(whole * size, None)), (*before, slice(whole, whole + 1))
-        yield [a[tail] for a in arrays], [p[last] for p in params]
-
-
-def _kernels(name: str, body: str, size: int, codes: np.dtype) -> tuple[type[NumpyKernels], int]:
-    """Who computes the tiles, and how many values they have."""
-    if body not in ("auto", "numpy", "numba"):
-        raise InputError(f"expected body to be 'auto', 'numpy' or 'numba'; received body={body!r}")
-    if body == "numba" or (body == "auto" and compiled.worth(name, codes, size)):
-        return compiled.CompiledKernels, compiled.BLOCK
-    return NumpyKernels, BLOCK
-
-
-def _tabled(name: str, grid: LutGrid) -> Kernel:
-    """The generic function of a look-up table, on one tile."""
-    from qi.core import affine  # affine hands large arrays to this module
-
-    first, last = grid.values[0], grid.values[-1]
-
-    def run(x: np.ndarray, s: np.ndarray, z: np.ndarray | None, out: np.ndarray) -> Counts:
-        if name == "dequantize":
-            np.copyto(out, affine.dequantize(x, s, 0, grid), casting="unsafe")
-            return Counts()
-        np.copyto(out, getattr(affine, name)(x, s, 0, grid), casting="unsafe")
-        u = np.rint(NUMPY.divide(NUMPY.cast(x, "float32"), s))
-        clipped = np.count_nonzero(u < first) + np.count_nonzero(u > last)
-        wide = x.astype(np.float32)
-        return Counts(int(clipped), int(np.isnan(wide).sum()), int(np.isinf(wide).sum()))
-
-    return run
-
-
-def _single(name: str, x: np.ndarray, out: np.ndarray, params: QParams) -> Counts:
-    """An array that is one tile."""
-    grid = params.grid
-    s, zero_point = params.expanded(x.shape)
-    z = None
-    if isinstance(grid, LutGrid):
-        run = _tabled(name, grid)
-    else:
-        zero = shared_zero(params.zero_point)
-        z = zero_point.astype(np.float32) if zero is None else None
-        run = getattr(NumpyKernels(grid, zero, x.size), name)
-    with np.errstate(all="ignore"):
-        return run(x, s, z, out)
-
-
 def _all(name: str, x: np.ndarray, out: np.ndarray, params: QParams, num_threads: int, body: str) -> Counts:
-    if not x.size:
-        return Counts()
-    if x.size <= _LUT_BLOCK and body != "numba":
-        return _single(name, x, out, params)
-    granularity = params.granularity
-    return apply(name, x, out, params.scale, params.zero_point, params.grid, granularity, num_threads, body)
-
-
-def apply(
-    name: str,
-    x: np.ndarray,
-    out: np.ndarray,
-    scale: np.ndarray,
-    zero_point: np.ndarray,
-    grid: Grid,
-    granularity: Granularity | None = None,
-    num_threads: int = 1,
-    body: str = "auto",
-) -> Counts:
-    """Runs the kernel `name` over all tiles of `x`.
-
-    Args:
-        name: "quantize", "fake_quantize" or "dequantize".
-        x: the input.
-        out: of its shape.
-        scale: float32, broadcastable to x, or shaped as `granularity` says.
-        zero_point: integers, shaped like scale, or of size 1.
-        grid: which codes exist.
-        granularity: None where the parameters broadcast as they are.
-        num_threads: how many threads share the tiles.
-        body: who computes them.
-    """
-    kind, block = _kernels(name, body, x.size, grid.storage_dtype)
-    if isinstance(grid, LutGrid):
-        block = _LUT_BLOCK
-    zero = shared_zero(zero_point) if isinstance(grid, IntGrid) else 0
-    varying = [] if scale.size == 1 and zero is not None else [scale] if zero is not None else [scale, zero_point]
-    pieces = parts(granularity, [x, out], varying) if varying and granularity else [([x, out], varying)]
-    found: list[Counts] = []
-    for arrays, own in pieces:
-        walk = Walk([*arrays, *own], block)
-        patterns = [_pattern(walk, 2 + i) for i in range(len(own))]
-
-        def work(start: int, step: int, walk: Walk = walk, patterns: Sequence[Any] = patterns) -> Counts:
-            run = _tabled(name, grid) if isinstance(grid, LutGrid) else getattr(kind(grid, zero, block), name)
-            return _sweep(run, walk, patterns or [scale.reshape(())], start, step)
-
-        found += in_threads(work, num_threads, -(-x.size // block))
-    return total(found)
-
-
-def _sweep(run: Kernel, walk: Walk, given: Sequence[Any], start: int, step: int) -> Counts:
-    """Runs a kernel over the tiles of one thread; `given` are parameters of all tiles, or None where tiles differ."""
-    found = []
-    with np.errstate(all="ignore"):
-        for x, out, *own in walk.tiles(start, step):
-            if own:
-                how = [_own(view) if same is None else same[: len(x)] for view, same in zip(own, given, strict=True)]
-                counts = run(x, how[0], how[1] if len(how) > 1 else None, out)
-            else:
-                counts = run(x, given[0], None, out)
-            if any(counts):
-                found.append(counts)
-    return total(found)
-
-
-def total(found: Sequence[Counts]) -> Counts:
-    """The sum of counts."""
-    return Counts(*(sum(column) for column in zip(*found, strict=True))) if found else Counts()
-
-
-def _pattern(walk: Walk, which: int) -> np.ndarray | None:
-    """A parameter repeated to a full tile where that serves all tiles and spares many short rows."""
-    if walk.views[0].shape[-1] >= _SHORT_ROW or not walk.constant(which):
-        return None
-    return np.ascontiguousarray(next(walk.tiles())[which], np.float32)
-
-
-def _own(view: np.ndarray) -> np.ndarray:
-    """A tile's parameters in float32, each once: with 1 along the axes that share them."""
-    return _unspread(view).astype(np.float32, copy=False)
+    if x.size <= LUT_BLOCK and body != "numba":
+        check_body(body)
+        return one_tile(name, x, out, *params.expanded(x.shape), params.grid)
+    how = (params.scale, params.zero_point, params.grid, params.granularity)
+    return apply(name, x, out, *how, num_threads, body)
 
 
 def quantize(
@@ -353,30 +193,28 @@ def minmax(
     """
     x = real(x)
     kept = granularity.param_shape(x.shape)
-    _kernels("minmax", body, 0, np.dtype(np.int8))
+    check_body(body)
 
     def work(start: int, step: int) -> tuple[np.ndarray, np.ndarray, int, int]:
         lo, hi = np.full(kept, np.inf), np.full(kept, -np.inf)
         nans = infs = 0
         with np.errstate(all="ignore"):
-            for (part,), own in parts(granularity, [x], [lo, hi]):
-                walk = Walk([part, *own], BLOCK)
+            for (part,), own in parts(granularity, [x], [lo, hi]) if x.size else ():
+                walk = Walk([part, *own], _MINMAX_BLOCK if x.dtype.itemsize > 2 else BLOCK)
                 for tile, *ranges in walk.tiles(start, step):
-                    found = spread_of(tile, *(_unspread(view) for view in ranges))
+                    found = spread_of(tile, *(unspread(view) for view in ranges))
                     nans, infs = nans + found[0], infs + found[1]
         return lo, hi, nans, infs
 
     found = in_threads(work, num_threads, -(-x.size // BLOCK))
-    lo = np.asarray(np.min([each[0] for each in found], axis=0))
-    hi = np.asarray(np.max([each[1] for each in found], axis=0))
+    lo, hi, nans, infs = found[0]
+    for other in found[1:]:
+        np.minimum(lo, other[0], out=lo)
+        np.maximum(hi, other[1], out=hi)
+        nans, infs = nans + other[2], infs + other[3]
     none = lo > hi
     lo[none] = hi[none] = 0
-    return lo, hi, sum(each[2] for each in found), sum(each[3] for each in found)
-
-
-def _unspread(view: np.ndarray) -> np.ndarray:
-    """A broadcast view with 1 along the axes it was broadcast to."""
-    return view[tuple(slice(0, 1) if step == 0 else slice(None) for step in view.strides)]
+    return lo, hi, nans, infs
 
 
 def quantize_packed(
@@ -400,35 +238,66 @@ def quantize_packed(
     grid = params.grid
     bits = grid.bits if isinstance(grid, IntGrid) else grid.index_bits
     stored = _bytes(out, packed_nbytes(x.size, bits), x)
-    packer = Packer(bits, stored)
-    codes = np.empty(min(x.size, _PIECE), grid.storage_dtype)
-    found = []
-    if params.scale.size == 1 and x.flags.c_contiguous:
-        x = x.reshape(-1)
-    for piece, scale, zero_point in _sections(x, params):
-        filled = codes[: piece.size]
-        section = filled.reshape(piece.shape)
-        how = (scale, zero_point, grid, params.granularity, num_threads, body)
-        found.append(apply("quantize", piece, section, *how))
-        packer.add(filled)
-    return packer.finish(), total(found)
+    scale, zero_point, granularity = params.scale, params.zero_point, params.granularity
+    if not x.size:
+        return stored, Counts()
+    if scale.size == 1 and x.flags.c_contiguous:
+        x, scale, zero_point = x.reshape(-1), scale.reshape(1), zero_point.reshape(1)
+    groups = _groups(x.shape, scale, granularity)
+    unit, rows = math.lcm(8 // math.gcd(8, math.prod(x.shape[1:])), groups[0]), x.shape[0]
+
+    def work(start: int, step: int) -> Counts:
+        share = -(-rows // (step * unit)) * unit  # of whole bytes
+        first, last = min(start * share, rows), min((start + 1) * share, rows)
+        begin, end = (packed_nbytes(math.prod(x.shape[1:]) * row, bits) for row in (first, last))
+        box = (slice(first, last), *(slice(0, n) for n in x.shape[1:]))
+        mine = _own(scale, box, groups), _own(zero_point, box, groups)
+        packer = Packer(bits, stored[begin:end])
+        return _packed_share(x[box], *mine, grid, granularity, packer, body)
+
+    return stored, total(in_threads(work, num_threads, -(-rows // unit) if x.size > BLOCK else 1))
 
 
-def _sections(x: np.ndarray, params: QParams) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pieces of an array in C order, with their own scales and zero points."""
-    scale, zero_point = params.scale, params.zero_point
-    size = [1] * x.ndim
-    if isinstance(params.granularity, PerGroup) and scale.size > 1:
-        size[params.granularity.axis] = params.granularity.size
-    for box in boxes(x.shape, _PIECE, size):
-        if scale.size == 1:
-            yield x[box], scale, zero_point
-            continue
-        own = tuple(
-            slice(0, 1) if n == 1 else slice(cut.start // group, -(-cut.stop // group))
-            for cut, group, n in zip(box, size, scale.shape, strict=True)
-        )
-        yield x[box], scale[own], zero_point[own]
+def _packed_share(
+    x: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+    grid: Grid,
+    granularity: Granularity,
+    packer: Packer,
+    body: str,
+) -> Counts:
+    """Quantizes and packs what one thread has to, in C order."""
+    zero = shared_zero(zero_point) if isinstance(grid, IntGrid) else 0
+    maker = kernel_of("quantize", grid, zero, x.size, body)
+    run, codes = maker.make(), np.empty(min(maker.block, x.size), grid.storage_dtype)
+    groups, found = _groups(x.shape, scale, granularity), []
+    with np.errstate(all="ignore"):
+        for box in boxes(x.shape, maker.block, groups):
+            piece = x[box]
+            section = codes[: piece.size].reshape(piece.shape)
+            params = [_own(scale, box, groups), *([] if zero is not None else [_own(zero_point, box, groups)])]
+            for (part, target), (s, *z) in parts(granularity if scale.size > 1 else None, [piece, section], params):
+                found.append(run(part, s, z[0].astype(np.float32) if z else None, target))
+            packer.add(codes[: piece.size])
+    packer.finish()
+    return total(found)
+
+
+def _groups(shape: Shape, scale: np.ndarray, granularity: Granularity) -> list[int]:
+    """For each axis how many of its indices share a scale: more than 1 for groups alone."""
+    size = [1] * len(shape)
+    if isinstance(granularity, PerGroup) and scale.size > 1:
+        size[granularity.axis] = granularity.size
+    return size
+
+
+def _own(param: np.ndarray, box: tuple[slice, ...], groups: list[int]) -> np.ndarray:
+    """What of a parameter belongs to a slice of its tensor."""
+    if param.size == 1:
+        return param.reshape(())
+    cuts = zip(box, groups, param.shape, strict=True)
+    return param[tuple(slice(0, 1) if n == 1 else slice(c.start // g, -(-c.stop // g)) for c, g, n in cuts)]
 
 
 def _bytes(out: np.ndarray | None, count: int, x: np.ndarray) -> np.ndarray:

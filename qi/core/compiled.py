@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,56 +30,71 @@ __all__ = ["CompiledKernels", "load", "worth"]
 
 BLOCK = 1 << 16
 _FLOAT32 = np.dtype(np.float32)
+LONG = 1 << 19  # where tiles need no scratch
 _LEAST, _ALONE = 1 << 16, 1 << 26
+_SHORT_ROW, _LONG_ROW = 64, 4096
 
 Function = Callable[..., Any]
 
 
-# Written for numba, which drops the branch of an argument that is None: `columns` is None where each row of `x` has a
-# scale, True where each column has. `s`, `z` (float32, too) are vectors of that length.
+# Written for numba. `x` and `out` are vectors: `count` times rows of `length` values, the last of which may be cut. Row
+# r of repetition a has its scale at ``s[a * outer + r * inner]``, and where `columns` isn't None (numba drops the other
+# branch) each of its values has one from there on. `z` (float32, too) is read alike.
 
 
-def _quantize(x: Any, s: Any, z: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> int:
+def _quantize(x: Any, s: Any, z: Any, layout: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> Any:
     """Codes; returns how many values are off the grid or NaN."""
+    rows, length, outer, inner = layout
     off: Any = 0
-    for i in range(x.shape[0]):
+    for row in range((x.shape[0] + length - 1) // length):
+        given, written = x[row * length : (row + 1) * length], out[row * length : (row + 1) * length]
+        at = (row // rows) * outer + (row % rows) * inner
+        scales, zeros = s[at : at + length], z[at : at + length]
         found = np.int32(0)
-        for j in range(x.shape[1]):
-            scale = s[i] if columns is None else s[j]
-            zero = z[i] if columns is None else z[j]
-            q = np.rint(x[i, j] / scale) + zero
+        for j in range(given.shape[0]):
+            scale = scales[0] if columns is None else scales[j]
+            zero = zeros[0] if columns is None else zeros[j]
+            q = np.rint(given[j] / scale) + zero
             found += np.int32(not (qmin <= q <= qmax))
             q = qmin if q < qmin else q
             q = qmax if q > qmax else q
             q = zero if q != q else q
-            out[i, j] = np.int32(q)
+            written[j] = np.int32(q)
         off += found
     return off
 
 
-def _fake_quantize(x: Any, s: Any, z: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> int:
+def _fake_quantize(x: Any, s: Any, z: Any, layout: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> Any:
     """What codes stand for; NaN stays."""
+    rows, length, outer, inner = layout
     off: Any = 0
-    for i in range(x.shape[0]):
+    for row in range((x.shape[0] + length - 1) // length):
+        given, written = x[row * length : (row + 1) * length], out[row * length : (row + 1) * length]
+        at = (row // rows) * outer + (row % rows) * inner
+        scales, zeros = s[at : at + length], z[at : at + length]
         found = np.int32(0)
-        for j in range(x.shape[1]):
-            scale = s[i] if columns is None else s[j]
-            zero = z[i] if columns is None else z[j]
-            q = np.rint(x[i, j] / scale) + zero
+        for j in range(given.shape[0]):
+            scale = scales[0] if columns is None else scales[j]
+            zero = zeros[0] if columns is None else zeros[j]
+            q = np.rint(given[j] / scale) + zero
             found += np.int32(not (qmin <= q <= qmax))
             q = qmin if q < qmin else q
             q = qmax if q > qmax else q
-            out[i, j] = (q - zero) * scale
+            written[j] = (q - zero) * scale
         off += found
     return off
 
 
-def _dequantize(x: Any, s: Any, z: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> int:
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            scale = s[i] if columns is None else s[j]
-            zero = z[i] if columns is None else z[j]
-            out[i, j] = (np.float32(x[i, j]) - zero) * scale
+def _dequantize(x: Any, s: Any, z: Any, layout: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> Any:
+    rows, length, outer, inner = layout
+    for row in range((x.shape[0] + length - 1) // length):
+        given, written = x[row * length : (row + 1) * length], out[row * length : (row + 1) * length]
+        at = (row // rows) * outer + (row % rows) * inner
+        scales, zeros = s[at : at + length], z[at : at + length]
+        for j in range(given.shape[0]):
+            scale = scales[0] if columns is None else scales[j]
+            zero = zeros[0] if columns is None else zeros[j]
+            written[j] = (np.float32(given[j]) - zero) * scale
     return 0
 
 
@@ -125,10 +140,11 @@ def _build(name: str, codes: str) -> tuple[Function, Function, Function]:
     types: Any = require("numba", extra="fast", feature="body='numba'").types
     real, code = types.float32, getattr(types, codes)
     source, target = (code, real) if name == "dequantize" else (real, code)
-    given = lambda kind, rank: types.Array(kind, rank, "C", readonly=True)
-    x, vector, out = given(source, 2), given(real, 1), types.Array(target, 2, "C")
+    given: Function = lambda kind: types.Array(kind, 1, "C", readonly=True)
+    x, vector, out = given(source), given(real), types.Array(target, 1, "C")
+    layout = types.UniTuple(types.int64, 4)
     rows, columns = (
-        _compiled(_SOURCES[name], types.int64(x, vector, vector, which, real, real, out))
+        _compiled(_SOURCES[name], types.int64(x, vector, vector, layout, which, real, real, out))
         for which in (types.none, types.boolean)
     )
     return rows, columns, _compiled(_not_finite, types.UniTuple(types.int32, 2)(vector))
@@ -161,8 +177,8 @@ class CompiledKernels(NumpyKernels):
 
     name = "numba"
 
-    def __init__(self, grid: IntGrid, zero: int | None, block: int) -> None:
-        super().__init__(grid, zero, block)
+    def __init__(self, grid: IntGrid, zero: int | None) -> None:
+        super().__init__(grid, zero)
         self._codes = grid.storage_dtype
         self._ends = np.float32(grid.qmin), np.float32(grid.qmax)
         self._zeros = np.full(1, zero or 0, np.float32)
@@ -184,36 +200,34 @@ class CompiledKernels(NumpyKernels):
     def _float(self, x: np.ndarray) -> np.ndarray:
         if x.dtype == _FLOAT32 and _plain(x):
             return x
-        real = self._scratch[: x.size].reshape(x.shape)
+        real = self._buffer(x.shape)
         load_tile(x, real)
         return real
 
     def _run(
         self, name: str, x: np.ndarray, s: np.ndarray, z: np.ndarray | None, out: np.ndarray, dtype: np.dtype
     ) -> Counts:
-        shape = s.shape if z is None else np.broadcast_shapes(s.shape, z.shape)
-        by_rows, count = _axis(x.shape, shape)
-        if not count:  # parameters for each row and each column: one for each value
-            by_rows, count, shape = False, x.size, x.shape
-        scales = self._vector(s, shape)
-        zeros = self._zeros_of(count) if z is None else self._vector(z, shape)
+        """One call of a compiled function, with everything in the form that it takes."""
+        given, shape = _layout(x.shape, s.shape if z is None else np.broadcast_shapes(s.shape, z.shape))
+        if given is None:
+            pieces = [self._run(name, *piece, dtype) for piece in _along_first(x, s, z, out)]
+            return Counts(*(sum(column) for column in zip(*pieces, strict=True)))
+        scales = _vector(s, shape, given.copies)
+        zeros = self._zeros_of(scales.size) if z is None else _vector(z, shape, given.copies)
         rows, columns, not_finite = _functions(name, self._codes.name)
-        # NaN and infinities are counted where there are any, after all codes: x has to be there still.
-        own = out.dtype == dtype and _plain(out) and not (name == "fake_quantize" and np.may_share_memory(x, out))
+        own = out.dtype == dtype and _plain(out)
         target = out if own else np.empty(x.shape, dtype)
-        two = (count, x.size // count) if by_rows else (x.size // count, count)
-        call, flag = (rows, None) if by_rows else (columns, True)
-        off = call(x.reshape(two), scales, zeros, flag, *self._ends, target.reshape(two))
+        flat = x.reshape(-1)
+        # What is counted must be there still: x may be out.
+        before = not_finite(flat) if own and name == "fake_quantize" and np.may_share_memory(x, out) else None
+        call, flag = (columns, True) if given.columns else (rows, None)
+        off = call(flat, scales, zeros, given.steps, flag, *self._ends, target.reshape(-1))
         if not own:
             np.copyto(out, target, casting="unsafe")
         if not off:
             return NOTHING
-        nans, infs = not_finite(x.reshape(-1))
+        nans, infs = before or not_finite(flat)
         return Counts(int(off - nans), int(nans), int(infs))
-
-    @staticmethod
-    def _vector(values: np.ndarray, shape: Shape) -> np.ndarray:
-        return np.ascontiguousarray(np.broadcast_to(values, shape)).reshape(-1)
 
     def _zeros_of(self, count: int) -> np.ndarray:
         if count > self._zeros.size:
@@ -226,20 +240,67 @@ def _plain(array: np.ndarray) -> bool:
     return array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
 
 
-def _axis(shape: Shape, own: Shape) -> tuple[bool, int]:
-    """Whether parameters shaped `own` belong to the rows of a matrix made of `shape`, or to its columns; how many.
+def direct(name: str, grid: IntGrid, x: np.ndarray, out: np.ndarray) -> bool:
+    """Whether an input and its output need no scratch: then longer tiles cost no memory."""
+    types = (grid.storage_dtype, _FLOAT32) if name == "dequantize" else (_FLOAT32, grid.storage_dtype)
+    wanted = (types[0], _FLOAT32) if name == "fake_quantize" else types
+    return (x.dtype, out.dtype) == wanted and _plain(x) and _plain(out)
 
-    None (a count of 0) where they belong to neither.
+
+def _vector(values: np.ndarray, shape: Shape, copies: int) -> np.ndarray:
+    vector = np.ascontiguousarray(np.broadcast_to(values, shape)).reshape(-1)
+    return vector if copies == 1 else np.tile(vector, copies)
+
+
+class _Layout(NamedTuple):
+    """How the parameters of a tile lie beside it: see the compiled functions for `steps` and `columns`."""
+
+    steps: tuple[int, int, int, int]
+    columns: bool
+    copies: int = 1
+
+
+def _layout(shape: Shape, own: Shape) -> tuple[_Layout | None, Shape]:
+    """The layout of parameters shaped `own` (each axis 1 or that of `shape`), and the shape to give them first.
+
+    None where runs of shared axes and others alternate more than three times.
     """
-    count = math.prod(own)
-    if count == 1:
-        return True, 1
-    axis = len(shape)
-    while axis and own[axis - 1] == shape[axis - 1]:
-        axis -= 1
-    if math.prod(own[:axis]) == 1:
-        return False, count
-    axis = 0
-    while own[axis] == shape[axis]:
-        axis += 1
-    return (True, count) if math.prod(own[axis:]) == 1 else (False, 0)
+    runs: list[tuple[int, bool]] = []  # (length, whether each index has its own)
+    if math.prod(own) > 1:
+        for size, mine in zip(shape, own, strict=True):
+            if runs and runs[-1][1] == (mine > 1):
+                runs[-1] = (runs[-1][0] * size, mine > 1)
+            elif size > 1:
+                runs.append((size, mine > 1))
+    sizes, kinds = [size for size, _ in runs], [mine for _, mine in runs]
+    match kinds:
+        case []:
+            return _Layout((1, math.prod(shape), 0, 0), False), own
+        case [True]:
+            return _Layout((1, sizes[0], 0, 0), True), own
+        case [False, True]:
+            return _repeated(*sizes), own
+        case [True, False]:
+            return _Layout((sizes[0], sizes[1], 0, 1), False), own
+        case [False, True, False] if sizes[2] < _SHORT_ROW and sizes[1] * sizes[2] <= BLOCK:
+            first = next(axis for axis, mine in enumerate(own) if mine > 1)
+            return _repeated(sizes[0], sizes[1] * sizes[2]), (*own[:first], *shape[first:])
+        case [False, True, False]:
+            return _Layout((sizes[1], sizes[2], 0, 1), False), own
+        case [True, False, True]:
+            return _Layout((sizes[1], sizes[2], sizes[2], 0), True), own
+    return None, own
+
+
+def _repeated(rows: int, length: int) -> _Layout:
+    """Rows with the same parameters for each column: several make a longer one, as short loops cost more."""
+    copies = min(rows, -(-_LONG_ROW // length))
+    return _Layout((1, copies * length, 0, 0), True, copies)
+
+
+def _along_first(
+    x: np.ndarray, s: np.ndarray, z: np.ndarray | None, out: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]]:
+    """The same arguments for each index of the first axis."""
+    for i in range(x.shape[0]):
+        yield x[i], *(p if p is None else p[i] if p.shape[0] > 1 else p[0] for p in (s, z)), out[i]

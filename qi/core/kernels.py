@@ -10,12 +10,14 @@ Bit for bit what `qi.core.affine` gives, in fewer passes over memory:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from qi.core.grid import IntGrid
+from qi.typing import Shape
 
 __all__ = ["Counts", "NumpyKernels", "infinite", "load", "spread_of"]
 
@@ -23,6 +25,7 @@ MAGIC = np.float32(1.5 * 2**23)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FLOAT32 = np.dtype(np.float32)
 _INFINITY = np.float32(np.inf)
+_HALF_END = np.float32(2.0**16)
 
 
 class Counts(NamedTuple):
@@ -52,8 +55,21 @@ def load(x: np.ndarray, out: np.ndarray) -> None:
         bits = out.view(np.uint32)
         np.copyto(bits, x.view(np.uint16))
         np.left_shift(bits, 16, out=bits)
+    elif x.dtype == np.float16:
+        _load_half(x, out)
     else:
         np.copyto(out, x, casting="unsafe")
+
+
+def _load_half(x: np.ndarray, out: np.ndarray) -> None:
+    """float16 to float32 in half of numpy's time: its bits, moved to their places, are the number by 2**-112."""
+    bits = out.view(np.int32)
+    np.copyto(bits, x.view(np.int16))
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(-0x70002000), out=bits)  # without the copies of the sign below it
+    np.multiply(out, np.float32(2.0**112), out=out)
+    if out.size and (out.max() >= _HALF_END or out.min() <= -_HALF_END):  # the exponent of NaN and infinities
+        np.copyto(out, x)
 
 
 def infinite(x: np.ndarray) -> int:
@@ -79,24 +95,30 @@ class NumpyKernels:
     Args:
         grid: which codes exist.
         zero: the zero point, where all scales share it; else None, and every call brings an array of them.
-        block: the most elements of a tile.
 
     All methods take arrays that broadcast against the tile `x`; `s` is float32, `z` float32 or None.
     """
 
     name = "numpy"
 
-    def __init__(self, grid: IntGrid, zero: int | None, block: int) -> None:
-        self._scratch = np.empty(block, np.float32)
+    def __init__(self, grid: IntGrid, zero: int | None) -> None:
+        self._scratch = np.empty(0, np.float32)
         self.zero = zero
         qmin, qmax = (grid.qmin, grid.qmax) if zero is None else (grid.qmin - zero, grid.qmax - zero)
         self.low, self.high = np.float32(qmin), np.float32(qmax)
         self.edges = (self.low, self.high) if zero is None else _edges(qmin, qmax)
         self._shift = None if not zero else np.array(zero, np.int64).astype(grid.storage_dtype)
 
+    def _buffer(self, shape: Shape) -> np.ndarray:
+        """Contiguous scratch, the same at every call."""
+        size = math.prod(shape)
+        if self._scratch.size < size:
+            self._scratch = np.empty(size, np.float32)
+        return self._scratch[:size].reshape(shape)
+
     def _steps(self, x: np.ndarray, s: np.ndarray, z: np.ndarray | None) -> np.ndarray:
         """``x / s``; with zero points of its own for each scale, those are added to the rounded steps."""
-        u = self._scratch[: x.size].reshape(x.shape)
+        u = self._buffer(x.shape)
         if x.dtype == _FLOAT32:
             np.divide(x, s, out=u)
         else:
@@ -109,20 +131,20 @@ class NumpyKernels:
 
     def _settle(self, u: np.ndarray, x: np.ndarray) -> Counts:
         """Clips and counts where the tile needs it; NaN stays."""
-        flat = self._scratch[: u.size]
+        flat = u.reshape(-1)
         least, greatest = flat.min(), flat.max()
         below, above = self.edges
         if least >= below and greatest <= above:
             return NOTHING
-        clipped = np.count_nonzero(flat < below) + np.count_nonzero(flat > above)
+        clipped = 0 if least >= below else np.count_nonzero(flat < below)
+        clipped += 0 if greatest <= above else np.count_nonzero(flat > above)
         nans = infs = 0
         if np.isnan(least):
             nans = int(np.count_nonzero(np.isnan(flat)))
             infs = infinite(x)
         elif np.isinf(least) or np.isinf(greatest):
             infs = infinite(x)
-        np.maximum(flat, self.low, out=flat)
-        np.minimum(flat, self.high, out=flat)
+        np.clip(flat, self.low, self.high, out=flat)  # in a quarter of the time of `maximum` and `minimum`
         return Counts(int(clipped), nans, infs)
 
     def quantize(self, x: np.ndarray, s: np.ndarray, z: np.ndarray | None, out: np.ndarray) -> Counts:
@@ -153,7 +175,7 @@ class NumpyKernels:
     def dequantize(self, x: np.ndarray, s: np.ndarray, z: np.ndarray | None, out: np.ndarray) -> Counts:
         """Writes real numbers to `out`."""
         direct = out.dtype == _FLOAT32
-        u = out if direct else self._scratch[: x.size].reshape(x.shape)
+        u = out if direct else self._buffer(x.shape)
         np.copyto(u, x, casting="unsafe")
         if z is not None:
             np.subtract(u, z, out=u)
@@ -178,13 +200,15 @@ def spread_of(x: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> tuple[int, int]:
     """
     axes = tuple(axis for axis, n in enumerate(lo.shape) if n == 1 and x.shape[axis] != 1)
     if x.dtype.kind not in "iub" and x.dtype not in (_FLOAT32, np.float64):
-        x = x.astype(np.float32)  # exact, and numpy compares float32 much faster
+        real = np.empty(x.shape, np.float32)  # exact, and numpy compares float32 much faster
+        load(x, real)
+        x = real
     least, greatest = x.min(axis=axes, keepdims=True), x.max(axis=axes, keepdims=True)
     nans = infs = 0
-    if x.dtype.kind == "f" and not (np.isfinite(_narrow(least)).all() and np.isfinite(_narrow(greatest)).all()):
-        narrow = _narrow(x)
-        nans, infs = int(np.count_nonzero(np.isnan(narrow))), int(np.count_nonzero(np.isinf(narrow)))
-        finite = np.isfinite(narrow)
+    if x.dtype.kind == "f" and not (_finite(least).all() and _finite(greatest).all()):
+        finite = _finite(x)
+        nans = int(np.count_nonzero(np.isnan(x)))
+        infs = x.size - int(np.count_nonzero(finite)) - nans
         least = x.min(axis=axes, keepdims=True, initial=np.inf, where=finite)
         greatest = x.max(axis=axes, keepdims=True, initial=-np.inf, where=finite)
     np.minimum(lo, least, out=lo)
@@ -192,5 +216,6 @@ def spread_of(x: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> tuple[int, int]:
     return nans, infs
 
 
-def _narrow(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float32, copy=False)
+def _finite(x: np.ndarray) -> np.ndarray:
+    """Which values are finite in float32."""
+    return np.isfinite(x.astype(np.float32, copy=False))

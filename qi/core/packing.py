@@ -20,7 +20,7 @@ from qi.typing import Shape
 
 __all__ = ["Packer", "pack", "packed_nbytes", "unpack"]
 
-_PIECE = 1 << 14  # codes at a time, which is all the memory taken beside the result
+_PIECE = 1 << 15  # codes at a time, which is all the memory taken beside the result
 
 
 def _check(bits: int) -> None:
@@ -139,21 +139,21 @@ def _join(codes: np.ndarray, bits: int) -> np.ndarray:
     if bits > 8:
         pairs = codes.astype("<u2").view(np.uint8).reshape(-1, 2)
         return np.packbits(np.unpackbits(pairs, axis=1, bitorder="little")[:, :bits].ravel(), bitorder="little")
-    small = codes.astype(np.uint8)
+    small = codes.view(np.uint8) if codes.dtype.itemsize == 1 and codes.flags.c_contiguous else codes.astype(np.uint8)
     if bits == 8:
         return small
-    small &= np.uint8(2**bits - 1)
+    if bits == 4:
+        pairs = np.bitwise_and(small.view("<u2"), np.uint16(0x0F0F))
+        np.bitwise_or(pairs, pairs >> np.uint16(4), out=pairs)
+        return np.asarray(pairs.astype(np.uint8))
+    if bits == 2:
+        fours = np.bitwise_and(small.view("<u4"), np.uint32(0x03030303))  # 000000dd 000000cc 000000bb 000000aa
+        np.bitwise_or(fours, fours >> np.uint32(6), out=fours)
+        np.bitwise_or(fours, fours >> np.uint32(12), out=fours)
+        return np.asarray(fours.astype(np.uint8))
+    small = small & np.uint8(2**bits - 1)
     if bits == 1:
         return np.packbits(small, bitorder="little")
-    if bits == 2:
-        fours = small.view("<u4")  # 000000dd 000000cc 000000bb 000000aa
-        fours |= fours >> np.uint32(6)
-        fours |= fours >> np.uint32(12)
-        return fours.astype(np.uint8)
-    if bits == 4:
-        pairs = small.view("<u2")
-        pairs |= pairs >> np.uint16(4)
-        return pairs.astype(np.uint8)
     # Eight codes make exactly `bits` bytes: join them in a 64-bit word and keep its low bytes.
     joined = np.bitwise_or.reduce(small.reshape(-1, 8).astype(np.uint64) << _shifts(bits), axis=1).astype("<u8")
     stored: np.ndarray = joined.view(np.uint8).reshape(-1, 8)[:, :bits].ravel()

@@ -95,7 +95,9 @@ register_policy("EinsumDense", [Slot("kernel", input_axis=0)])
 register_policy("Embedding", [Slot("embeddings", channel_axis=0, input_axis=1)])
 register_policy("ReversibleEmbedding", [Slot("embeddings", channel_axis=0, input_axis=1)])
 # The kernels of all gates side by side, for inputs and for states.
-_RECURRENT = [f"{cell}_cell/{kernel}" for cell in ("lstm", "gru", "simple_rnn") for kernel in ("kernel", "recurrent_kernel")]
+_RECURRENT = [
+    f"{cell}_cell/{kernel}" for cell in ("lstm", "gru", "simple_rnn") for kernel in ("kernel", "recurrent_kernel")
+]
 for _name, _first in (("LSTM", 0), ("GRU", 2), ("SimpleRNN", 4)):
     register_policy(_name, [Slot(_path) for _path in _RECURRENT[_first : _first + 2]])
 register_policy("Bidirectional", [Slot(f"*/{_path}") for _path in _RECURRENT])

@@ -297,9 +297,11 @@ def _checked_names(given: dict[str, Any]) -> dict[str, Any]:
     per_channel = _flag("per_channel", given["per_channel"]) or mode is QuantizationMode.DYNAMIC_PER_CHANNEL
     if granularity is None:
         granularity = Granularity.PER_CHANNEL if per_channel else Granularity.PER_TENSOR
+    elif granularity == PerTensor():
+        granularity = Granularity.PER_TENSOR
     elif not isinstance(granularity, CoreGranularity):
         granularity = Granularity(granularity)
-    shared = granularity in (Granularity.PER_TENSOR, PerTensor())
+    shared = granularity is Granularity.PER_TENSOR
     if per_channel and shared:
         raise ConfigError(
             f"expected per_channel and granularity to agree; received per_channel=True, granularity={granularity!s}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from qi.engine.config import QuantizationConfig
 from qi.errors import ConfigError, InputError, UnsupportedError
 
-__all__ = ["array_of", "codes_of", "half", "no_tensor", "placed", "refuse", "untouched"]
+__all__ = ["array_of", "codes_of", "float32_of", "half", "hash_array", "no_tensor", "placed", "refuse", "untouched"]
 
 _HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -69,6 +70,33 @@ def half(x: np.ndarray, config: QuantizationConfig, out: np.ndarray | None) -> t
     with np.errstate(over="ignore"):
         result = np.clip(x.astype(np.float32), -_HALF_MAX, _HALF_MAX).astype(np.float16)
     return placed(result, out), beyond, nans
+
+
+def float32_of(x: np.ndarray) -> np.ndarray:
+    """A copy in float32; what that can't hold is infinite."""
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32)
+
+
+def hash_array(arr: np.ndarray) -> str:
+    """A hash of an array's content, shape and dtype: 32 hexadecimal digits (BLAKE2b), the same in every process.
+
+    Raises:
+        TypeError: It is no array, or one of objects.
+
+    Example:
+        >>> a = np.arange(6)
+        >>> hash_array(a) == hash_array(a.copy())
+        True
+        >>> hash_array(a) == hash_array(a.reshape(2, 3))
+        False
+    """
+    if not isinstance(arr, np.ndarray) or arr.dtype.hasobject:
+        what = f"dtype={arr.dtype}" if isinstance(arr, np.ndarray) else type(arr).__name__
+        raise UnsupportedError(f"expected a numpy array of numbers; received {what}")
+    digest = hashlib.blake2b(f"{arr.dtype.str} {arr.shape} ".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(arr).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def untouched(x: np.ndarray, out: np.ndarray | None) -> np.ndarray:

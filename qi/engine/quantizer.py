@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import warnings
 from collections import OrderedDict
@@ -13,18 +12,17 @@ from typing import Any
 import numpy as np
 
 from qi.core import Granularity, PerChannel, PerTensor, QParams, QTensor, blocked
-from qi.core.scaling import range_of
 from qi.engine import tensors
 from qi.engine.cache import ResultCache
 from qi.engine.config import QuantizationConfig
-from qi.engine.inputs import array_of, codes_of, half, no_tensor, placed, refuse, untouched
+from qi.engine.inputs import array_of, codes_of, float32_of, half, hash_array, no_tensor, placed, refuse, untouched
 from qi.engine.parameters import MAX_LAYERS, exported, imported
-from qi.engine.ranges import params_of, requantized, see
+from qi.engine.ranges import covered, params_of, requantized, see
 from qi.engine.seed_names import SeedNames
-from qi.engine.state import Fixed, State, fitted
+from qi.engine.state import Fixed, State, calibrated, fitted
 from qi.engine.stats import Statistics
 from qi.engine.types import QuantizationType
-from qi.errors import ConfigError, InputError, NotCalibratedError, QuantizationWarning, UnsupportedError
+from qi.errors import InputError, NotCalibratedError, QuantizationWarning, UnsupportedError
 
 __all__ = ["Quantizer"]
 
@@ -133,7 +131,7 @@ class Quantizer(SeedNames):
         with self._changing:
             config = self.config
             sharing = _sharing(config, channel_dim, rank=1)
-            fixed = _calibrated(arrays, sharing, config)
+            fixed = calibrated(arrays, sharing, config)
             self._fix(fixed, config.replace(quantization_mode="calibrated", symmetric=config.is_symmetric))
 
     def compute_scale_and_zero_point(
@@ -276,7 +274,7 @@ class Quantizer(SeedNames):
         state = self._state
         config = state.config_of(layer_name)
         if not _quantized(state, config, layer_name) or config.quantization_type is QuantizationType.FLOAT16:
-            numbers = placed(_float32(array_of(data, validate=True)), out)
+            numbers = placed(float32_of(array_of(data, validate=True)), out)
             self._count(started, dequantize_calls=1, total_values=numbers.size)
             return numbers
         codes = codes_of(data, config)
@@ -314,7 +312,7 @@ class Quantizer(SeedNames):
         x = array_of(data, validate=validate)
         calls = {"quantize_calls": 1, "dequantize_calls": 1, "total_values": 2 * x.size}
         if not _quantized(state, config, layer_name):
-            numbers = _float32(x)
+            numbers = float32_of(x)
             self._count(started, **calls)
             return numbers
         if config.quantization_type is QuantizationType.FLOAT16:
@@ -355,26 +353,7 @@ class Quantizer(SeedNames):
         """Forgets kept results."""
         self._cache.clear()
 
-    @staticmethod
-    def hash_array(arr: np.ndarray) -> str:
-        """A hash of an array's content, shape and dtype: 32 hexadecimal digits (BLAKE2b), the same in every process.
-
-        Raises:
-            TypeError: It is no array, or one of objects.
-
-        Example:
-            >>> a = np.arange(6)
-            >>> Quantizer.hash_array(a) == Quantizer.hash_array(a.copy())
-            True
-            >>> Quantizer.hash_array(a) == Quantizer.hash_array(a.reshape(2, 3))
-            False
-        """
-        if not isinstance(arr, np.ndarray) or arr.dtype.hasobject:
-            what = f"dtype={arr.dtype}" if isinstance(arr, np.ndarray) else type(arr).__name__
-            raise UnsupportedError(f"expected a numpy array of numbers; received {what}")
-        digest = hashlib.blake2b(f"{arr.dtype.str} {arr.shape} ".encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(arr).reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+    hash_array = staticmethod(hash_array)
 
     # How it is done.
 
@@ -447,7 +426,7 @@ class Quantizer(SeedNames):
         elif params.scale.size == 1:
             return _scalars(params)
         else:
-            lo, hi = range_of(params.scale, params.zero_point, params.grid)
+            lo, hi = covered(params, config)
         return _scalars(params_of(lo.min(initial=0.0), hi.max(initial=0.0), PerTensor(), config))
 
     def _count(self, started: float, **counts: int) -> None:
@@ -474,29 +453,6 @@ def _sharing(config: QuantizationConfig, channel_dim: int | None, rank: int) -> 
         )
     sharing = config.sharing(channel_dim)
     return PerTensor() if rank == 0 and isinstance(sharing, PerChannel) else sharing
-
-
-def _calibrated(arrays: Sequence[np.ndarray], sharing: Granularity, config: QuantizationConfig) -> Fixed:
-    """What arrays of any shapes show together."""
-    if not config.quantization_type.integer:
-        raise ConfigError(f"expected an integer type to calibrate; received {config.quantization_type.value!r}")
-    size = sum(x.size for x in arrays)
-    if not size:
-        raise InputError("expected calibration_data with at least one number; received none")
-    seen = []
-    for x in arrays:
-        if x.size:
-            seen.append(see(x, sharing, config))
-            refuse(seen[-1].nans, seen[-1].infs, config)
-    if sum(s.nans + s.infs for s in seen) == size:
-        raise InputError("expected calibration_data with finite numbers; received only NaN and infinities")
-    return Fixed.calibrated(seen, sharing)
-
-
-def _float32(x: np.ndarray) -> np.ndarray:
-    """A copy in float32; what that can't hold is infinite."""
-    with np.errstate(over="ignore"):
-        return x.astype(np.float32)
 
 
 def _scalars(params: QParams) -> tuple[float, float]:

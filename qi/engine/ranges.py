@@ -21,9 +21,11 @@ from qi.core import (
 from qi.core.scaling import range_of
 from qi.engine.config import QuantizationConfig
 
-__all__ = ["Seen", "params_of", "requantized", "see"]
+__all__ = ["Seen", "covered", "params_of", "requantized", "see"]
 
 _ROUNDS = 4
+_GREATEST = float(np.finfo(np.float32).max)
+_LARGE = _GREATEST / (1 << 17)  # times the most steps of any grid it is still finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,15 +71,28 @@ def params_of(
     """Parameters of a range, which is stretched to hold 0.
 
     A symmetric range on an unsigned grid has its 0 at the middle code (128 of 256), so that negative numbers have
-    codes as well.
+    codes as well. Every code stands for a finite number: near float32's greatest, ranges end a step earlier.
     """
     grid = config.grid
-    if not config.is_symmetric:
-        return QParams(*asymmetric_params(lo, hi, grid), grid, granularity)
-    absmax = np.maximum(np.maximum(-np.asarray(lo), hi), 0.0)
-    scale = symmetric_scale(absmax, IntGrid(grid.bits), rule)
-    zero_point = np.asarray(0 if grid.signed else 1 << (grid.bits - 1))
+    if config.is_symmetric:
+        absmax = np.maximum(np.maximum(-np.asarray(lo), hi), 0.0)
+        scale = symmetric_scale(absmax, IntGrid(grid.bits), rule)
+        zero_point = np.asarray(0 if grid.signed else 1 << (grid.bits - 1))
+    else:
+        scale, zero_point = asymmetric_params(lo, hi, grid)
+    if scale.size and scale.max() > _LARGE:
+        reach = np.maximum(zero_point - grid.qmin, grid.qmax - zero_point)
+        scale = np.minimum(scale, np.nextafter((_GREATEST / reach).astype(np.float32), np.float32(0)))
     return QParams(scale, zero_point, grid, granularity)
+
+
+def covered(params: QParams, config: QuantizationConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The range that `params_of` makes these parameters of: a symmetric one has no use for the lowest code."""
+    lo, hi = range_of(params.scale, params.zero_point, params.grid)
+    if config.is_symmetric and isinstance(params.grid, IntGrid):
+        middle = (params.grid.qmin + params.grid.qmax + 1) // 2
+        lo = np.where(params.zero_point == middle, -hi, lo)
+    return lo, hi
 
 
 def _finite(x: np.ndarray, granularity: Granularity) -> np.ndarray:
@@ -119,7 +134,7 @@ def requantized(x: np.ndarray, params: QParams, config: QuantizationConfig) -> Q
         error = np.maximum(below, above)
         if not np.any(error > config.requantization_threshold):
             break
-        lo, hi = range_of(params.scale, params.zero_point, params.grid)
+        lo, hi = covered(params, config)
         wider = params_of(lo - below, hi + above, params.granularity, config)
         if float(np.max(np.maximum(*_errors(x, wider)))) >= float(np.max(error)):
             break

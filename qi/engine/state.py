@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
 from qi.core import Granularity, PerChannel, PerGroup, PerTensor, QParams
-from qi.core.scaling import range_of
 from qi.engine.config import QuantizationConfig
-from qi.engine.ranges import Seen, params_of
+from qi.engine.inputs import refuse
+from qi.engine.ranges import Seen, covered, params_of, see
 from qi.errors import ConfigError, InputError, NotCalibratedError
 
-__all__ = ["Fixed", "State", "fitted"]
+__all__ = ["Fixed", "State", "calibrated", "fitted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +78,30 @@ class Fixed:
     @classmethod
     def loaded(cls, params: QParams, axis: int | None, config: QuantizationConfig) -> Self:
         """Given parameters, and the range they cover for grids other than their own."""
-        lo, hi = range_of(params.scale, params.zero_point, params.grid)
+        lo, hi = covered(params, config)
         return cls(lo, hi, axis, params, _form(config))
+
+
+def calibrated(arrays: Sequence[np.ndarray], sharing: Granularity, config: QuantizationConfig) -> Fixed:
+    """What arrays of any shapes show together.
+
+    Raises:
+        InputError: There is no finite number in them, or what the configuration takes for an error.
+        ConfigError: The type has no codes.
+    """
+    if not config.quantization_type.integer:
+        raise ConfigError(f"expected an integer type to calibrate; received {config.quantization_type.value!r}")
+    size = sum(x.size for x in arrays)
+    if not size:
+        raise InputError("expected calibration_data with at least one number; received none")
+    seen = []
+    for x in arrays:
+        if x.size:
+            seen.append(see(x, sharing, config))
+            refuse(seen[-1].nans, seen[-1].infs, config)
+    if sum(s.nans + s.infs for s in seen) == size:
+        raise InputError("expected calibration_data with finite numbers; received only NaN and infinities")
+    return Fixed.calibrated(seen, sharing)
 
 
 def fitted(params: QParams, rank: int, channel_dim: int | None = None) -> QParams:

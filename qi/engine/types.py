@@ -22,8 +22,8 @@ class _Name(StrEnum):
     @classmethod
     def _missing_(cls, value: object) -> Any:
         if isinstance(value, str):
-            for member in cls.__members__.values():
-                if value.lower() in (member.value, member.name.lower()):
+            for name, member in cls.__members__.items():
+                if value.lower() in (member.value, name.lower()):
                     return member
         options = [member.value for member in cls]
         hint = suggest(value, options) if isinstance(value, str) else ""

@@ -95,15 +95,15 @@ def export(
     from qi.keras.emulate import float_graph, model_inputs
     from qi.keras.lower import lower
 
+    options = Options(integer_io, integer_only, packed, opset, dynamic).checked()
     if format == "integers":
         arrays = None if samples is None else model_inputs(qmodel, samples)
         unfit = {"integer_io": integer_io, "opset": opset}
         return export_integers(lower(qmodel), path, samples=arrays, packed=packed, unfit=unfit)
-    options = Options(integer_io, integer_only, packed, opset, dynamic).checked()
     target = Path(path)
     kind = format_of(target, format)
     check_place(target)
-    routed = route(lower(qmodel), kind.target, integer_only=integer_only, packed=packed, dynamic=dynamic)
+    routed = route(lower(qmodel), kind.target, **options.arithmetic)
     data = written(routed, kind, options)
     plain = kind.write(route(float_graph(qmodel), kind.target), Options(opset=opset), b"")
 

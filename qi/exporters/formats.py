@@ -33,7 +33,7 @@ class Format:
         write: makes the bytes of a routed graph, with options and a manifest (b"": none).
         read: gives the manifest of a file (b"": none) and whether one of its inputs takes codes.
         places: says where the activations of a graph are in the file that was written of it with some options.
-        run: gives outputs by name from bytes and inputs.
+        run: gives outputs by name from bytes and inputs; with ``here=True`` in this process, whatever the bytes do to it.
         session: gives a function that runs inputs again and again, for timing.
     """
 
@@ -105,9 +105,10 @@ def _read_onnx(data: bytes) -> tuple[bytes, bool]:
     takes_codes = any(given.type.tensor_type.elem_type in codes for given in model.graph.input)
     text = next((entry.value for entry in model.metadata_props if entry.key == MANIFEST), "")
     try:
-        return inflate(base64.b64decode(text, validate=True)) if text else b"", takes_codes
+        deflated = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise FileFormatError(f"expected a manifest in base64; received {text[:40]!r}") from error
+    return inflate(deflated) if deflated else b"", takes_codes
 
 
 def _onnx_places(data: bytes, graph: QGraph, options: Options) -> Places:
@@ -116,9 +117,10 @@ def _onnx_places(data: bytes, graph: QGraph, options: Options) -> Places:
     return onnx_file.places(graph, opset=options.opset, integer_io=options.integer_io, packed=options.packed)
 
 
-def _run_onnx(data: bytes, inputs: Sequence[np.ndarray], **options: Any) -> Mapping[str, np.ndarray]:
+def _run_onnx(data: bytes, inputs: Sequence[np.ndarray], here: bool = True, **options: Any) -> Mapping[str, np.ndarray]:
     from qi.exporters import onnx_runtime
 
+    del here  # always so
     return onnx_runtime.run(data, inputs, **options)
 
 

@@ -14,7 +14,8 @@ from qi.core import IntGrid, QParams
 from qi.errors import ConfigError, InputError, QuantizationWarning, StrictError
 from qi.exporters.call_views import view_of
 from qi.exporters.formats import format_of
-from qi.exporters.match_graph import CallView, Matching, match, parts_of, shaped_like
+from qi.exporters.import_findings import findings
+from qi.exporters.match_graph import CallView, Matching, match, shaped_like
 from qi.exporters.match_parts import split_gains, split_swish
 from qi.exporters.match_weights import common_bias, weight_quantizer
 from qi.exporters.vendor import Constant, VendorGraph
@@ -152,7 +153,6 @@ class _Import:
     _found: Matching = field(default_factory=Matching)
     _quantizers: dict[int, BaseInferableQuantizer] = field(default_factory=dict)
     _params: dict[int, QParams] = field(default_factory=dict)  # by id(group)
-    _parted: list[str] = field(default_factory=list)
     _edges: list[tuple[Any, int, QParams]] = field(default_factory=list)
 
     # The plan -----------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class _Import:
             self._match(graph)
         usual = plan_activations(graph, book)
         self._count()
-        self._tell_left()
+        self.told += findings(self._views, self._found, self.file)
         plan = ActivationPlan()
         for value in graph.flat_inputs():
             self._decide(value, None, plan, usual)
@@ -197,50 +197,6 @@ class _Import:
                 f"expected a file that was made from this model; of the {self.weights_in_file} quantized weights of "
                 f"{self.name!r}, {self.weights_found} are like one of the model's; do give the float model with the very weights"
             )
-
-    def _tell_left(self) -> None:
-        """What the file does and the model doesn't, by layer: LayerNormalization in parts, say."""
-        settled = self.file.settled
-        matched = {id(node): view.call.path for view in self._views if (node := self._found.nodes.get(id(view.call)))}
-        lost = [n.weight.name for n in self.file.nodes if id(n) not in matched and n.weight is not None and n.weight.quantized]
-        self._tell(lost, "quantized weights of the file are like none of the model's, and aren't imported")
-        placed = {id(tensor) for tensor in self._found.places.values()}
-        left = [n for n in self._found.left if n.weight is None and any(map(settled, n.outputs))]
-        left = [n for n in left if all(id(t) not in placed for t in n.outputs)]
-        left = [n for n in left if {self.file.stated(t) for t in n.inputs} != set(map(settled, n.outputs))]
-        parts, where = parts_of(self._views, self._found, self.file), dict[str, set[str]]()
-        for node in left:
-            where.setdefault(parts.get(id(node), ""), set()).add(node.kind)
-        for path, kinds in where.items():
-            layer = f"layer {path!r}, which the file takes apart" if path else "no layer of the model"
-            self.told.append(
-                f"operations of the file ({', '.join(sorted(kinds))}) belong to {layer}: their codes aren't imported, and the "
-                "model may answer otherwise"
-            )
-        nodes = [(node, matched[id(node)]) for node in self.file.nodes if id(node) in matched]
-        self._tell(
-            [path for node, path in nodes if node.kind != "norm" and any(map(_many_codes, node.constants))],
-            "layers add or multiply constants, which the file rounded in its own way: the model may answer otherwise",
-        )
-        self._tell(
-            [path for node, path in nodes if node.real and self.file.stated(node.inputs[0]) is not None],
-            "layers take codes and are done in real numbers, which our own files do in steps of their own: numbers behind them may "
-            "differ by a step",
-        )
-        self._tell(
-            [path for node, path in nodes if node.dynamic],
-            "layers take what the file rounds to codes as it comes, row by row, which only its runtime does: the model may answer "
-            "otherwise",
-        )
-        self._tell(
-            [path for node, path in nodes if node.plain],
-            "layers have weights that the file makes real numbers of, and nothing else is rounded there: do emulate and export the "
-            "model with dynamic=False",
-        )
-
-    def _tell(self, names: list[str], what: str) -> None:
-        if names:
-            self.told.append(f"{len(names)} {what} ({', '.join(map(repr, names))})")
 
     def _decide(self, value: Any, given: tuple[CallView, list[QParams | None]] | None, plan: Any, usual: Any) -> None:
         """What becomes of a value: a scale of its own, that of an input, or none."""
@@ -304,7 +260,7 @@ class _Import:
             stated = next(
                 (self.file.stated(t) for t in (node.inputs if node else ()) if self.file.root(t) is place), None
             )
-            stated = _times(stated, self._found.factor(value))
+            stated = _times(stated, self._found.factor(value)) if id(value) not in self._found.folded else None
             if stated is not None and stated != own and value.is_float:
                 self._edges.append((view.call, i, stated))
             found.append(own if stated is None else stated)
@@ -333,9 +289,6 @@ class _Import:
                 variables[path].assign(array.reshape(tuple(variables[path].shape)))
             return frozen_wrapper(layer, quantizer)
 
-        self._tell(
-            self._parted, "layers have a bias before which the file rounds to codes, which no layer does: results may differ"
-        )
         weights = wrap_layers(graph, ready.book, ready.kept, reasons | ready.notes, types, wrap)
         insert_holders(graph, ready.plan, self._quantizers)
         self._insert_edges(graph)
@@ -393,10 +346,9 @@ class _Import:
         if own is None and any(bias.data.any() for bias in biases):
             self.told.append(f"the file adds a bias in {call.path!r}, which has none in the model: it is left out")
         fitting = own is not None and all(bias.data.size == int(np.prod(own.shape)) for bias in biases)
-        if biases and fitting and gain is None:  # with a gain, the file may add it in that other place, too
+        apart = gain is not None or any(id(value) in self._found.folded for value in call.inputs)
+        if biases and fitting and not apart:  # otherwise the file may add it elsewhere, or more than it
             values["bias"] = common_bias(to_numpy(own), biases)
-        if any(node is not None and node.parted for node in nodes):
-            self._parted.append(call.path)
         return {view.path: quantizer}, values
 
     def _assign_norms(self) -> None:
@@ -409,7 +361,11 @@ class _Import:
                 continue
             variables = weights_of(view.call.op)
             for path, constant in zip(("gamma", "beta"), node.constants, strict=False):
-                if constant.quantized and path in variables and constant.data.size == int(np.prod(variables[path].shape)):
+                if (
+                    constant.quantized
+                    and path in variables
+                    and constant.data.size == int(np.prod(variables[path].shape))
+                ):
                     variables[path].assign(constant.real().reshape(tuple(variables[path].shape)))
 
     def _insert_edges(self, graph: Any) -> None:
@@ -457,11 +413,6 @@ def _times(params: QParams | None, factor: float) -> QParams | None:
         if params is None or factor == 1.0
         else QParams(params.scale * np.float32(factor), params.zero_point, params.grid)
     )
-
-
-def _many_codes(constant: Constant) -> bool:
-    """Whether a constant has more than one number, which no step to another scale leaves alone."""
-    return constant.quantized and constant.data.size > 1
 
 
 def _equal(a: Constant, b: Constant) -> bool:

@@ -11,9 +11,9 @@ import numpy as np
 from qi.errors import UnsupportedError
 from qi.ir import Op
 from qi.ir.fixed_functions import ratio
+from qi.ir.fixed_softmax import fixed_exponentials
 from qi.ir.kinds import kernel_of
 from qi.ir.linear import LINEAR
-from qi.ir.fixed_softmax import fixed_exponentials
 from qi.ir.reference import linear_factor, matrix_factor, mean_factor, sum_factors
 
 __all__ = ["Parameters", "fixed_point"]

@@ -131,13 +131,13 @@ Over `axes`; they stay as sizes of 1 where `keepdims`. Their `count` is divided 
 `y = clip(TWICE(x - zx, multiplier, shift) + zy)` where `x >= zx`, else
 `y = clip(TWICE((x - zx) * (slope - zs), negative_multiplier, negative_shift) + zy)`.""",
     "softmax": """\
-Along `axis`. `table[d]` is `exp(-scale_of_x * d)` in Q31. With `HIGH(a, b) = TWICE(a, b, 0)`, `e[i] = table[max - x[i]]`
-(`max`: the greatest code along the axis), `total` the sum of all `TWICE(e[i], 2^30, -11)` and `zeros` the number of
-leading zeros of `total` in 32 bits, the reciprocal is found by Newton's method:
+Along `axis`. `table[d]` is `exp(-scale_of_x * d)` in Q31. `HIGH(a, b)` is `TWICE(a, b, 0)`, and `NEAR(h, right)` the third
+step of TWICE alone. With `e[i] = table[max - x[i]]` (`max`: the greatest code along the axis), `total` the sum of all
+`NEAR(e[i], 12)` and `zeros` the number of leading zeros of `total` in 32 bits, the reciprocal is found by Newton's method:
     1. `half = (total << zeros) >> 1`, unsigned; `r = 1515870810 + HIGH(half, -1010580540)`
     2. three times: `r = r + 4 * HIGH(r, 2^29 - HIGH(half, r))`
     3. `factor = 2 * r`, saturated to 2^31 - 1
-`y[i] = clip(TWICE(HIGH(factor, e[i]), 2^30, zeros - 34) + zy)`.""",
+`y[i] = clip(NEAR(HIGH(factor, e[i]), 35 - zeros) + zy)`.""",
     "resize_bilinear": """\
 To `size = [rows, columns]`. For each axis, of `n` places to be made `s`:
 `step = floor((1024 * n + floor(s / 2)) / s)`; output place `i` lies at `at = i * step + floor(step / 2) - 512`,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,24 +21,21 @@ import qi.errors
 from qi.errors import FileFormatError, InputError, MissingDependencyError, QiError
 from qi.exporters.formats import FORMATS
 
-__all__ = ["limit_memory", "run_isolated", "run_module"]
+__all__ = ["run_isolated"]
 
 _SECONDS = 300
 _BYTES = 8 * 2**30  # of addresses, beside a generous multiple of what is run
 _TOLD = 3  # exit code of an error that says what is wrong
 
 
-def run_isolated(
-    format: str, data: bytes, inputs: Sequence[np.ndarray], *, threads: int = 1, tensors: Sequence[str] = ()
-) -> Mapping[str, np.ndarray]:
+def run_isolated(format: str, data: bytes, inputs: Sequence[np.ndarray], **options: Any) -> Mapping[str, np.ndarray]:
     """What `qi.exporters.formats.Format.run` gives, or an error: never the end of this process.
 
     Args:
         format: a name of `FORMATS`.
         data: the file.
         inputs: one array for each input.
-        threads: for the runtime.
-        tensors: names of further tensors that are wanted.
+        options: of that function, plain JSON values: threads, tensors...
 
     Raises:
         FileFormatError: the runtime refuses the file, dies of it, takes too much memory or doesn't end.
@@ -45,9 +43,9 @@ def run_isolated(
     """
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {f"input_{i}": np.asarray(array) for i, array in enumerate(inputs)}
-    words = np.asarray([format, str(threads), *tensors])
+    words = np.asarray([format, json.dumps({key: _plain(value) for key, value in options.items()})])
     np.savez(buffer, data=np.frombuffer(data, np.uint8), words=words, **arrays)
-    done = run_module(__name__, buffer.getvalue(), format)
+    done = _run(buffer.getvalue(), format)
     if done.returncode == 0:
         with np.load(io.BytesIO(done.stdout), allow_pickle=False) as found:
             return {name: found[f"array_{i}"] for i, name in enumerate(found["names"].tolist())}
@@ -59,13 +57,12 @@ def run_isolated(
     raise kinds.get(name, FileFormatError)(text)
 
 
-def run_module(module: str, content: bytes, runtime: str) -> subprocess.CompletedProcess[bytes]:
-    """Runs a module of this very QI in a process of its own.
+def _plain(value: Any) -> Any:
+    return [str(name) for name in value] if isinstance(value, (list, tuple)) else value
 
-    Args:
-        module: its name.
-        content: its input.
-        runtime: what runs there, for the error.
+
+def _run(content: bytes, format: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs this module of this very QI in a process of its own.
 
     Raises:
         FileFormatError: it doesn't end.
@@ -73,16 +70,16 @@ def run_module(module: str, content: bytes, runtime: str) -> subprocess.Complete
     root = str(Path(qi.errors.__file__).parents[1])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": paths}
-    command = [sys.executable, "-m", module]
+    command = [sys.executable, "-m", __name__]
     try:
         return subprocess.run(
             command, input=content, capture_output=True, timeout=_SECONDS, check=False, env=environment
         )
     except subprocess.TimeoutExpired as error:
-        raise FileFormatError(f"expected a file that {runtime} runs; it wasn't done after {_SECONDS} s") from error
+        raise FileFormatError(f"expected a file that {format} runs; it wasn't done after {_SECONDS} s") from error
 
 
-def limit_memory(size: int) -> None:
+def _limit_memory(size: int) -> None:
     """Makes too large an allocation an error, where the system can."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
@@ -94,10 +91,10 @@ def _main() -> int:
     content = sys.stdin.buffer.read()
     with np.load(io.BytesIO(content), allow_pickle=False) as given:
         inputs = [given[f"input_{i}"] for i in range(sum(name.startswith("input_") for name in given.files))]
-        data, (format, threads, *tensors) = given["data"].tobytes(), given["words"].tolist()
-    limit_memory(len(content))
+        data, (format, options) = given["data"].tobytes(), given["words"].tolist()
+    _limit_memory(len(content))
     try:
-        found = FORMATS[format].run(data, inputs, threads=int(threads), tensors=tensors)
+        found = FORMATS[format].run(data, inputs, here=True, **json.loads(options))
     except (QiError, MemoryError) as error:
         sys.stderr.write(f"\n{type(error).__name__}: {' '.join(str(error).split())}\n")
         return _TOLD

@@ -17,8 +17,8 @@ import qi.exporters.litert_norms
 import qi.exporters.litert_recurrent  # noqa: F401 - the modules register what they write
 from qi.core import IntGrid
 from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
+from qi.exporters.isolated import run_isolated
 from qi.exporters.litert_check import check, with_outputs
-from qi.exporters.litert_child import run_isolated
 from qi.exporters.litert_file import Draft
 from qi.exporters.litert_ops import WRITERS
 from qi.ir.graph import QGraph, Tensor
@@ -102,7 +102,13 @@ def _output(draft: Draft, tensor: Tensor, integer_io: bool) -> int:
 
 
 def run(
-    data: bytes, inputs: Sequence[np.ndarray], *, threads: int = 1, reference: bool = False, tensors: Sequence[str] = ()
+    data: bytes,
+    inputs: Sequence[np.ndarray],
+    *,
+    threads: int = 1,
+    reference: bool = False,
+    tensors: Sequence[str] = (),
+    here: bool = False,
 ) -> dict[str, np.ndarray]:
     """Runs a LiteRT file in its own runtime.
 
@@ -112,6 +118,7 @@ def run(
         threads: for the runtime.
         reference: with its reference kernels instead of XNNPACK's.
         tensors: names of tensors within, whose arrays (codes where they hold codes) are wanted as well.
+        here: whether to run it in this process even if we didn't write it: a damaged one ends that.
 
     Returns:
         arrays by the outputs' names in the signature, then by the names in `tensors`, which win.
@@ -125,31 +132,19 @@ def run(
     unknown = [name for name in tensors if name not in contents.names]
     if unknown:
         raise InputError(f"expected names of tensors in the file; received {unknown[:5]}")
-    wanted = {**dict(contents.outputs), **{name: contents.names[name] for name in tensors}}
     arrays = [np.asarray(array) for array in inputs]
-    if tensors:
-        data = with_outputs(data, sorted(set(wanted.values())))
-    if contents.sealed:
-        return execute(data, arrays, wanted, threads, reference)
-    return run_isolated(data, arrays, wanted, threads, reference)
+    if not contents.sealed and not here:
+        options = {"threads": threads, "reference": reference, "tensors": tensors}
+        return dict(run_isolated("litert", data, arrays, **options))
+    wanted = {**dict(contents.outputs), **{name: contents.names[name] for name in tensors}}
+    data = with_outputs(data, sorted(set(wanted.values()))) if tensors else data
+    return _execute(data, arrays, wanted, threads, reference)
 
 
-def execute(
+def _execute(
     data: bytes, inputs: Sequence[np.ndarray], wanted: Mapping[str, int], threads: int, reference: bool
 ) -> dict[str, np.ndarray]:
-    """Runs a file in this process, which a damaged one ends.
-
-    Args:
-        data: a file that can be trusted.
-        inputs: its inputs.
-        wanted: numbers of tensors by the names under which they are wanted.
-        threads: for the runtime.
-        reference: with its reference kernels.
-
-    Raises:
-        FileFormatError: the runtime refuses it.
-        InputError: inputs of another number, shape or type.
-    """
+    """Runs a file in this process; `wanted` has numbers of tensors by the names under which they are wanted."""
     interpreter = _interpreter(data, threads, reference)
     _check_inputs(interpreter.get_input_details(), inputs)
     try:

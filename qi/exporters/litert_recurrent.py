@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qi.core import PerGroup
+from qi.core import IntGrid, PerGroup
 from qi.exporters.litert_file import Draft
 from qi.exporters.litert_ops import writer
 from qi.exporters.litert_unrolled import columns_of, real_kernel, unrolled_lstm
@@ -22,11 +22,14 @@ _RESET = np.float32(1e30)  # closes gates whose weights have the smallest of sca
 
 
 def _fuses(op: Op) -> bool:
-    """Whether the fused operator can do an LSTM: its gates are sigmoids."""
+    """Whether the fused operator can do an LSTM: its gates are sigmoids, and a step of ours can close them."""
     if op.attrs["recurrent_activation"] != "sigmoid" or op.attrs["activation"] not in _FUSED:
         return False
     qparams = op.inputs[1].qparams
-    return qparams is None or not (isinstance(qparams.granularity, PerGroup) or qparams.zero_point.any())
+    if qparams is None:
+        return True
+    signed = isinstance(qparams.grid, IntGrid) and qparams.grid.signed and not qparams.zero_point.any()
+    return signed and not isinstance(qparams.granularity, PerGroup)
 
 
 @writer("lstm")
@@ -41,11 +44,11 @@ def _fused(draft: Draft, op: Op) -> None:
     """One operator for all steps, on one sample: LiteRT fixes the size of its states when a file is read.
 
     They are also kept from one run to the next, as if sequences went on. A step of our own in front forgets them: it alone has a
-    value in one more feature, whose weights close all gates.
+    value in one more feature, whose weights close all gates. Only NaN outlives it, where inputs are real numbers and hold any.
     """
     (kernel, recurrent), units = op.inputs[1:3], int(op.inputs[2].shape[0] or 0)
     parts = [(g * units, (g + 1) * units) for g in range(GATES["lstm"])]
-    given = [real_kernel(draft, op, columns_of(_with_reset(op, kernel), *part)) for part in parts]
+    given = [real_kernel(draft, op, columns_of(_with_reset(kernel), *part)) for part in parts]
     given += [real_kernel(draft, op, columns_of(recurrent, *part)) for part in parts]
     bias = split_bias(op, op.inputs[3].values() if len(op.inputs) > 3 else None)[0]
     biases = [draft.constant(f"{op.y.name}/bias", bias[first:last]) for first, last in parts]
@@ -64,12 +67,13 @@ def _fused(draft: Draft, op: Op) -> None:
     _cut(draft, op, y)
 
 
-def _with_reset(op: Op, kernel: Tensor) -> Tensor:
+def _with_reset(kernel: Tensor) -> Tensor:
     """A kernel with one more input, which closes the gates for input, states and output, and gives no candidate."""
-    lowest = kernel.grid.qmin if kernel.qparams is not None and kernel.grid.signed else -1
-    row = np.full(kernel.shape[1], lowest, np.asarray(kernel.data).dtype)
+    data = np.asarray(kernel.data)
+    lowest = kernel.grid.qmin if kernel.quantized else -1
+    row = np.full(data.shape[1], lowest, data.dtype)
     row.reshape(GATES["lstm"], -1)[2] = 0
-    data = np.concatenate([np.asarray(kernel.data), row[None]])
+    data = np.concatenate([data, row[None]])
     return Tensor(kernel.name, data.shape, kernel.dtype, kernel.qparams, data)
 
 
@@ -94,4 +98,6 @@ def _cut(draft: Draft, op: Op, y: int) -> None:
     values = {"begin": [0, 1 if sequences else -1, 0], "end": [0, 0, 0], "strides": [1, 1, 1]}
     further = [draft.numbers(f"{op.y.name}/{name}", value) for name, value in values.items()]
     masks = {"beginMask": 0b101, "endMask": 0b111, "shrinkAxisMask": 0 if sequences else 0b010}
-    draft.operator("STRIDED_SLICE", [y, *further], [draft.tensor(op.y)], 1, draft.options("StridedSliceOptions", **masks))
+    draft.operator(
+        "STRIDED_SLICE", [y, *further], [draft.tensor(op.y)], 1, draft.options("StridedSliceOptions", **masks)
+    )

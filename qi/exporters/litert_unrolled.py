@@ -91,7 +91,9 @@ class _Steps:
         if x.data is not None:
             return [self.row(array) for array in np.split(x.data[0], np.cumsum(parts)[:-1] * self.units)]
         made = [self.tensor((*x.shape[:-1], part * self.units)) for part in parts]
-        sizes, axis = (self.constant(np.asarray(v, np.int32)) for v in (np.multiply(parts, self.units), len(x.shape) - 1))
+        sizes, axis = (
+            self.constant(np.asarray(v, np.int32)) for v in (np.multiply(parts, self.units), len(x.shape) - 1)
+        )
         options = self.draft.options("SplitVOptions", numSplits=len(parts))
         given, result = ([self.draft.tensor(t) for t in tensors] for tensors in ((x, sizes, axis), made))
         self.draft.operator("SPLIT_V", given, result, 1, options)
@@ -121,11 +123,16 @@ def _unrolled(draft: Draft, op: Op, parts: Sequence[int], prepare: Callable[[_St
     count = op.x.shape[1]
     if count is None or not 0 < count <= MOST_STEPS:
         length = "an open length" if count is None else f"{count} steps"
-        ways = f"give the model an Input of 1 to {MOST_STEPS} steps, use an LSTM with its default activations, or export for ONNX Runtime"
+        ways = (
+            f"give the model an Input of 1 to {MOST_STEPS} steps, use an LSTM with its default activations, or export for "
+            "ONNX Runtime"
+        )
         raise refuse(op, f"on sequences of {length}, which LiteRT has no operator for", ways)
     steps = _Steps(draft, op)
     product = steps.product(op.x, real_kernel(draft, op, op.inputs[1]), steps.given_bias)
-    given = [_unpacked(steps, column, count) for column in (steps.split(product, parts) if len(parts) > 1 else [product])]
+    given = [
+        _unpacked(steps, column, count) for column in (steps.split(product, parts) if len(parts) > 1 else [product])
+    ]
     write, state, states = prepare(steps), None, []
     for t, products in enumerate(zip(*given, strict=True)):
         steps.last = t == count - 1

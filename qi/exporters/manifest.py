@@ -39,6 +39,11 @@ class Options:
     opset: int | None = None
     dynamic: bool = True
 
+    @property
+    def arithmetic(self) -> dict[str, bool]:
+        """Those that decide what the file computes: the arguments of `qi.ir.routing.route` of these names."""
+        return {"integer_only": self.integer_only, "packed": self.packed, "dynamic": self.dynamic}
+
     def checked(self) -> Options:
         """The options, if each is of its type.
 

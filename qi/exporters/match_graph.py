@@ -59,6 +59,8 @@ class Matching:
             has as a step of its own. Absent where it doesn't.
         factors: by what a value differs from its tensor for that reason, by ``id(value)``; absent where it doesn't.
         left: operations of the file that are no call of the model.
+        folded: results of calls that the file made part of what follows, by ``id(value)``: the sum with a constant, say, which is
+            in the next bias there.
     """
 
     nodes: dict[int, VendorNode] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Matching:
     gains: dict[int, np.ndarray] = field(default_factory=dict)
     factors: dict[int, float] = field(default_factory=dict)
     left: list[VendorNode] = field(default_factory=list)
+    folded: set[int] = field(default_factory=set)
 
     def place(self, value: Any) -> VendorTensor | None:
         """The tensor of a value, or of what it merely moves."""
@@ -330,7 +333,20 @@ class _Walk:
                     )
                     self._take(view, node)
                     changed = True
+        self._part_folded()
         self.found.left = [n for n in self.file.nodes if n.kind not in TRANSPARENT and id(n) not in self._taken]
+
+    def _part_folded(self) -> None:
+        """Takes tensors from values that can't be theirs: what gives these is no operation of the file, nor moves its input."""
+        for view in self.views:
+            if view.kind == "move" or id(view.call) in self.found.nodes:
+                continue
+            before = [self.found.place(value) for value in view.call.inputs]
+            for value in view.call.outputs:
+                place = self.found.places.get(id(value))
+                if place is not None and any(place is tensor for tensor in before):
+                    del self.found.places[id(value)]
+                    self.found.folded.add(id(value))
 
     def _forwards(self, view: CallView) -> VendorNode | None:
         """The node of a call's kind that takes the tensors of its inputs."""

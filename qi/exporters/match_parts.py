@@ -40,11 +40,15 @@ def split_swish(graph: Any, file: VendorGraph) -> None:
         first = Call(sigmoid, path, call.site.replace(call.path, path, 1), [x], [], split_from=call)
         middle = Value(result.shape, result.dtype, first)
         first.outputs = [middle]
-        inputs = lambda tensors: ((list(tensors),), {})
-        second = Call(product, call.path, call.site, [x, middle], [result], inputs, split_from=call)
+        second = Call(product, call.path, call.site, [x, middle], [result], _listed, split_from=call)
         result.producer = second
         at = graph.calls.index(call)
         graph.calls[at : at + 1] = [first, second]
+
+
+def _listed(tensors: list[Any]) -> tuple[Any, Any]:
+    """The arguments of a layer that takes a list."""
+    return (list(tensors),), {}
 
 
 def _is_swish(file: VendorGraph, node: VendorNode) -> bool:

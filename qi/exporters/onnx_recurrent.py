@@ -40,7 +40,10 @@ def _functions(op: Op) -> dict[str, Any]:
     attrs: dict[str, Any] = {"activations": [_FUNCTIONS[name] for name in names]}
     taking = [name for name in names if name in _ALPHA]
     if taking:
-        attrs |= {"activation_alpha": [_ALPHA[name] for name in taking], "activation_beta": [_BETA[name] for name in taking]}
+        attrs |= {
+            "activation_alpha": [_ALPHA[name] for name in taking],
+            "activation_beta": [_BETA[name] for name in taking],
+        }
     return attrs
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from qi.core import IntGrid
 from qi.core.affine import quantize
-from qi.core.packing import unpack
 from qi.core.qparams import QParams
 from qi.errors import FileFormatError
 from qi.exporters.onnx_runtime import parsed
+from qi.exporters.read_blocks import ROUNDS_INPUTS, block_weight
 from qi.exporters.vendor import Constant, VendorGraph, VendorNode, VendorTensor, activation_params, along, attach_biases
 from qi.optional import require
 
@@ -55,7 +55,6 @@ _KINDS = {
     "Pad": "move",
 }
 _STEPS = ("norm", "softmax")  # of real numbers there, of codes in our own files
-_ROUNDS_INPUTS = 4  # a level of accuracy, of products with blocks
 _SAME = ("Identity", "Cast", "Dropout")
 # Operations on codes, by what they compute: (operand, scale, zero point) triples, the output's scale, weight and bias by place.
 _ON_CODES: dict[str, tuple[str, int, int, int | None]] = {
@@ -444,35 +443,21 @@ class _Reader:
         """A product of matrices; where weights come in blocks, ONNX Runtime makes it one that rounds what it takes."""
         del attrs
         self._weighted(node, names, 1, lambda a: a)
-        weight = self._nodes[-1].weight
-        self._nodes[-1].dynamic = weight is not None and weight.scale is not None and weight.scale.shape == weight.data.shape
+        made = self._nodes[-1]
+        scale = made.weight.scale if made.weight is not None else None
+        made.dynamic = scale is not None and made.weight is not None and scale.shape == made.weight.data.shape
 
     def _blocks(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
-        """A product with weights of few bits and a scale for each block of them: [outputs, blocks, bytes], the lower bits first.
-
-        Raises:
-            FileFormatError: sizes that don't fit.
-        """
-        bits, size, (count, depth) = attrs.get("bits", 4), attrs["block_size"], (attrs["N"], attrs["K"])
-        codes, scales, zeros = (self._array(name) for name in (*names[1:4], *[""] * 3)[:3])
-        shape = (count, -(-depth // size))
-        if bits not in (2, 4, 8) or codes is None or scales is None or codes.dtype != np.uint8 or scales.size != shape[0] * shape[1]:
+        """A product with weights of few bits and a scale for each block of them."""
+        codes, scales, zeros = (self._array(name) for name in (*names[1:4], "")[:3])
+        weight = block_weight(names[1], codes, scales, zeros, attrs)
+        if weight is None:
             self._emit("matmul", names, self._outputs(node))
             return
-        whole = unpack(codes.reshape(-1), bits, (*shape, size), signed=False).reshape(count, -1)[:, :depth]
-        factors = np.repeat(scales.reshape(shape), size, 1)[:, :depth].astype(np.float32)
-        offsets = np.full(shape, 1 << (bits - 1), np.int64)
-        if zeros is not None:
-            row = -(-shape[1] * bits // 8) * 8 // bits  # each row of them ends with a byte
-            offsets = unpack(zeros.reshape(-1), bits, (count, row), signed=False)[:, : shape[1]].astype(np.int64)
-        weight = self._checked(
-            Constant(names[1], whole.T, factors.T, np.repeat(offsets, size, 1)[:, :depth].T, bits)
-        )
         bias = self._table.get(names[5]) if len(names) > 5 else None
-        self._emit(
-            "linear", names[:1], self._outputs(node), weight=weight, bias=bias if isinstance(bias, Constant) else None
-        )
-        self._nodes[-1].dynamic = attrs.get("accuracy_level", 0) == _ROUNDS_INPUTS
+        bias = bias if isinstance(bias, Constant) else None
+        made = self._emit("linear", names[:1], self._outputs(node), weight=self._checked(weight), bias=bias)
+        made.dynamic = attrs.get("accuracy_level", 0) == ROUNDS_INPUTS
 
     def _gather(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
         table = self._of(names[0])

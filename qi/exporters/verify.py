@@ -60,9 +60,7 @@ class Verification:
             **self.proof.to_dict(),
             "identical_bytes": self.identical,
             "integer_io": self.options.integer_io,
-            "integer_only": self.options.integer_only,
-            "packed": self.options.packed,
-            "dynamic": self.options.dynamic,
+            **self.options.arithmetic,
         }
 
     def __str__(self) -> str:
@@ -77,7 +75,15 @@ class Verification:
 
 
 def verify(
-    path: str | os.PathLike[str], qmodel: Any, samples: Any = None, *, threads: int = 1, format: str | None = None
+    path: str | os.PathLike[str],
+    qmodel: Any,
+    samples: Any = None,
+    *,
+    threads: int = 1,
+    format: str | None = None,
+    integer_only: bool | None = None,
+    packed: bool | None = None,
+    dynamic: bool | None = None,
 ) -> Verification:
     """Runs a file in its runtime, and the twin of a model beside it, on the same samples.
 
@@ -87,6 +93,10 @@ def verify(
         samples: as ``predict`` takes them; by default 64 seeded ones, uniform over the calibrated range.
         threads: of the runtime.
         format: "litert" or "onnx", where the path doesn't tell.
+        integer_only: as of `qi.export`; by default as the file's manifest says. Without a manifest, all that isn't given is
+            tried, the likeliest first.
+        packed: likewise.
+        dynamic: likewise.
 
     Returns:
         what it showed: ``exact``, the differences, the first tensor that differs; ``print`` shows it.
@@ -121,7 +131,10 @@ def verify(
     graph = lower(qmodel)
     arrays = None if samples is None else model_inputs(qmodel, samples)
     try:
-        candidates = _candidates(graph, kind, [options_of(text)] if text else _likely(takes_codes))
+        asked = {"integer_only": integer_only, "packed": packed, "dynamic": dynamic}
+        known = {name: value for name, value in asked.items() if value is not None}
+        written_with = [options_of(text)] if text else _likely(takes_codes)
+        candidates = _candidates(graph, kind, [replace(options, **known) for options in written_with])
         own = [entry[:2] for entry in candidates if entry[2] == data]
         # What isn't of our own writing may be anything.
         runs = kind if own else replace(kind, run=partial(run_isolated, kind.name))
@@ -160,8 +173,7 @@ def _candidates(graph: QGraph, kind: Format, likely: Sequence[Options]) -> list[
     found: dict[tuple[str, bool, bool], tuple[Options, QGraph, bytes]] = {}
     refusals = []
     for options in likely:
-        how = {"integer_only": options.integer_only, "packed": options.packed, "dynamic": options.dynamic}
-        routed = route(graph, kind.target, **how)
+        routed = route(graph, kind.target, **options.arithmetic)
         # ONNX files of packed weights have operations of their own.
         key = str(routed), options.packed and kind.name == "onnx", options.integer_io
         if key in found:

@@ -138,10 +138,11 @@ def normalized(
     """
     xp = namespace_of(q)
     size = np.float32(count)
+    divisor, factor = (xp.asarray(number) for number in (size, np.float32(1) / size))
 
     def mean_of(a: Array) -> Array:
         total = xp.sum(a, axis=axes, keepdims=True)
-        return xp.divide(total, size) if rounded else xp.multiply(total, np.float32(1) / size)
+        return xp.divide(total, divisor) if rounded else xp.multiply(total, factor)
 
     variance = mean_of(q * q)
     if centred:
@@ -149,8 +150,8 @@ def normalized(
         variance = variance - mean * mean
         variance = xp.maximum(variance, xp.zeros_like(variance)) if epsilon < SMALL_EPSILON else variance
         q = q - mean
-    variance = variance + epsilon
-    root = xp.sqrt(variance)
+    variance = variance + xp.asarray(epsilon)
+    root = xp.cast(xp.sqrt(xp.cast(variance, "float64")), "float32")  # rounded rightly; torch's own in float32 isn't
     if not rounded:
         root = xp.multiply(root + xp.divide(variance, root), _HALF)
     return xp.divide(q, root)

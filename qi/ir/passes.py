@@ -18,7 +18,7 @@ __all__ = ["PASSES", "fuse"]
 
 _TAKES_ACTIVATION = LINEAR | {"add", "sub", "mul"}
 _INT32 = np.iinfo(np.int32)
-_MOST_STEPS = 2.0**30  # of a bias, which leaves as much for the sums
+_MOST_STEPS = {True: 2.0**30, False: 2.0**26}  # of a bias, by whether weights lie in bytes; XNNPACK shifts packed sums by 4 bits
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -160,6 +160,8 @@ def quantize_biases(graph: QGraph) -> None:
         x, w, bias = op.inputs
         if not (x.quantized and w.quantized and op.y.quantized):
             continue
+        if not np.all(np.isfinite(bias.values())):
+            raise InputError(f"expected finite biases; received NaN or infinity in layer {op.source!r}; do train it anew")
         w = op.inputs[1] = _coarsened(x, w, bias)
         exact = np.rint(bias.values().astype(np.float32) / scale_of_sums(x, w)).astype(np.float64)
         if not np.all(np.abs(exact) <= _INT32.max):
@@ -174,14 +176,15 @@ def quantize_biases(graph: QGraph) -> None:
 def _coarsened(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
     """Weights of a scale at which int32 holds the bias: as they are, but in channels that are as good as dead.
 
-    Where training let a channel's weights fade away, its bias may be 2**30 steps of its sums and more. All that such weights
+    Where training let a channel's weights fade away, its bias may be 2**30 steps of its sums and more (kernels of packed
+    weights hold less: 2**26). All that such weights
     can add to it lies below the rounding of float32, so fewer of their bits change nothing.
     """
     qparams = w.qparams
     if qparams is None or w.data is None or isinstance(qparams.granularity, PerGroup):
         return w
     scales = w.scales().astype(np.float64)
-    least = np.abs(bias.values().reshape(-1).astype(np.float64)) / (_MOST_STEPS * float(x.scale))
+    least = np.abs(bias.values().reshape(-1).astype(np.float64)) / (_MOST_STEPS[w.grid.bits > 4] * float(x.scale))
     least = np.maximum(least if scales.size > 1 else least.max(initial=0.0), _SMALLEST / float(x.scale))
     if not np.all(np.isfinite(least)) or np.all(scales >= least):
         return w

@@ -76,7 +76,7 @@ def _lstm(
         nonlocal carry
         i, f, c, o = np.split(product + h @ recurrent, 4, axis=1)
         carry = gate(f) * carry + gate(i) * function(c)
-        return gate(o) * function(carry)
+        return np.asarray(gate(o) * function(carry))
 
     return _steps(op, x, kernel, split_bias(op, bias)[0], _zeros(x, recurrent), step)
 
@@ -87,8 +87,8 @@ def _gru(
 ) -> np.ndarray:
     """By gates ``z = f(xz + hz)``, ``r = f(xr + hr)``, ``c = g(xc + r * hc)``: ``h = z * h + (1 - z) * c``.
 
-    With ``x* = x @ kernel + bias`` and ``h* = h @ recurrent + recurrent bias``; without ``reset_after`` the reset comes before the
-    product: ``c = g(xc + (r * h) @ recurrent)``.
+    With ``x* = x @ kernel + bias`` and ``h* = h @ recurrent + recurrent bias``; without ``reset_after`` the reset comes before
+    the product: ``c = g(xc + (r * h) @ recurrent)``.
     """
     gate, function = _function(op, "recurrent_activation"), _function(op, "activation")
     given, inner = split_bias(op, bias)

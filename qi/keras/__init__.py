@@ -6,6 +6,7 @@ from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.emulate import emulate
 from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
 from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
+from qi.keras.exact_softmax import ExactFixedSoftmax
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.inspect import Inspection, inspect_model
 from qi.keras.lower import lower
@@ -21,6 +22,7 @@ __all__ = [
     "BitWidthSchedule",
     "ExactBilinear",
     "ExactDecode",
+    "ExactFixedSoftmax",
     "ExactGrid",
     "ExactPool",
     "ExactRows",

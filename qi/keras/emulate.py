@@ -28,6 +28,7 @@ def emulate(
     *,
     raw: bool = False,
     integer_only: bool = False,
+    packed: bool = False,
     dynamic: bool = True,
     batch_size: int = 64,
     progress: bool = True,
@@ -44,9 +45,10 @@ def emulate(
             microcontrollers).
         raw: the codes themselves (int8; uint8 for ONNX Runtime) in place of what they stand for. Outputs that stay in float are
             given as they are.
-        integer_only: no float islands where an integer kernel exists; as of `qi.export`.
+        integer_only: no float islands where an integer kernel exists; this and the next two as of `qi.export`.
+        packed: whether weights below 8 bits are packed everywhere, which other kernels of LiteRT may compute.
         dynamic: whether Dense layers whose weights alone are quantized round their activations row by row, where the target has a
-            kernel for that; as of `qi.export`.
+            kernel for that.
         batch_size: for arrays.
         progress: whether to show a progress bar.
 
@@ -69,7 +71,7 @@ def emulate(
     """
     if not isinstance(target, str) or target not in TARGETS:
         raise ConfigError(f"expected target to be one of {sorted(TARGETS)}; received target={target!r}")
-    routed = route(lower(qmodel), target, integer_only=integer_only, dynamic=dynamic)
+    routed = route(lower(qmodel), target, integer_only=integer_only, packed=packed, dynamic=dynamic)
     graph = flatten_model(qmodel)
     bar = keras.utils.Progbar(count_batches(x, batch_size), unit_name="batch", verbose=int(progress))
     parts: list[list[np.ndarray]] = []

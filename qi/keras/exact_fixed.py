@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["divided_factor", "half_away", "multiplied_once", "multiplied_twice", "multiplied_up", "multiplier_of"]
+__all__ = ["divided", "divided_factor", "half_away", "multiplied_once", "multiplied_twice", "multiplied_up", "multiplier_of"]
 
 _MOST, _LEAST = 2**31 - 1, -(2**31)
 _REACH = 64  # of the exponents
@@ -50,14 +50,14 @@ def multiplier_of(factor: Any) -> Factor:
     multiplier = ops.where(full, _int64(2**30), multiplier)
     tiny = exponent < -31
     zero = ops.zeros_like(multiplier)
-    return tuple(ops.reshape(ops.where(tiny, zero, part), ops.shape(factor)) for part in (multiplier, exponent))  # type: ignore[return-value]
+    return tuple(ops.reshape(ops.where(tiny, zero, part), ops.shape(factor)) for part in (multiplier, exponent))
 
 
 def _towards_zero(x: Any, by: Any) -> Any:
     return keras.ops.where(x >= 0, _shifted(x, by), -_shifted(-x, by))
 
 
-def _divided(x: Any, by: Any) -> Any:
+def divided(x: Any, by: Any) -> Any:
     """``x / 2**by``, half away from zero."""
     mask = _up(keras.ops.ones_like(by), by) - 1
     return _shifted(x, by) + _int64(
@@ -73,7 +73,7 @@ def multiplied_twice(x: Any, factor: Factor) -> Any:
     x = ops.clip(_up(x, ops.maximum(exponent, zero)), _LEAST, _MOST)
     product = x * multiplier
     nudged = product + ops.where(product >= 0, _int64(1 << 30), _int64(1 - (1 << 30)))
-    return _divided(_towards_zero(nudged, _int64(31)), ops.maximum(-exponent, zero))
+    return divided(_towards_zero(nudged, _int64(31)), ops.maximum(-exponent, zero))
 
 
 def multiplied_up(x: Any, factor: Factor) -> Any:

@@ -12,12 +12,14 @@ import numpy as np
 from qi.core import IntGrid
 from qi.ir import onnxruntime, reference
 from qi.ir.arithmetic import largest_sum
+from qi.ir.fixed_softmax import fixed_exponentials
 from qi.ir.graph import Op, take_name
 from qi.ir.linear import EXACT32
 from qi.ir.litert import bilinear_places
 from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
 from qi.keras.exact_islands import island_layer
 from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
+from qi.keras.exact_softmax import ExactFixedSoftmax
 from qi.keras.exact_routed import Routed, check_exact, is_dynamic, product_kind, table_of
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call, Graph, Value, build_model, build_tensors, flatten_model
@@ -266,9 +268,8 @@ class _Writer:
         codes = known[0] if len(known) == 1 else None
         if codes is None or self.routed.trains:
             return None
-        layer = island_layer(
-            self.routed.island(op), self.target, lambda: self.name(f"{call.site.replace('/', '_')}_kernel")
-        )
+        name = lambda: self.name(f"{call.site.replace('/', '_')}_kernel")
+        layer = island_layer(self.routed.island(op), self.target, call.inputs[0].shape, name)
         return None if layer is None else self._given(layer, call, codes)
 
     def _given(self, layer: Any, call: Call, codes: _Codes) -> _Recipe:
@@ -283,6 +284,8 @@ class _Writer:
             size = op.x.shape[op.attrs["axis"]]
             if size is None or size > _MOST_TERMS:
                 return None
+            if self.target == "reference":
+                return ExactFixedSoftmax(op.attrs["axis"], fixed_exponentials(op), name=self.name(name))
             quotient = self.target == "onnxruntime"
             terms = (onnxruntime if quotient else reference).exponentials(op)
             return ExactSoftmax(

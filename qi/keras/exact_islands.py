@@ -15,7 +15,7 @@ import numpy as np
 from qi.ir.formulas import normalized, rounded_real
 from qi.ir.graph import Op
 from qi.ir.kinds import KINDS, kernel_of
-from qi.ir.norms import count_of, epsilon_of
+from qi.ir.norms import OF_CODES, epsilon_of
 from qi.keras.exact_kernels import ExactTable, _Kernel
 
 __all__ = ["ExactNorm", "ExactShares", "island_layer"]
@@ -23,21 +23,24 @@ __all__ = ["ExactNorm", "ExactShares", "island_layer"]
 _CODES = np.arange(-128, 128, dtype=np.int32)
 
 
-def island_layer(ops: Sequence[Op], target: str, name: Callable[[], str]) -> Any:
+def island_layer(ops: Sequence[Op], target: str, shape: Sequence[int | None], name: Callable[[], str]) -> Any:
     """The layer that computes the codes of an island as all processors do; None where they don't agree.
 
     Args:
         ops: of the island, from "dequantize" to "quantize".
         target: that they are routed for.
+        shape: of the codes that the layer takes.
         name: gives a name for a layer that is made.
     """
     kinds = [op.kind for op in ops[1:-1]]
-    if not kinds or ops[0].x.grid.bits > 8:
+    if not kinds or ops[0].x.grid.bits > 8 or None in ops[0].x.shape[1:]:
+        return None
+    if len(kinds) == 1 and kinds[0] in OF_CODES:
+        return _norm(ops[1], ops[2], target, name())
+    if tuple(ops[0].x.shape[1:]) != tuple(shape[1:]):
         return None
     if kinds in (["unary"], ["unary", "mul"]):
         return ExactTable((), _table(ops, target), name=name())
-    if kinds == ["layer_norm_of_codes"]:
-        return _norm(ops[1], ops[2], target, name())
     if kinds[-1] == "softmax_of_codes":
         return _shares(ops, target, name())
     return None
@@ -52,13 +55,11 @@ def _table(ops: Sequence[Op], target: str) -> np.ndarray:
 
 
 def _norm(op: Op, last: Op, target: str, name: str) -> ExactNorm:
-    axes, weights = list(op.attrs["axes"]), [t.values() for t in op.inputs[1:]]
-    shape = [int(n or 1) if i in axes else 1 for i, n in enumerate(op.x.shape)][min(axes) :]
-    spread = [np.broadcast_to(w, shape) for w in weights]
+    shape = [int(n or 0) for n in op.x.shape[1:]]
+    weights = [np.broadcast_to(t.values(), shape) for t in op.inputs[1:]]
     how = {"scale": float(last.y.scale), "zero_point": last.y.zero_point, "target": target}
-    return ExactNorm(
-        axes, count_of(op), float(epsilon_of(op)), bool(op.attrs["rounded"]), shape, spread, **how, name=name
-    )
+    how |= {"rounded": bool(op.attrs["rounded"]), "centred": op.kind == "layer_norm_of_codes"}
+    return ExactNorm(op.attrs["axes"], shape, float(epsilon_of(op)), weights, **how, name=name)
 
 
 def _shares(ops: Sequence[Op], target: str, name: str) -> ExactShares:
@@ -98,51 +99,53 @@ class _Island(_Kernel):
 
 @keras.saving.register_keras_serializable(package="qi")
 class ExactNorm(_Island):
-    """Layer normalization of codes.
+    """Normalization of codes.
 
     Args:
-        axes: of the codes.
-        count: how many they hold.
+        axes: of the codes, the batch included.
+        shape: that the codes are brought to, without the batch.
         epsilon: over the square of the codes' step.
+        weights: gamma, or gamma and beta, or neither, of that shape; None where a file gives them.
+        given: how many of them there are.
         rounded: as of `qi.ir.formulas.normalized`.
-        shape: of gamma and beta.
-        weights: gamma, or gamma and beta, or neither; None where a file gives them.
+        centred: likewise.
         kwargs: of the result.
     """
 
     def __init__(
         self,
         axes: Sequence[int],
-        count: int,
-        epsilon: float,
-        rounded: bool,
         shape: Sequence[int],
-        weights: Any = (),
-        given: int | None = None,
+        epsilon: float,
+        weights: Sequence[Any] | None = None,
+        *,
+        given: int = 0,
+        rounded: bool,
+        centred: bool,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.axes, self.count, self.epsilon, self.rounded = list(axes), count, epsilon, rounded
-        self.shape = [int(n) for n in shape]
-        self.given = len(weights) if given is None else given
-        values = list(weights) if len(weights) == self.given else [None] * self.given
-        self.weights_of_norm = [
-            self._numbers(name, value, self.shape) for name, value in zip(("gamma", "beta"), values, strict=False)
-        ]
+        self.axes, self.shape = [int(a) for a in axes], [int(n) for n in shape]
+        self.epsilon, self.rounded, self.centred = epsilon, rounded, centred
+        values = list(weights) if weights is not None else [None] * given
+        names = ("gamma", "beta")[: len(values)]
+        self.affine = [self._numbers(name, value, self.shape) for name, value in zip(names, values, strict=True)]
 
     def call(self, codes: Any, zero: Any) -> Any:
         """Codes of normalized numbers."""
         del zero
-        epsilon = np.float32(self.epsilon)
-        y = normalized(codes, self.count, epsilon, tuple(self.axes), rounded=self.rounded)
-        for weight, function in zip(self.weights_of_norm, (keras.ops.multiply, keras.ops.add), strict=False):
+        ops, count = keras.ops, int(np.prod([self.shape[axis - 1] for axis in self.axes]))
+        how = {"rounded": self.rounded, "centred": self.centred}
+        q = ops.reshape(codes, (-1, *self.shape))
+        y = normalized(q, count, np.float32(self.epsilon), tuple(self.axes), **how)
+        for weight, function in zip(self.affine, (ops.multiply, ops.add), strict=False):
             y = function(y, weight.value)
-        return self._coded(y)
+        return ops.reshape(self._coded(y), (-1, *codes.shape[1:]))
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments but gamma and beta, which are variables."""
-        own = {"axes": self.axes, "count": self.count, "epsilon": self.epsilon, "rounded": self.rounded}
-        return {**super().get_config(), **own, "shape": self.shape, "given": self.given}
+        own = {"axes": self.axes, "shape": self.shape, "epsilon": self.epsilon, "given": len(self.affine)}
+        return {**super().get_config(), **own, "rounded": self.rounded, "centred": self.centred}
 
 
 @keras.saving.register_keras_serializable(package="qi")

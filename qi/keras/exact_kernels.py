@@ -14,6 +14,7 @@ import numpy as np
 
 from qi.ir.dynamic import quantized_rows
 from qi.keras.exact import _Exact, _snapped
+from qi.keras.exact_fixed import half_away
 from qi.keras.variables import add_parameter
 from qi.keras.wrapper import KerasQuantizationWrapper
 
@@ -150,7 +151,8 @@ class ExactSoftmax(_Kernel):
         for part in ops.split(terms, codes.shape[self.axis], axis=self.axis):
             total = part if total is None else total + part
         steps = terms * (1.0 / self.scale) / total if self.quotient else terms * (1.0 / (total * self.scale))
-        return ops.clip(ops.round(steps) + float(self.zero_point), -128.0, 127.0)
+        codes = ops.round(steps) if self.quotient else half_away(steps)
+        return ops.clip(codes + float(self.zero_point), -128.0, 127.0)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments but the exponentials, which are a variable."""

@@ -9,12 +9,14 @@ import keras
 from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
 from qi.keras.exact_islands import ExactNorm, ExactShares
 from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
+from qi.keras.exact_softmax import ExactFixedSoftmax
 from qi.keras.graph import Call, Graph, Value
 
 __all__ = ["exact_target", "plain"]
 
 _BESIDE = (
     ExactBilinear,
+    ExactFixedSoftmax,
     ExactNorm,
     ExactShares,
     ExactSoftmax,

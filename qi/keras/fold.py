@@ -191,8 +191,8 @@ def split_activations(graph: Graph, has_policy: Any, fused: Collection[str] = FU
     """
     for op, calls in [(calls[0].op, calls) for calls in graph.calls_of().values()]:
         name = activation_name(op)
-        # Whoever wrote a class of their own decides what it does with its activation; that of a recurrent layer is within its loop.
-        within = isinstance(op, keras.layers.RNN)
+        # Whoever wrote a class of their own decides what it does with its activation.
+        within = isinstance(op, keras.layers.RNN)  # its activation belongs to each step
         if name in fused or within or not calls[0].builtin_kind or not has_policy(op):
             continue
         try:

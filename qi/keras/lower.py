@@ -13,7 +13,7 @@ import qi.keras.lower_products
 import qi.keras.lower_recurrent
 import qi.keras.lower_shapes  # noqa: F401 - the modules register what they lower
 from qi.core import IntGrid, QParams
-from qi.errors import UnsupportedError
+from qi.errors import ConfigError, InputError, UnsupportedError
 from qi.ir.graph import Op, QGraph, Tensor, take_name
 from qi.ir.passes import fuse
 from qi.keras.exact_plain import plain
@@ -38,7 +38,7 @@ def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
 
     Raises:
         UnsupportedError: a float model, one that still trains, or a layer that no integer graph can hold; it is named.
-        InputError: an unbuilt model, or weights off their grid.
+        InputError: an unbuilt model, weights off their grid, or scales and biases that aren't finite.
 
     Example:
         >>> import keras, numpy as np, qi
@@ -68,7 +68,7 @@ def lower_graph(graph: Graph, *, fused: bool = True) -> tuple[QGraph, dict[int, 
     names = {tensor.name for tensor in inputs}
     for call in graph.calls:
         given = [tensors[id(value)] for value in call.inputs]
-        for value, tensor in zip(call.outputs, _lowered(call, result, given, names), strict=True):
+        for value, tensor in zip(call.outputs, _sound(call, result, given, names), strict=True):
             tensors[id(value)] = tensor
     result.outputs = [tensors[id(value)] for value in graph.flat_outputs()]
     _part_outputs(result, names)
@@ -124,6 +124,14 @@ def _names(structure: Any) -> Any:
     if isinstance(structure, dict):
         return {str(key): _names(value) for key, value in structure.items()}
     return [_names(value) for value in structure]
+
+
+def _sound(call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -> list[Tensor]:
+    """What `_lowered` gives; scales and zero points that can't be are told of with the layer's name."""
+    try:
+        return _lowered(call, graph, inputs, names)
+    except ConfigError as error:
+        raise InputError(f"expected quantizers that can be; received layer {call.path!r}: {error}") from error
 
 
 def _lowered(call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -> list[Tensor]:

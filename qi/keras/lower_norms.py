@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from qi.ir.graph import Tensor
@@ -35,6 +37,16 @@ def _rms_norm(site: Site) -> Tensor:
     sizes = [n if i in axes else 1 for i, n in enumerate(site.shape)]
     scale = site.weight("scale", lambda array: array.reshape(sizes[1:]))
     return site.emit("rms_norm", [site.x, scale], axes=axes, epsilon=float(layer.epsilon))
+
+
+@lowering("UnitNormalization")
+def _unit_norm(site: Site) -> Tensor:
+    """``x / sqrt(sum(x * x))`` by the mean of squares; Keras' least sum, 1e-12, is added, which no code is small enough to tell."""
+    axes = sorted(a % len(site.shape) for a in ([site.layer.axis] if isinstance(site.layer.axis, int) else site.layer.axis))
+    sizes = site.sizes(site.x)
+    count = math.prod(sizes[axis - 1] for axis in axes)
+    factor = site.constant("factor", np.full(1, 1 / math.sqrt(count), np.float32))
+    return site.emit("rms_norm", [site.x, factor], axes=axes, epsilon=1e-12 / count)
 
 
 @lowering("GroupNormalization")

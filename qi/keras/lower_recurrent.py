@@ -22,7 +22,7 @@ _KINDS = {keras.layers.LSTM: "lstm", keras.layers.GRU: "gru", keras.layers.Simpl
 @lowering("LSTM", "GRU", "SimpleRNN")
 def _recurrent(site: Site) -> Tensor:
     _check_call(site)
-    return _states(site, site.layer)
+    return _states(site, site.layer, "")
 
 
 @lowering("Bidirectional")
@@ -30,7 +30,7 @@ def _bidirectional(site: Site) -> Any:
     """The layers' results in the order of the steps, joined."""
     layer = site.layer
     _check_call(site)
-    ahead, behind = _states(site, layer.forward_layer), _states(site, layer.backward_layer)
+    ahead, behind = (_states(site, part, part.name) for part in (layer.forward_layer, layer.backward_layer))
     if layer.return_sequences:
         behind = _reversed(site, behind, "in_order")
     if layer.merge_mode is None:
@@ -54,13 +54,16 @@ def _check_call(site: Site) -> None:
         raise site.refuse("with return_state=True", "take the last step of what return_sequences=True gives")
 
 
-def _states(site: Site, layer: Any) -> Tensor:
+def _states(site: Site, layer: Any, suffix: str) -> Tensor:
     """The states of one layer in the order in which it runs: of all steps or of the last."""
     kind = _KINDS.get(type(layer))
     if kind is None:
         raise site.refuse(f"of a {type(layer).__name__}", "use LSTM, GRU or SimpleRNN")
     cell = layer.cell
-    attrs: dict[str, Any] = {"sequences": bool(layer.return_sequences), "activation": _activation(site, cell, "activation")}
+    attrs: dict[str, Any] = {
+        "sequences": bool(layer.return_sequences),
+        "activation": _activation(site, cell, "activation"),
+    }
     if kind != "simple_rnn":
         attrs["recurrent_activation"] = _activation(site, cell, "recurrent_activation")
     if kind == "gru":
@@ -70,7 +73,7 @@ def _states(site: Site, layer: Any) -> Tensor:
     weights = [site.weight(paths[id(variable)]) for variable in kernels]
     x = _reversed(site, site.x, "backwards") if layer.go_backwards else site.x
     shape = (x.shape[0], *([x.shape[1]] if layer.return_sequences else []), int(cell.units))
-    return site.emit(kind, [x, *weights], shape, suffix=layer.name, **attrs)
+    return site.emit(kind, [x, *weights], shape, suffix=suffix, **attrs)
 
 
 def _activation(site: Site, cell: Any, key: str) -> str:

@@ -54,9 +54,10 @@ def quantize_model(
             generator or any iterable of batches in the same convention, of which one at a time is in memory.
         strict: raise where a weight matrix stays in float although no rule says so.
         statistics: of this very model, from `calibrate`, or the path of a file from ``qi calibrate``, in place of data.
-        exact: "litert" or "onnxruntime": the model computes just as that runtime's integer kernels will, so that ``predict``
-            gives what the exported file gives, bit for bit. By default sums are rounded as real numbers, which moves some results
-            by a step.
+        exact: "litert", "onnxruntime" or "reference": the model computes just as that runtime's kernels will, so that
+            ``predict`` gives what the exported file (with its default options) gives, bit for bit. By default sums are rounded as
+            real numbers, which moves some results by a step. Of what the runtime does in real numbers, element by element or
+            along an axis (GELU, say), the last bit may differ, and with it seldom a code by one.
         batch_size: for arrays.
         progress: whether to show a progress bar.
 
@@ -65,7 +66,9 @@ def quantize_model(
         ``keras.models.load_model`` once `qi.keras` is imported. The report has a row for every weight and activation.
 
     Raises:
-        UnsupportedError: an already quantized model; a call that can't be followed on symbolic tensors.
+        UnsupportedError: an already quantized model; a call that can't be followed on symbolic tensors; with exact, a layer that
+            no Keras model can compute as the runtime does, such as a convolution of which the weights alone are quantized: it is
+            named.
         StrictError: with strict, a weight matrix stays in float; all are listed.
         InputError: an unbuilt model, NaN in weights or data, data of a wrong shape, or none where it is needed; data and
             statistics both; a layer that computes something else once its configuration rebuilt it.

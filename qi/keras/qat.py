@@ -77,8 +77,9 @@ def prepare_qat(
         batch_norm: "folded" folds batch normalizations first, with their statistics as they are; "trained" leaves those that
             follow a layer with one scale a channel in place: they learn on, and conversion folds them into the scales, which
             changes no code.
-        exact: "litert" or "onnxruntime": the forward pass computes just as that runtime's integer kernels will, with the
-            gradients of the usual fake quantization, and so does what `qi.convert` gives. Methods that add noise can't, nor can
+        exact: "litert", "onnxruntime" or "reference": the forward pass computes just as that runtime's kernels will, with the
+            gradients of the usual fake quantization, and so does what `qi.convert` gives. While it trains, functions such as
+            sigmoid are real functions still, which moves few results by a step. Methods that add noise can't, nor can
             normalizations that train.
         strict: raise where a weight matrix stays in float although no rule says so; a warning tells otherwise.
         statistics: from `qi.calibrate`, in place of data.

@@ -1,9 +1,9 @@
 """Exported files on both reference models: exactness on 5,000 images, accuracy, size and time beside other people's converters.
 
-Run: python -m tests.benchmarks.export [exact] [peers] [training]
+Run: python -m tests.benchmarks.export [exact] [peers] [architectures] [training]
 
-The converters of TensorFlow and ONNX Runtime get the same 1,024 calibration images; times are of one image in one thread,
-interleaved, as ratios to ours.
+The converter of TensorFlow, AI Edge Quantizer (where it's installed: pip install ai-edge-quantizer) and ONNX Runtime's
+quantize_static get 256 of the same calibration images; times are of one image in one thread, interleaved, as ratios to ours.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter
 
 import qi
 from qi.exporters.manifest import Options
@@ -75,24 +76,46 @@ def exactness(data: Data) -> None:
         keras.backend.clear_session()
 
 
-def litert_peer(model: keras.Model, data: Data) -> bytes:
+def converter_peer(model: keras.Model, samples: np.ndarray) -> bytes:
     """TensorFlow's own full-integer conversion."""
     import tensorflow as tf
 
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter = tf.lite.TFLiteConverter.from_keras_model(_one_at_a_time(model))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([data.x_calib[i : i + 1]] for i in range(256))
+    converter.representative_dataset = lambda: ([samples[i : i + 1]] for i in range(min(256, len(samples))))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     return bytes(converter.convert())
 
 
-def onnx_peer(plain: bytes, data: Data, name: str) -> bytes:
+def edge_peer(model: keras.Model, samples: np.ndarray) -> bytes:
+    """AI Edge Quantizer's static 8 bits of TensorFlow's float conversion."""
+    import tensorflow as tf
+    from ai_edge_quantizer import quantizer, recipe
+
+    plain = bytes(tf.lite.TFLiteConverter.from_keras_model(_one_at_a_time(model)).convert())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float.tflite"
+        path.write_bytes(plain)
+        peer = quantizer.Quantizer(str(path), recipe.static_wi8_ai8())
+        (signature,) = Interpreter(model_content=plain).get_signature_list().values()
+        name = signature["inputs"][0]
+        shown = [{name: samples[i : i + 1]} for i in range(min(256, len(samples)))]
+        return bytes(peer.quantize(peer.calibrate({"serving_default": shown})).quantized_model)
+
+
+def _one_at_a_time(model: keras.Model) -> keras.Model:
+    """The model with a batch of one: attention takes twice the operations otherwise."""
+    inputs = keras.Input(batch_shape=(1, *model.input_shape[1:]))
+    return keras.Model(inputs, model(inputs))
+
+
+def onnx_peer(plain: bytes, samples: np.ndarray, name: str) -> bytes:
     """ONNX Runtime's static quantization of our float file."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches = iter([{name: data.x_calib[i : i + 32]} for i in range(0, 256, 32)])
+            self.batches = iter([{name: samples[i : i + 32]} for i in range(0, min(256, len(samples)), 32)])
 
         def get_next(self) -> Any:
             return next(self.batches, None)
@@ -107,39 +130,104 @@ def onnx_peer(plain: bytes, data: Data, name: str) -> bytes:
         return target.read_bytes()
 
 
-def peers(data: Data) -> None:
-    """Size against the float file, and time of one image as a ratio to ours."""
+def beside_peers(name: str, model: keras.Model, samples: np.ndarray, rounds: int, recipe: str = "w8a8") -> None:
+    """Size against the float file, time of one sample as a ratio to ours, and whether file and twin agree."""
     from qi.keras.emulate import float_graph
 
-    for name in MODELS:
-        model = load_float(name)
-        qmodel, _ = qi.quantize_model(model, "w8a8", data.x_calib, progress=False)
-        for suffix, kind in runtimes().items():
-            graph = route(qi.lower(qmodel), kind.target)
-            plain_graph = route(float_graph(qmodel), kind.target)
-            write = lambda g, kind=kind: kind.write(g, Options(), b"")
-            files = {"ours": write(graph), "float": write(plain_graph)}
-            files["peer"] = (
-                litert_peer(model, data)
-                if suffix == ".tflite"
-                else onnx_peer(files["float"], data, graph.inputs[0].name)
-            )
-            sessions = {key: kind.session(content, threads=1) for key, content in files.items()}
-            seconds = interleaved(
-                {key: partial(session, [data.x_test[:1]]) for key, session in sessions.items()}, ROUNDS
-            )
-            sizes = {key: len(files["float"]) / len(content) for key, content in files.items()}
-            accuracy = {
-                key: np.mean(file_outputs(kind, files[key], data.x_test, 2).argmax(-1) == data.y_test) * 100
-                for key in ("ours", "peer")
+    qmodel, _ = qi.quantize_model(model, recipe, samples, progress=False)
+    for suffix, kind in runtimes().items():
+        graph = route(qi.lower(qmodel), kind.target)
+        write = lambda g, kind=kind: kind.write(g, Options(), b"")
+        start = time.perf_counter()
+        files = {"ours": write(graph)}
+        told = [f"written in {time.perf_counter() - start:.2f} s"]
+        files["float"] = write(route(float_graph(qmodel), kind.target))
+        input_name = graph.inputs[0].name
+        makers: dict[str, Any] = {"quantize_static": partial(onnx_peer, files["float"], samples, input_name)}
+        if suffix == ".tflite":
+            makers = {
+                "TFLiteConverter": partial(converter_peer, model, samples),
+                "AI Edge Quantizer": partial(edge_peer, model, samples),
             }
-            print(
-                f"{name}{suffix}: size float/int8 {sizes['ours']:.2f}, peer {sizes['peer']:.2f}; time float/ours "
-                f"{seconds['float'] / seconds['ours']:.2f}, peer/ours {seconds['peer'] / seconds['ours']:.2f}; top-1 ours "
-                f"{accuracy['ours']:.2f}, peer {accuracy['peer']:.2f}",
-                flush=True,
-            )
-        keras.backend.clear_session()
+        for peer, make in makers.items():
+            try:
+                files[peer] = make()
+            except Exception as error:  # whatever other people's tools raise
+                told.append(f"{peer} failed ({type(error).__name__})")
+        sessions = {key: kind.session(content, threads=1) for key, content in files.items()}
+        seconds = interleaved({key: partial(session, [samples[:1]]) for key, session in sessions.items()}, rounds)
+        shown = samples[:256]
+        expected, found = twin_outputs(graph, shown), file_outputs(kind, files["ours"], shown, 2)
+        steps = np.abs(found - expected) / (graph.outputs[0].scale.max() if graph.outputs[0].quantized else 1)
+        told.append(f"{np.count_nonzero(steps)} of {steps.size} outputs differ, by {steps.max():.2g} steps at most")
+        for key in files:
+            if key != "ours":
+                ratio = len(files["float"]) / len(files["ours" if key == "float" else key])
+                told.append(f"{key}: {ratio:.2f}x smaller" if key != "float" else f"ours: {ratio:.2f}x smaller")
+                told.append(f"time {key} / ours {seconds[key] / seconds['ours']:.2f}")
+        print(f"{name} {recipe}{suffix}: {'; '.join(told)}", flush=True)
+    keras.backend.clear_session()
+
+
+def peers(data: Data) -> None:
+    """Both reference models beside other people's converters."""
+    for name in MODELS:
+        beside_peers(name, load_float(name), data.x_calib, ROUNDS)
+
+
+def architectures(data: Data) -> None:
+    """Models with weights by chance, for size, speed and exactness alone."""
+    del data
+    for name, (build, rounds) in ARCHITECTURES.items():
+        keras.utils.set_random_seed(0)
+        model = build()
+        samples = np.random.default_rng(0).normal(size=(64, *model.input_shape[1:])).astype(np.float32)
+        settle(model, samples)
+        for recipe in ("w8a8", "w4a8") if "MLP" in name else ("w8a8",):
+            beside_peers(name, model, samples, rounds, recipe)
+
+
+def settle(model: keras.Model, samples: np.ndarray) -> None:
+    """Gives normalizations the statistics of the samples, as training would have."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            before = keras.Model(model.inputs, layer.input).predict(samples, verbose=0)
+            axes = tuple(range(before.ndim - 1))
+            layer.moving_mean.assign(before.mean(axes))
+            layer.moving_variance.assign(before.var(axes) + 1e-3)
+
+
+def mlp() -> keras.Model:
+    """Dense 256-512-512-10."""
+    layers = keras.layers
+    dense = [layers.Dense(512, activation="relu"), layers.Dense(512, activation="relu"), layers.Dense(10)]
+    return keras.Sequential([keras.Input((256,)), *dense])
+
+
+def transformer(tokens: int = 64, width: int = 128, heads: int = 4, blocks: int = 2) -> keras.Model:
+    """Encoder blocks with normalization first."""
+    layers = keras.layers
+    x = inputs = keras.Input((tokens, width))
+    for _ in range(blocks):
+        y = layers.LayerNormalization()(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(heads, width // heads)(y, y)])
+        y = layers.Dense(4 * width, activation="gelu")(layers.LayerNormalization()(x))
+        x = layers.Add()([x, layers.Dense(width)(y)])
+    outputs = layers.Dense(10)(layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x)))
+    return keras.Model(inputs, outputs)
+
+
+def mobilenet(size: int) -> keras.Model:
+    """keras.applications' MobileNetV2."""
+    return keras.applications.MobileNetV2((size, size, 3), weights=None, classifier_activation=None)
+
+
+ARCHITECTURES = {
+    "MLP 256-512-512-10": (mlp, 2000),
+    "MobileNetV2(96)": (partial(mobilenet, 96), 100),
+    "MobileNetV2(224)": (partial(mobilenet, 224), 20),
+    "transformer 2 x 64 x 128": (transformer, 200),
+}
 
 
 def training(data: Data) -> None:
@@ -160,7 +248,7 @@ def training(data: Data) -> None:
         )
 
 
-TABLES = {"exact": exactness, "peers": peers, "training": training}
+TABLES = {"exact": exactness, "peers": peers, "architectures": architectures, "training": training}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore", qi.QuantizationWarning)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qi.cli.data import CALIBRATION, EVALUATION, ArrayFile, labelled, optional_file, samples
+from qi.cli.data import CALIBRATION, EVALUATION, ArrayFile, labelled, samples
 from qi.errors import FileFormatError, InputError
 
 X = np.arange(12.0, dtype="float32").reshape(4, 3)
@@ -38,13 +38,6 @@ def test_a_single_array_is_mapped_into_memory(tmp_path: Path) -> None:
     x = samples(ArrayFile(tmp_path / "x.npy"), CALIBRATION, ["image"])[1]
     assert isinstance(x, np.memmap)
     assert np.array_equal(x, X)
-
-
-def test_an_option_that_is_left_out_is_no_file(tmp_path: Path) -> None:
-    assert optional_file(None) is None
-    assert optional_file(npz(tmp_path, x=X).path).names == ("x",)  # type: ignore[union-attr]
-    with pytest.raises(InputError, match="doesn't exist"):
-        optional_file(tmp_path / "no.npz")
 
 
 def test_only_the_array_that_is_asked_for_is_read(tmp_path: Path) -> None:

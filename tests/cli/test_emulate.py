@@ -50,6 +50,27 @@ def test_codes_are_saved_raw(files: Path, tmp_path: Path, qi_command: Callable[.
     assert np.array_equal(found["litert"].astype(int) + 128, found["onnxruntime"])
 
 
+def test_the_arithmetic_is_as_asked_for(files: Path, tmp_path: Path, qi_command: Callable[..., Any]) -> None:
+    """Packed weights of an odd number of inputs take another kernel of LiteRT; dynamic products round their activations."""
+    model = qi.load_model(files / "float.keras")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 8, 8, 1)).astype("float32")
+    np.savez(tmp_path / "d.npz", x=x)
+    cases = (("w4a8", "--packed", {"packed": True}), ("w8", "--no-dynamic", {"dynamic": False}))
+    for recipe, option, expected in cases:
+        qmodel, _ = qi.quantize_model(model, recipe, x, progress=False)
+        qi.save_model(qmodel, tmp_path / "q.keras")
+        found = {}
+        for given in ((), (option,)):
+            arguments = tmp_path / "q.keras", "--data", tmp_path / "d.npz", "-o", tmp_path / "y.npz"
+            assert qi_command("emulate", *arguments, *given).code == 0
+            with np.load(tmp_path / "y.npz") as arrays:
+                found[given] = arrays["head"]
+        assert np.array_equal(found[()], emulate(qmodel, x, progress=False))
+        assert np.array_equal(found[(option,)], emulate(qmodel, x, progress=False, **expected))
+        assert not np.array_equal(found[()], found[(option,)])
+
+
 def test_several_inputs_and_outputs_go_by_name(tmp_path: Path, qi_command: Callable[..., Any]) -> None:
     import keras
 

@@ -58,20 +58,20 @@ def test_json_tells_all(files: Path, tmp_path: Path, qi_command: Callable[..., A
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
-def test_products_stay_in_float_on_request(
+def test_arithmetic_is_as_asked_for(
     files: Path, tmp_path: Path, qi_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export, found = deploy.export, []
 
     def recorded(*given: Any, **options: Any) -> Any:
-        found.append(options["dynamic"])
+        found.append({name: options[name] for name in ("integer_only", "packed", "dynamic")})
         return export(*given, **options)
 
     monkeypatch.setattr(deploy, "export", recorded)
-    for options in ((), ("--no-dynamic",)):
+    for options in ((), ("--no-dynamic", "--packed", "--integer-only")):
         arguments = "export", files / "quantized.keras", "-o", tmp_path / "m.tflite", "--no-latency"
         assert qi_command(*arguments, *options).code == 0
-    assert found == [True, False]
+    assert [list(options.values()) for options in found] == [[False, False, True], [True, True, False]]
 
 
 def test_strict_is_code_3_where_the_file_differs(

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qi.cli.data import ArrayFile
-from qi.cli.models import input_names, load, optional_samples, output_names, predict
+from qi.cli.data import CALIBRATION
+from qi.cli.models import input_names, load, load_to_compare, load_with_samples, output_names, predict
 from qi.errors import FileFormatError, InputError
 
 
@@ -26,9 +26,22 @@ def test_several_inputs_are_fed_by_name(two_inputs: Path) -> None:
 
 
 def test_samples_to_compare_on_may_be_left_out(files: Path, samples: dict[str, np.ndarray]) -> None:
-    model = load(files / "float.keras")
-    assert optional_samples(None, model) is None
-    assert np.array_equal(optional_samples(ArrayFile(files / "data.npz"), model), samples["x_test"])
+    assert load_to_compare(files / "float.keras", None)[1] is None
+    model, found = load_to_compare(files / "float.keras", files / "data.npz")
+    assert input_names(model) == ["image"]
+    assert np.array_equal(found, samples["x_test"])
+
+
+def test_samples_come_with_their_name(files: Path, samples: dict[str, np.ndarray]) -> None:
+    _, name, found = load_with_samples(files / "float.keras", files / "data.npz", CALIBRATION)
+    assert name == " (x_calib)"
+    assert np.array_equal(found, samples["x_calib"])
+
+
+def test_samples_are_looked_for_before_a_framework_is_loaded(files: Path, tmp_path: Path, no_packages: Any) -> None:
+    no_packages("keras", "tensorflow")
+    with pytest.raises(InputError, match=r"no\.npz"):
+        load_to_compare(files / "float.keras", tmp_path / "no.npz")
 
 
 def test_results_go_by_the_names_of_the_outputs(files: Path) -> None:

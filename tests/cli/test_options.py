@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from qi.cli.options import Parser, check_input, check_output, positive, tolerance, writing
+from qi.cli.options import (
+    Parser,
+    add_arithmetic,
+    arithmetic_of,
+    check_input,
+    check_output,
+    positive,
+    tolerance,
+    writing,
+)
 from qi.errors import InputError
 
 
@@ -64,3 +73,38 @@ def test_a_failure_to_write_names_the_file() -> None:
     with pytest.raises(OSError, match="No space") as raised, writing(Path("out.keras")):
         raise own
     assert raised.value is own
+
+
+def test_options_of_arithmetic() -> None:
+    parser = Parser()
+    add_arithmetic(parser)
+    assert arithmetic_of(parser.parse_args([])) == {"integer_only": False, "packed": False, "dynamic": True}
+    given = ["--integer-only", "--packed", "--no-dynamic"]
+    assert arithmetic_of(parser.parse_args(given)) == {"integer_only": True, "packed": True, "dynamic": False}
+    parser = Parser()
+    add_arithmetic(parser, from_file=True)
+    assert arithmetic_of(parser.parse_args(["--packed"])) == {"integer_only": None, "packed": True, "dynamic": None}
+
+
+def test_every_command_that_computes_as_a_runtime_has_the_options_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands, the functions, the manifest and the router: the same names, the same defaults."""
+    import inspect
+
+    import qi
+    from qi.cli.main import make_parser
+    from qi.exporters.manifest import Options
+    from qi.ir.routing import route
+
+    usual = Options().arithmetic
+    helps = []
+    for command, function in (("export", qi.export), ("emulate", qi.emulate), ("verify", qi.verify), ("", route)):
+        parameters = inspect.signature(function).parameters
+        expected = dict.fromkeys(usual) if command == "verify" else usual
+        assert {name: parameters[name].default for name in usual} == expected
+        if command:
+            with pytest.raises(SystemExit):
+                make_parser().parse_args([command, "--help"])
+            text = capsys.readouterr().out.rpartition("\narithmetic")[2].partition(":\n")[2]
+            helps.append(" ".join(text.split()))
+    assert helps[0] == helps[1] == helps[2]
+    assert [helps[0].count(option) for option in ("--integer-only", "--packed", "--no-dynamic")] == [1, 1, 1]

@@ -20,8 +20,12 @@ def twice(x: Any, multiplier: Any, shift: Any) -> np.ndarray:
     multiplier, shift = np.asarray(multiplier, np.int64), np.asarray(shift, np.int64)
     left, right = np.maximum(shift, 0), np.maximum(-shift, 0)
     a = np.clip(np.asarray(x, np.int64) * 2**left, -(2**31), 2**31 - 1)
-    h = np.floor_divide(a * multiplier + 2**30, 2**31)
-    mask = 2**right - 1
+    return near(np.floor_divide(a * multiplier + 2**30, 2**31), right)
+
+
+def near(h: Any, right: Any) -> np.ndarray:
+    """The third step of it."""
+    mask = 2 ** np.asarray(right, np.int64) - 1
     rest, threshold = h & mask, (mask >> 1) + np.where(h < 0, 1, 0)
     return (h >> right) + (rest > threshold)
 
@@ -185,14 +189,14 @@ class Interpreter:
         table, x = self._number(op, "table"), np.moveaxis(x, op["attributes"]["axis"], 0)
         assert table.dtype == np.int32
         e = table[x.max(axis=0) - x].astype(np.int64)
-        total = twice(e, 2**30, -11).sum(axis=0)
+        total = near(e, 12).sum(axis=0)
         zeros = np.array([32 - int(n).bit_length() for n in total.reshape(-1)]).reshape(total.shape)
         half = (total << zeros) >> 1
         r = 1515870810 + twice(half, -1010580540, 0)
         for _ in range(3):
             r = r + 4 * twice(r, 2**29 - twice(half, r, 0), 0)
         factor = np.minimum(2 * r, 2**31 - 1)
-        y = self._clip(op, twice(twice(factor, e, 0), 2**30, zeros - 34) + self._zeros(op)[1])
+        y = self._clip(op, near(twice(factor, e, 0), 35 - zeros) + self._zeros(op)[1])
         return np.moveaxis(y, 0, op["attributes"]["axis"])
 
     def _mean(self, op: Entry, x: np.ndarray) -> np.ndarray:

@@ -34,7 +34,9 @@ KINDS = {
     "softmax": [layers.Softmax(), layers.Activation("softmax")],
     "resize": [layers.UpSampling2D()],
     "slice": [layers.Cropping2D()],
-    "": [layers.Activation("swish"), layers.LayerNormalization(), layers.Activation(lambda x: x * 2)],
+    "norm": [layers.LayerNormalization()],
+    "mul": [layers.Rescaling(0.5)],
+    "": [layers.Activation("swish"), layers.Rescaling(0.5, 1), layers.Activation(lambda x: x * 2)],
 }
 
 

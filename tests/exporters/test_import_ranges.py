@@ -20,7 +20,16 @@ from qi.exporters.read_litert import read_litert
 from qi.exporters.read_onnx import read_onnx
 from qi.ir.routing import route
 from qi.keras.emulate import float_graph
-from tests.exporters.vendor_files import float_onnx, images, onnx_quantized, perceptron, quiet, samples_for, small_cnn, tflite
+from tests.exporters.vendor_files import (
+    float_onnx,
+    images,
+    onnx_quantized,
+    perceptron,
+    quiet,
+    samples_for,
+    small_cnn,
+    tflite,
+)
 from tests.keras.models import settle
 from tests.keras.warned import warned
 
@@ -192,7 +201,9 @@ def test_onnx_runtime_dynamic(headless: keras.Model, onnx_source: bytes, tmp_pat
     data = onnx_quantized(onnx_source, images(), tmp_path, dynamic=True)
     with warned() as told:
         qmodel, report = imported(data, headless, tmp_path, ".onnx", strict=True)
-    assert [str(w.message).partition(",")[0] for w in told] == ["7 layers take what the file rounds to codes as it comes"]
+    assert [str(w.message).partition(",")[0] for w in told] == [
+        "7 layers take what the file rounds to codes as it comes"
+    ]
     check_weights(read_onnx(data), qmodel)
     assert activations(report) == {}
 
@@ -408,7 +419,9 @@ def test_blocks_of_ai_edge_quantizer(checkout: Path) -> None:
     assert line.startswith("3 layers take what the file rounds to codes as it comes, row by row")
     assert line.endswith("('a', 'b', 'logits')")
     assert (report.settings["weights_found"], activations(report)) == (3, {})
-    for node, name in zip((n for n in read_litert(path.read_bytes()).nodes if n.weight), ("a", "b", "logits"), strict=True):
+    for node, name in zip(
+        (n for n in read_litert(path.read_bytes()).nodes if n.weight), ("a", "b", "logits"), strict=True
+    ):
         blocks_of(node, qmodel, name)
     x = samples_for(model, 32, seed=9)
     (expected,) = litert.run(path.read_bytes(), [x]).values()
@@ -419,22 +432,45 @@ def test_blocks_of_ai_edge_quantizer(checkout: Path) -> None:
 def test_blocks_of_onnx_runtime(checkout: Path) -> None:
     path, model = checkout / "tests" / "golden" / "vendor" / "ort_blocks32.onnx", perceptron()
     qmodel, _ = import_ranges(path, model, strict=True)
-    for node, name in zip((n for n in read_onnx(path.read_bytes()).nodes if n.weight), ("a", "b", "logits"), strict=True):
+    for node, name in zip(
+        (n for n in read_onnx(path.read_bytes()).nodes if n.weight), ("a", "b", "logits"), strict=True
+    ):
         blocks_of(node, qmodel, name)
     x = samples_for(model, 32, seed=9)
     (expected,) = onnx_runtime.run(path.read_bytes(), [x]).values()
     np.testing.assert_allclose(qi.emulate(qmodel, x, "onnxruntime", progress=False), expected, rtol=0, atol=3e-6)
 
 
-def test_constants_that_a_file_rounded_are_told_of(tmp_path: Path) -> None:
-    """The addition of numbers that differ: each tool has a scale of its own for them."""
+def with_a_constant(after: Any) -> tuple[keras.Model, np.ndarray]:
+    """Numbers that differ are added to a product behind its clamp; (model, samples)."""
     x = layers.Input((16,), name="x")
-    y = keras.ops.add(layers.Dense(12, activation="relu", name="d")(x), np.linspace(-1, 2, 36, dtype=np.float32).reshape(3, 12)[None, 1])
-    model = settle(keras.Model(x, layers.Dense(4, name="e")(y)))
-    samples = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    y = layers.Dense(12, activation="relu", name="d")(x)
+    y = keras.ops.add(y, np.linspace(-1, 2, 12, dtype=np.float32)[None])
+    model = settle(keras.Model(x, layers.Dense(4, name="e")(after(y))))
+    return model, np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+
+
+def test_constants_that_a_file_rounded_are_told_of(tmp_path: Path) -> None:
+    model, samples = with_a_constant(layers.Activation("tanh"))
     with warned() as told:
         imported(tflite(model, samples), model, tmp_path)
-    assert any("constants, which the file rounded in its own way" in str(w.message) for w in told)
+    (line,) = (str(w.message) for w in told)
+    assert "constants, which the file rounded in its own way" in line
+
+
+def test_what_the_file_made_part_of_the_next_bias_is_no_part_of_ours(tmp_path: Path) -> None:
+    """The converter adds the constant by the bias of the next product: with that bias, it would be added twice."""
+    model, samples = with_a_constant(lambda y: y)
+    data = tflite(model, samples)
+    assert [node.kind for node in read_litert(data).nodes] == ["quantize", "linear", "relu", "linear"]
+    with warned() as told:
+        qmodel, report = imported(data, model, tmp_path)
+    assert [str(w.message)[:27] for w in told] == ["1 tensors stay in float, as"]
+    exact, found = np.asarray(model(samples)), qmodel.predict(samples, verbose=0)
+    assert np.abs(found - exact).mean() < 0.02 * np.abs(exact).mean()
+    assert [row.reason for row in report.unquantized if row.name == "output"] == [
+        "no tensor of the file was found for it"
+    ]
 
 
 def test_a_file_of_ours_that_another_tool_changed(quantized: keras.Model, model: keras.Model, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,15 @@ import numpy as np
 import pytest
 
 from qi.errors import FileFormatError, InputError
-from qi.exporters import isolated
+from qi.exporters import isolated, litert
 from qi.exporters.formats import FORMATS
 from qi.exporters.isolated import run_isolated
+from qi.exporters.litert_check import check
+from qi.exporters.litert_file import packed, schema
 from qi.exporters.manifest import Options
+from qi.ir.routing import route
 from tests.exporters.exported import graph
+from tests.ir.graphs import perceptron
 
 X = [np.linspace(-2, 2, 20, dtype="float32").reshape(5, 4)]
 
@@ -103,3 +109,63 @@ def test_no_framework_is_loaded_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told.startswith("0 ")
     assert "'onnxruntime'" in told
     assert not [name for name in ("keras", "tensorflow", "torch", "jax") if f"'{name}'" in told]
+
+
+def foreign() -> bytes:
+    """A file without our digest."""
+    model = schema().ModelT.InitFromPackedBuf(litert.write(route(perceptron(), "litert")))
+    model.metadata = None
+    return packed(model, 10_000)
+
+
+def test_the_process_starts_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that isn't ours runs there, at last."""
+    given: list[bytes] = []
+
+    def kept(content: bytes, format: str) -> None:
+        given.append(content)
+        raise StopIteration
+
+    monkeypatch.setattr(isolated, "_run", kept)
+    with pytest.raises(StopIteration):
+        litert.run(foreign(), X)
+    written = io.BytesIO()
+    monkeypatch.setattr(isolated, "_limit_memory", lambda size: None)
+    monkeypatch.setattr(isolated, "_run", lambda content, format: pytest.fail("another process"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given[0])))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written))
+    assert isolated._main() == 0
+    with np.load(io.BytesIO(written.getvalue())) as found:
+        assert np.array_equal(found["array_0"], litert.run(foreign(), X, here=True)["y"])
+
+
+def test_a_foreign_file_runs_in_a_process_of_its_own() -> None:
+    assert not check(foreign()).sealed
+    found = litert.run(foreign(), X, tensors=["hidden"])
+    expected = litert.run(litert.write(route(perceptron(), "litert")), X, tensors=["hidden"])
+    for name in ("y", "hidden"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_one_that_ends_the_process_is_an_error() -> None:
+    """A vector of shape that the runtime reads without asking; it passes every check of structure."""
+    fb = schema()
+    model = fb.ModelT.InitFromPackedBuf(foreign())
+    for operator in model.subgraphs[0].operators:
+        operator.inputs = [-1] * len(operator.inputs)
+    with pytest.raises(FileFormatError, match="ended with"):
+        litert.run(packed(model, 10_000), X)
+
+
+def test_the_process_gets_this_very_qi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been found through sys.path, which no other process knows of."""
+    given: list[str] = []
+    run = isolated.subprocess.run
+
+    def watched(command: list[str], **options: Any) -> Any:
+        given.extend(options["env"]["PYTHONPATH"].split(os.pathsep))
+        return run(command, **options)
+
+    monkeypatch.setattr(isolated.subprocess, "run", watched)
+    litert.run(foreign(), X)
+    assert str(Path(isolated.__file__).parents[2]) in given

@@ -75,12 +75,6 @@ def test_average_pools_with_other_pads_are_refused() -> None:
         in_float("avg_pool2d", IMAGE, pool=[2, 3], strides=[1, 1], pads=[1, 0, 0, 0])
 
 
-@pytest.mark.parametrize("weights", [0, 1, 2])
-def test_layer_norm(weights: int) -> None:
-    constants = tuple(weight(f"w{i}", RNG.normal(size=6)) for i in range(weights))
-    in_float("layer_norm", IMAGE, constants=constants, axes=[3], epsilon=1e-3)
-
-
 def test_the_others_in_float() -> None:
     in_float("prelu", IMAGE, constants=(weight("a", RNG.normal(size=(1, 1, 6))),))
     in_float("maximum", IMAGE, IMAGE[::-1])
@@ -104,7 +98,6 @@ def test_integers_become_real_numbers() -> None:
         ("unary", {"function": "softplus", "alpha": None}),
         ("unary", {"function": "elu", "alpha": 0.5}),
         ("relu", {"max_value": 3.0}),
-        ("layer_norm", {"axes": [1], "epsilon": 1e-3}),
     ],
 )
 def test_what_has_no_integer_operator_is_refused(kind: str, attrs: dict[str, Any]) -> None:

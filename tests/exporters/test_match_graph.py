@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from qi.core import IntGrid, QParams
-from qi.exporters.match_graph import CallView, Matching, match, shaped_like
+from qi.exporters.match_graph import CallView, Matching, match, parts_of, shaped_like
 from qi.exporters.vendor import Constant, VendorGraph, VendorNode, VendorTensor
 
 
@@ -48,7 +48,7 @@ class Pair:
         self.nodes[output] = VendorNode(kind, tensors, [result], None if weight is None else quantized(weight), stored)
 
     def match(self, inputs: str = "x", outputs: str = "y") -> Matching:
-        file = VendorGraph(
+        self.file = file = VendorGraph(
             [(n, self.tensors[n]) for n in inputs.split()],
             [(n, self.tensors[n]) for n in outputs.split()],
             list(self.nodes.values()),
@@ -228,3 +228,34 @@ def test_parameters_are_those_of_tensors() -> None:
     place = found.place(p.values["y"])
     assert place is not None
     assert place.qparams == params
+
+
+def test_what_a_file_folded_into_the_next_product_has_no_tensor() -> None:
+    """Both sides of the sum would lie at one tensor, which holds only what is before it."""
+    p = Pair()
+    p.own("linear", "x", "a", kernel(0))
+    p.own("add", "a", "b")
+    p.own("linear", "b", "y", kernel(1))
+    p.given("linear", "x", "a", kernel(0))
+    p.given("linear", "a", "y", kernel(1))
+    p.match()
+    assert p.partners() == {"a": "a", "y": "y"}
+    assert p.places() == {"x": "x", "a": "a", "y": "y"}
+    assert p.found.folded == {id(p.values["b"])}
+
+
+def test_operations_between_what_a_layer_takes_and_gives_are_its_parts() -> None:
+    p = Pair()
+    p.own("linear", "x", "a", kernel(0))
+    p.own("", "a", "b")
+    p.own("linear", "b", "y", kernel(1))
+    p.given("linear", "x", "a", kernel(0))
+    p.given("average", "a", "m")
+    p.given("sub", "a m", "b")
+    p.given("linear", "b", "y", kernel(1))
+    p.given("relu", "y", "z")
+    p.views["b"].call.path = "norm"  # type: ignore[attr-defined]
+    p.match()
+    parts = parts_of(list(p.views.values()), p.found, p.file)
+    assert parts == {id(p.nodes[name]): "norm" for name in ("m", "b")}
+    assert {node.kind for node in p.found.left} == {"average", "sub", "relu"}

@@ -53,19 +53,6 @@ def test_relu_of_real_numbers(top: float | None) -> None:
     assert np.array_equal(onnx_runtime.run(onnx_file.write(graph), [x])["y"], twin.run(graph, [x])["y"])
 
 
-def test_a_norm_without_weights() -> None:
-    graph = real("layer_norm", axes=[1], epsilon=1e-3)
-    x = np.random.default_rng(0).normal(3, 5, (50, 6)).astype(np.float32)
-    found = onnx_runtime.run(onnx_file.write(graph), [x])["y"]
-    np.testing.assert_allclose(found, twin.run(graph, [x])["y"], atol=1e-6)
-
-
-def test_a_norm_over_axes_before_the_last_is_refused() -> None:
-    graph = graph_of("layer_norm", [(4, 5)], [Q], Q, (4, 5), axes=[1], epsilon=1e-3)
-    with pytest.raises(UnsupportedError, match=r"a norm over axes \[1\] of 3; do normalize over the last axes"):
-        onnx_file.write(route(graph, "onnxruntime"))
-
-
 def test_a_tensor_plus_itself() -> None:
     x, y = Tensor("x", (None, 4), qparams=Q), Tensor("y", (None, 4), qparams=QParams(np.float32(0.1), 3, IntGrid(8)))
     graph = QGraph("g", [x], [y], [Op("add", [x, x], [y], {"activation": "none"}, "layer")], target="onnxruntime")

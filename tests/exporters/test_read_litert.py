@@ -137,3 +137,32 @@ def shared_bytes(checkout: Path) -> bytes:
 def test_something_else_is_refused(data: bytes) -> None:
     with pytest.raises(FileFormatError, match="flatbuffer"):
         read_litert(data)
+
+
+def test_scales_of_blocks_are_a_tensor_of_their_own(checkout: Path) -> None:
+    data = (checkout / "tests" / "golden" / "vendor" / "aeq_blocks32.tflite").read_bytes()
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(data, 0))
+    tensors = model.subgraphs[0].tensors
+    (entry,) = (t for t in tensors if t.name.endswith(b"a_1/MatMul"))
+    half = model.buffers[tensors[entry.quantization.details.scales].buffer].data.view(np.float16).reshape(96, 2)
+    (found,) = (
+        n.weight for n in read_litert(data).nodes if n.weight is not None and n.weight.name.endswith("a_1/MatMul")
+    )
+    assert (found.data.shape, found.bits) == ((64, 96), 4)
+    np.testing.assert_array_equal(found.scale, np.repeat(half.T.astype(np.float32), 32, 0))
+    assert not found.zero_point.any()
+
+
+def test_scales_that_are_too_few_for_the_blocks_are_refused(checkout: Path) -> None:
+    data = bytearray((checkout / "tests" / "golden" / "vendor" / "aeq_blocks32.tflite").read_bytes())
+    model = schema.Model.GetRootAsModel(data, 0)
+    quantization = next(
+        t.Quantization() for t in map(model.Subgraphs(0).Tensors, range(14)) if t.Name().endswith(b"a_1/MatMul")
+    )
+    table = schema.BlockwiseQuantization()
+    table.Init(quantization.Details().Bytes, quantization.Details().Pos)
+    assert table.BlockSize() == 32
+    place = table._tab.Offset(8) + table._tab.Pos
+    data[place : place + 4] = (16).to_bytes(4, "little")
+    with pytest.raises(FileFormatError, match=r"a scale for each 16 codes of '.*a_1/MatMul'"):
+        read_litert(bytes(data))

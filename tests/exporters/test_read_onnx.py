@@ -200,8 +200,17 @@ def test_constants_in_other_files_are_refused() -> None:
         read_onnx(model.SerializeToString())
 
 
-@pytest.mark.parametrize("scale", [np.nan, -1.0, 0.0, np.inf])
-@pytest.mark.parametrize("name", ["xs", "ws"])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("xs", np.nan),
+        ("xs", -1.0),
+        ("xs", 0.0),
+        ("xs", np.inf),
+        ("ws", np.nan),
+        ("ws", np.inf),
+    ],  # blocks may have others
+)
 def test_impossible_scales_are_refused(name: str, scale: float) -> None:
     model = onnx.load_from_string(qdq())
     for tensor in model.graph.initializer:
@@ -234,3 +243,41 @@ def test_damaged_bytes_are_refused_or_read() -> None:
 def test_something_else_is_refused(data: bytes) -> None:
     with pytest.raises(FileFormatError):
         read_onnx(data)
+
+
+def in_blocks(seed: int, bits: int, shape: tuple[int, int], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(codes [inputs, outputs], a zero point for each block and output)."""
+    rng, (depth, count) = np.random.default_rng(seed), shape
+    return rng.integers(0, 1 << bits, shape), rng.integers(0, 1 << bits, (-(-depth // size), count))
+
+
+def packed_rows(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Rows of codes, the lower bits of a byte first."""
+    per = 8 // bits
+    full = np.pad(codes, ((0, 0), (0, -codes.shape[1] % per))).reshape(len(codes), -1, per)
+    return (full << (bits * np.arange(per))).sum(-1).astype(U8)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_products_with_blocks(bits: int, zeros: bool) -> None:
+    """[outputs, blocks, bytes], the last block filled up; zero points in rows of whole bytes, or the middle code."""
+    (depth, count), size = (40, 3), 16
+    codes, zero = in_blocks(0, bits, (depth, count), size)
+    scales = np.random.default_rng(1).uniform(0.1, 1, zero.shape).astype(F32)
+    rows = packed_rows(np.pad(codes, ((0, -depth % size), (0, 0))).T, bits).reshape(count, -(-depth // size), -1)
+    constants = {
+        "w": rows,
+        "s": scales.T.reshape(-1),
+        "z": packed_rows(zero.T, bits).reshape(-1),
+        "b": np.ones(count, F32),
+    }
+    attrs = {"K": depth, "N": count, "bits": bits, "block_size": size, "accuracy_level": 4 if zeros else 1}
+    names = ["x", "w", "s", "z" if zeros else "", "", "b"]
+    made = helper.make_node("MatMulNBits", names, ["y"], domain="com.microsoft", **attrs)
+    found = product(read_onnx(written([made], constants, {"x": [None, depth], "y": [None, count]})))
+    spread = lambda a: np.repeat(a, size, 0)[:depth]
+    middle = np.full(zero.shape, 1 << (bits - 1))
+    expected = (codes - spread(zero if zeros else middle)) * spread(scales).astype(np.float64)
+    np.testing.assert_allclose(found.weight.real(), expected, rtol=1e-6)
+    assert (found.weight.bits, found.bias.name, found.dynamic) == (bits, "b", zeros)

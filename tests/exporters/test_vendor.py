@@ -90,3 +90,23 @@ def test_what_is_added_in_another_shape_is_none() -> None:
     graph.nodes[0].weight = Constant("w", np.zeros((2, 3), np.int8))
     graph.nodes[1].constants = [Constant("b", np.ones(4, np.float32))]
     assert [node.kind for node in attach_biases(graph).nodes] == ["linear", "add"]
+
+
+def test_negative_scales_turn_codes_around() -> None:
+    codes = np.array([[0, 3, 15], [7, 8, 15]], np.uint8)
+    scale = np.array([[-0.5], [0.25]], np.float32)
+    block = Constant("w", codes, scale, np.full((2, 1), 8), 4)
+    found = block.upright()
+    np.testing.assert_array_equal(found.real(), block.real())
+    assert found.scale is not None
+    assert (found.scale > 0).all()
+    assert found.data.max() <= 15
+    signed = Constant("w", np.array([[-8, 0, 7]], np.int8), np.float32([[-2]]), np.zeros((1, 1), np.int64), 4)
+    np.testing.assert_array_equal(signed.upright().real(), [[16, 0, -14]])
+    assert (signed.upright().data.min(), signed.upright().data.max()) == (-8, 7)
+
+
+def test_a_block_of_zeros_may_have_no_scale() -> None:
+    block = Constant("w", np.array([[8, 8], [9, 7]], np.uint8), np.float32([[0], [1]]), np.full((2, 1), 8), 4)
+    np.testing.assert_array_equal(block.upright().real(), [[0, 0], [1, -1]])
+    assert block.upright().scale.tolist() == [[1], [1]]  # type: ignore[union-attr]

@@ -81,6 +81,16 @@ def test_the_options_are_found_out(name: str, classes: int, tmp_path: Path) -> N
             assert found.options == options
 
 
+def test_options_may_be_given_in_place_of_the_files(tmp_path: Path) -> None:
+    """A file of other options isn't identical to what these lead to."""
+    model = quantized("w4a8", islands=True, channels=96, classes=400)
+    export(model, tmp_path / "m.tflite", packed=True, latency=False)
+    assert verify(tmp_path / "m.tflite", model, packed=True).identical
+    found = verify(tmp_path / "m.tflite", model, packed=False, dynamic=False)
+    assert not found.identical
+    assert found.options.arithmetic == {"integer_only": False, "packed": False, "dynamic": False}
+
+
 def test_options_that_lead_nowhere_are_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = quantized("w4a8", islands=True)
     export(model, tmp_path / "m.tflite", latency=False)

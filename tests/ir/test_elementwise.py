@@ -150,3 +150,11 @@ def test_products_of_matrices(transpose_a: bool, transpose_b: bool) -> None:
         transpose_b=transpose_b,
     )
     close(found, np.einsum("abij,abjk->abik", a, b), 2e-6)
+
+
+def test_rms_normalization() -> None:
+    rng = np.random.default_rng(0)
+    x, gamma = rng.normal(size=(5, 4, 6)).astype(np.float32), rng.normal(size=6).astype(np.float32)
+    expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=(1, 2), keepdims=True) + 1e-3) * gamma
+    close(real("rms_norm", x, gamma, axes=[1, 2], epsilon=1e-3), expected, 3e-6)
+    close(real("rms_norm", x, axes=[1, 2], epsilon=1e-3), expected / gamma, 3e-5)

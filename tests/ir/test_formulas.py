@@ -86,8 +86,36 @@ def test_every_framework_gives_the_same(framework: str) -> None:
         (formulas.fixed_sum, (a, ra, b, rb), {"sign": -1}),
         (formulas.fused_sum, (a, ra, b, rb, offset), {}),
         (formulas.integer_mean, (a, counts), {}),
+        (formulas.shares, (np.exp2(a[:100] / 20),), {"axis": 0}),
     ]
+    for rounded in (True, False):
+        norm = {"count": 100, "epsilon": np.float32(0.01), "axes": (1,), "rounded": rounded}
+        cases += [(formulas.normalized, (a.reshape(50, 100),), norm | {"centred": centred}) for centred in (True, False)]
     for function, arrays, options in cases:
         expected = function(*arrays, **options)
         found = np.asarray(function(*(make(array) for array in arrays), **options))
         np.testing.assert_array_equal(found, expected, function.__name__)
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+@pytest.mark.parametrize("centred", [True, False])
+def test_normalized_integers(rounded: bool, centred: bool) -> None:
+    q = np.random.default_rng(0).integers(-255, 256, (200, 48))
+    mean = q.mean(axis=1, keepdims=True) if centred else 0
+    variance = (q**2).mean(axis=1, keepdims=True) - mean**2 + 0.25
+    found = formulas.normalized(q.astype(np.float32), 48, np.float32(0.25), (1,), rounded=rounded, centred=centred)
+    np.testing.assert_allclose(found, (q - mean) / np.sqrt(variance), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [-255, -91, 3, 254])
+def test_a_small_epsilon_is_not_eaten_by_roundings(value: int) -> None:
+    """The mean of squares less the square of the mean comes out below 0 for some of these."""
+    q = np.full((1, 7), value, np.float32)
+    found = formulas.normalized(q, 7, np.float32(1e-6), (1,), rounded=False)
+    assert np.isfinite(found).all()
+    assert formulas.SMALL_EPSILON > 255**2 * 4 * 2.0**-24
+
+
+def test_shares_of_whole_numbers() -> None:
+    found = formulas.shares(np.float32([[1.4, 2.6, 0.2], [0, 0.4, 5]]), 1)
+    np.testing.assert_array_equal(found, np.float32([[0.25, 0.75, 0], [0, 0, 1]]))

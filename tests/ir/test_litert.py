@@ -81,10 +81,15 @@ def test_preferences_for_float_are_only_that() -> None:
 
 
 @pytest.mark.parametrize(("size", "coded"), [(10, True), (5000, False)])
-def test_small_softmaxes_stay_exact(size: int, coded: bool) -> None:
+def test_small_softmaxes_stay_integers(size: int, coded: bool) -> None:
     x, y = codes_of("x", size), codes_of("y", size, qparams=act(1 / 256, -128))
     graph = graph_of(Op("softmax", [x], [y], {"axis": 1}, "s"), inputs=[x])
-    assert (kinds(graph) == ["softmax"]) is coded
+    assert kinds(graph) == (["softmax"] if coded else ["dequantize", "softmax_of_codes", "quantize"])
+
+
+def test_softmaxes_stay_where_no_gain_keeps_sums_whole() -> None:
+    x, y = codes_of("x", 2, 20_000), codes_of("y", 2, 20_000, qparams=act(1 / 256, -128))
+    assert kinds(graph_of(Op("softmax", [x], [y], {"axis": 2}, "s"), inputs=[x])) == ["softmax"]
 
 
 def test_a_dead_layer_does_not_stop_the_export() -> None:

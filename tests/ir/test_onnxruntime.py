@@ -8,7 +8,7 @@ import pytest
 from qi.core import IntGrid, QParams
 from qi.ir import twin
 from qi.ir.graph import Op, QGraph, Tensor
-from qi.ir.onnxruntime import integer_softmax
+from qi.ir.onnxruntime import exponentials, integer_softmax
 from qi.ir.routing import route
 
 F = np.float32
@@ -75,7 +75,27 @@ def test_only_one_scale_of_softmax_is_done_in_integers(scale: float, zero_point:
     op = Op("softmax", [x], [y], {"axis": 1}, "layer")
     assert integer_softmax(op) == integer
     routed = route(QGraph("g", [x], [y], [op]), "onnxruntime", integer_only=True)
-    assert [o.quantized for o in routed.ops if o.kind == "softmax"] == [integer]
+    assert [o.quantized for o in routed.ops if o.kind.startswith("softmax")] == [integer]
+
+
+def test_exponentials_are_shifted_so_that_sums_hold() -> None:
+    x, y = (Tensor(name, (None, 4), qparams=QParams(F(s), -128, IntGrid(8))) for name, s in (("x", 0.1), ("y", 1 / 256)))
+    found = exponentials(Op("softmax", [x], [y], {"axis": 1}, "layer"))
+    shift = np.log(np.finfo(F).max / F(4)) - 5
+    np.testing.assert_array_equal(found, np.exp(shift - np.arange(256) * np.float64(F(0.1))).astype(F))
+    assert np.isfinite([4 * found[0], 256 * found[0]]).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "integer"), [((10,), True), ((64, 128), True), ((8, 1024), True), ((65, 128), False), ((1, 1025), False)]
+)
+def test_large_softmaxes_are_islands(sizes: tuple[int, ...], integer: bool) -> None:
+    x = Tensor("x", (None, *sizes), qparams=QParams(F(0.1), 0, IntGrid(8)))
+    y = Tensor("y", (None, *sizes), qparams=QParams(F(1 / 256), -128, IntGrid(8)))
+    graph = QGraph("g", [x], [y], [Op("softmax", [x], [y], {"axis": len(sizes)}, "layer")])
+    kinds = [op.kind for op in route(graph, "onnxruntime").ops]
+    assert kinds == (["softmax"] if integer else ["dequantize", "softmax_of_codes", "quantize"])
+    assert [op.kind for op in route(graph, "onnxruntime", integer_only=True).ops] == ["softmax"]
 
 
 @pytest.mark.parametrize(

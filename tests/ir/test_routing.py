@@ -179,16 +179,22 @@ def test_weights_with_a_zero_point_are_refused_by_name(target: str) -> None:
     graph = perceptron()
     w = graph.ops[2].inputs[1]
     graph.ops[2].inputs[1] = Tensor("w", w.shape, qparams=act(0.1, 5), data=w.data)
-    with pytest.raises(UnsupportedError, match=f"zero point 0, as '{target}'.* received layer 'dense1' with zero points from 5"):
+    with pytest.raises(
+        UnsupportedError, match=f"zero point 0, as '{target}'.* received layer 'dense1' with zero points from 5"
+    ):
         route(graph, target)
     assert kinds(route(graph, "onnxruntime")) == kinds(graph)
 
 
 def test_a_convolution_has_one_zero_point_for_all_channels() -> None:
-    qparams = QParams(np.full((1, 1, 1, 2), np.float32(0.1)), np.array([3, 4]).reshape(1, 1, 1, 2), IntGrid(8), PerChannel(3))
+    qparams = QParams(
+        np.full((1, 1, 1, 2), np.float32(0.1)), np.array([3, 4]).reshape(1, 1, 1, 2), IntGrid(8), PerChannel(3)
+    )
     w = Tensor("w", (1, 1, 3, 2), qparams=qparams, data=np.ones((1, 1, 3, 2), np.int8))
     attrs = {"strides": [1, 1], "pads": [0] * 4, "dilation": [1, 1], "groups": 1, "activation": "none"}
     x, y = codes_of("x", 4, 4, 3), codes_of("y", 4, 4, 2)
     graph = graph_of(Op("conv2d", [x, w], [y], attrs, "conv"), inputs=[x])
-    with pytest.raises(UnsupportedError, match="one zero point for all channels .* layer 'conv' with zero points from 3 to 4"):
+    with pytest.raises(
+        UnsupportedError, match=r"one zero point for all channels .* layer 'conv' with zero points from 3 to 4"
+    ):
         route(graph, "onnxruntime")

@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import qi
-from qi.ir import reference
+from qi.ir import onnxruntime, reference
 from qi.ir.graph import Op
 from qi.ir.kinds import kernel_of
 from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
@@ -24,7 +24,7 @@ CODES = np.random.default_rng(0).integers(-128, 128, (6, 5, 4, 3)).astype("float
 def again(layer: Any, zero: int, tmp_path: Path) -> Any:
     """What a model of the layer gives once it is saved and reloaded."""
     inputs = keras.Input(CODES.shape[1:])
-    model = keras.Model(inputs, layer(inputs, np.float32(zero)))
+    model = keras.Model(inputs, layer(inputs, 0.0 * keras.ops.max(inputs) + float(zero)))
     model.save(tmp_path / "m.keras")
     return keras.models.load_model(tmp_path / "m.keras").predict(CODES - zero, verbose=0)
 
@@ -33,7 +33,7 @@ def again(layer: Any, zero: int, tmp_path: Path) -> Any:
 def test_tables(shape: tuple[int, ...], tmp_path: Path) -> None:
     table = np.random.default_rng(1).integers(-128, 128, (256, *shape))
     layer = ExactTable(shape, table)
-    found = to_numpy(layer(CODES - 7, np.float32(7)))
+    found = to_numpy(layer(CODES - 7, keras.ops.convert_to_tensor(np.float32(7))))
     whole = np.broadcast_to(table.reshape(256, *[1] * (3 - len(shape)), *shape), (256, 5, 4, 3))
     expected = np.take_along_axis(whole, CODES.astype(int) + 128, axis=0)
     np.testing.assert_array_equal(found, expected)
@@ -45,7 +45,8 @@ def test_tables(shape: tuple[int, ...], tmp_path: Path) -> None:
 def test_softmax(axis: int, target: str, tmp_path: Path) -> None:
     x = codes_of("x", 5, 4, 3, qparams=act(0.02))
     op = Op("softmax", [x], [codes_of("y", 5, 4, 3, qparams=act(1 / 256, -128))], {"axis": axis})
-    layer = ExactSoftmax(axis, target == "litert", 1 / 256, -128, reference.exponentials(op))
+    terms = (onnxruntime if target == "onnxruntime" else reference).exponentials(op)
+    layer = ExactSoftmax(axis, target == "onnxruntime", 1 / 256, -128, terms)
     expected = kernel_of(op, target)(op, CODES.astype(np.int32))
     np.testing.assert_array_equal(again(layer, 0, tmp_path), expected)
 

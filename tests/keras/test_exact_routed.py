@@ -53,8 +53,13 @@ def test_dynamic_products_must_be_covered_too() -> None:
 
 @pytest.mark.parametrize(
     ("target", "bits", "rows", "kind"),
-    [("litert", 8, 3, "float"), ("litert", 4, 4, "float"), ("litert", 4, 3, "up"), ("onnxruntime", 4, 3, "float")]
-    + [("reference", 8, 3, "once")],
+    [
+        ("litert", 8, 3, "float"),
+        ("litert", 4, 4, "float"),
+        ("litert", 4, 3, "up"),
+        ("onnxruntime", 4, 3, "float"),
+        ("reference", 8, 3, "once"),
+    ],
 )
 def test_products(target: str, bits: int, rows: int, kind: str) -> None:
     w = weight("w", np.ones((rows, 2)), [0.1, 0.2])

@@ -15,6 +15,7 @@ from tests.parity.onnx_agreement import behind_convolutions, graph_of
 from tests.parity.operations import case
 
 INT8 = IntGrid(8)
+Q = QParams(np.float32(0.05), 3, INT8)
 
 
 def nodes(data: bytes) -> list[onnx.NodeProto]:
@@ -76,6 +77,49 @@ def test_products_of_rank_three_with_an_open_batch_are_done_in_integers() -> Non
     data = onnx_file.write(route(graph, "onnxruntime"), integer_io=True)
     assert [k for k in onnx_runtime.kernels(data) if k not in ("Reshape", "Clip")] == ["QGemm"]
     assert onnx.load_from_string(data).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_gelu_is_one_operation_that_the_runtime_knows() -> None:
+    """Exporters write its exact form with a node "Erfc" that there is not."""
+    for function in ("gelu", "gelu_tanh"):
+        graph = route(graph_of("unary", [(8,)], [Q], Q, (8,), function=function, alpha=None), "onnxruntime")
+        data = onnx_file.write(graph, integer_io=True)
+        assert [node.op_type for node in nodes(data)].count("Gelu") == 1
+        assert onnx.load_from_string(data).opset_import[0].version == 20
+        codes = np.arange(256, dtype=np.uint8).reshape(32, 8)
+        expected = twin.run(graph, [codes.astype(int) - 128])["y"]
+        assert np.array_equal(onnx_runtime.run(data, [codes])["y"].astype(int) - 128, expected)
+
+
+def test_a_global_pool_before_a_flatten_is_done_in_integers() -> None:
+    """With Flatten between the pool and its quantizer it would be done in float: codes are what is reshaped."""
+    given, mean, flat = (Tensor(n, (None, *shape), qparams=Q) for n, shape in (("x", (4, 4, 3)), ("m", (1, 1, 3)), ("y", (3,))))
+    ops = [
+        Op("mean", [given], [mean], {"axes": [1, 2], "keepdims": True}, "pool"),
+        Op("reshape", [mean], [flat], {"shape": [None, 3]}, "flatten"),
+    ]
+    data = onnx_file.write(QGraph("g", [given], [flat], ops, target="onnxruntime"), integer_io=True)
+    assert onnx_runtime.float_kernels(data) == []
+    assert "QLinearGlobalAveragePool" in onnx_runtime.kernels(data)
+
+
+def test_four_bit_weights_lie_in_bytes_unless_size_counts() -> None:
+    """Packed ones are dequantized at every run, which takes up to thirty times as long."""
+    for packed, kernel in ((False, "QGemm"), (True, "Gemm")):
+        graph = next(g for g in (case("dense_int4", seed) for seed in range(9)) if len(g.inputs[0].shape) == 2)
+        routed = route(graph, "onnxruntime", packed=packed)
+        assert kernel in onnx_runtime.kernels(onnx_file.write(routed, integer_io=True))
+
+
+def test_an_unoptimized_graph_is_computed_in_real_numbers() -> None:
+    """As other execution providers do: near a tie, the codes are others than the twin's."""
+    x, y = QParams(np.float32(0.1), 5, INT8), QParams(np.float32(2 * np.float32(0.1) * np.float32(0.1)), 3, INT8)
+    graph = graph_of("mul", [(64,), (64,)], [x, x], y, (64,), activation="none")
+    codes = [np.random.default_rng(seed).integers(120, 147, (500, 64)).astype(np.uint8) for seed in (0, 1)]
+    expected = twin.run(graph, [array.astype(int) - 128 for array in codes])["y"] + 128
+    data = onnx_file.write(graph, integer_io=True)
+    assert np.array_equal(onnx_runtime.run(data, codes)["y"], expected)
+    assert (onnx_runtime.run(data, codes, optimized=False)["y"] != expected).any()
 
 
 def test_subtraction_has_an_integer_kernel() -> None:
