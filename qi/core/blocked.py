@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qi.core.granularity import Granularity, PerGroup
-from qi.core.grid import Grid, IntGrid
+from qi.core.grid import Grid, IntGrid, LutGrid
 from qi.core.kernels import Counts, spread_of
 from qi.core.namespace import numpy_dtype
 from qi.core.packing import Packer, packed_nbytes
 from qi.core.sweep import BLOCK, LUT_BLOCK, apply, check_body, kernel_of, one_tile, parts, shared_zero, total, unspread
-from qi.core.tiles import Walk, boxes, in_threads
+from qi.core.tiles import Walk, boxes, check_threads, in_threads
 from qi.errors import InputError
 from qi.typing import Shape
 
@@ -77,6 +77,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 def _all(name: str, x: np.ndarray, out: np.ndarray, params: QParams, num_threads: int, body: str) -> Counts:
     if x.size <= LUT_BLOCK and body != "numba":
         check_body(body)
+        check_threads(num_threads)
         return one_tile(name, x, out, *params.expanded(x.shape), params.grid)
     how = (params.scale, params.zero_point, params.grid, params.granularity)
     return apply(name, x, out, *how, num_threads, body)
@@ -165,6 +166,9 @@ def dequantize(
     if codes.dtype.kind not in "iu":
         raise InputError(f"expected integer codes; received dtype={codes.dtype}")
     params.check_shape(codes.shape)
+    last = params.grid.levels - 1
+    if isinstance(params.grid, LutGrid) and codes.size and (codes.min() < 0 or codes.max() > last):
+        raise InputError(f"expected codes from 0 to {last}; received {codes.min()} to {codes.max()}")
     out = output(out, codes, numpy_dtype(dtype) if isinstance(dtype, str) else dtype)
     _all("dequantize", codes, out, params, num_threads, body)
     return out

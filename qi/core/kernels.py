@@ -199,7 +199,7 @@ def spread_of(x: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> tuple[int, int]:
         how many values are NaN, and how many infinite in float32.
     """
     axes = tuple(axis for axis, n in enumerate(lo.shape) if n == 1 and x.shape[axis] != 1)
-    if x.dtype.kind not in "iub" and x.dtype not in (_FLOAT32, np.float64):
+    if x.dtype.kind not in "iubf" or x.dtype == np.float16:
         real = np.empty(x.shape, np.float32)  # exact, and numpy compares float32 much faster
         load(x, real)
         x = real

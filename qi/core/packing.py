@@ -20,7 +20,10 @@ from qi.typing import Shape
 
 __all__ = ["Packer", "pack", "packed_nbytes", "unpack"]
 
-_PIECE = 1 << 15  # codes at a time, which is all the memory taken beside the result
+
+def _piece(bits: int) -> int:
+    """Codes at a time, so that little is taken beside the result; widths between bytes take 16 bytes a code."""
+    return 1 << (15 if bits in (1, 2, 4, 8, 16) else 13)
 
 
 def _check(bits: int) -> None:
@@ -70,16 +73,16 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     if least < 0 and greatest >= 2 ** (bits - 1):
         raise InputError(f"expected codes all signed or all unsigned; received {least} to {greatest} for {bits} bits")
     packer = Packer(bits, np.empty(packed_nbytes(codes.size, bits), np.uint8))
-    for piece in _pieces(codes):
+    for piece in _pieces(codes, _piece(bits)):
         packer.add(piece)
     return packer.finish()
 
 
-def _pieces(codes: np.ndarray) -> Iterator[np.ndarray]:
+def _pieces(codes: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """The codes in C order, piece by piece."""
     if codes.flags.c_contiguous:
         codes = codes.reshape(-1)
-    for box in boxes(codes.shape, _PIECE, (1,) * codes.ndim):
+    for box in boxes(codes.shape, size, (1,) * codes.ndim):
         yield codes[box].ravel()
 
 
@@ -113,8 +116,9 @@ class Packer:
             self._write(self._kept)
             codes = codes[missing:]
         whole = codes.size - codes.size % 8
-        for start in range(0, whole, _PIECE):
-            self._write(codes[start : min(start + _PIECE, whole)])
+        step = _piece(self._bits)
+        for start in range(0, whole, step):
+            self._write(codes[start : min(start + step, whole)])
         self._kept = codes[whole:].astype(np.uint16)
 
     def _write(self, codes: np.ndarray) -> None:
@@ -224,8 +228,9 @@ def unpack(data: np.ndarray, bits: int, shape: Shape, *, signed: bool) -> np.nda
     kind = np.dtype("uint8" if bits <= 8 else "uint16")
     codes = np.empty(count, kind)
     whole = count - count % 8
-    for start in range(0, whole, _PIECE):
-        end = min(start + _PIECE, whole)
+    step = _piece(bits)
+    for start in range(0, whole, step):
+        end = min(start + step, whole)
         codes[start:end] = _separate(data[start * bits // 8 : end * bits // 8], bits)
         _sign(codes[start:end], bits, signed)
     if whole < count:

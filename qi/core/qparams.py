@@ -76,6 +76,17 @@ class QParams:
         object.__setattr__(self, "scale", scale)
         object.__setattr__(self, "zero_point", _owned(np.broadcast_to(raw, scale.shape), "int32"))
 
+    @classmethod
+    def of(
+        cls, scale: np.ndarray, zero_point: np.ndarray, grid: Grid, granularity: Granularity, config: Any = None
+    ) -> Self:
+        """Parameters that `qi.core.scaling` just made: float32 and int32 of one shape; nothing is checked or copied."""
+        params = cls.__new__(cls)
+        scale.flags.writeable = zero_point.flags.writeable = False
+        own = {"scale": scale, "zero_point": zero_point, "grid": grid, "granularity": granularity, "config": config}
+        params.__dict__.update(own)
+        return params
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QParams):
             return NotImplemented

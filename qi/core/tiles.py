@@ -18,7 +18,7 @@ import numpy as np
 from qi.errors import InputError
 from qi.typing import Shape
 
-__all__ = ["Walk", "boxes", "in_threads"]
+__all__ = ["Walk", "boxes", "check_threads", "in_threads"]
 
 Result = TypeVar("Result")
 Index = tuple[int | slice, ...]
@@ -157,11 +157,16 @@ def in_threads(work: Callable[[int, int], Result], num_threads: int, tasks: int)
     Raises:
         InputError: `num_threads` is no integer of at least 1.
     """
-    if isinstance(num_threads, bool) or not isinstance(num_threads, (int, np.integer)) or num_threads < 1:
-        raise InputError(f"expected num_threads to be an integer of at least 1; received num_threads={num_threads!r}")
+    check_threads(num_threads)
     count = max(1, min(int(num_threads), tasks))
     if count == 1:
         return [work(0, 1)]
     with ThreadPoolExecutor(count - 1) as pool:
         rest = [pool.submit(work, i, count) for i in range(1, count)]
         return [work(0, count), *(future.result() for future in rest)]
+
+
+def check_threads(num_threads: int) -> None:
+    """Raises InputError unless `num_threads` is an integer of at least 1."""
+    if isinstance(num_threads, bool) or not isinstance(num_threads, (int, np.integer)) or num_threads < 1:
+        raise InputError(f"expected num_threads to be an integer of at least 1; received num_threads={num_threads!r}")

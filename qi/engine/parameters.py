@@ -12,6 +12,8 @@ quantization_type         lower-case name
 quantization_mode         lower-case name
 num_bits, symmetric       as in the configuration
 is_calibrated             whether the parameters are fixed
+calibrated_min            float, or [float] of channels: lower ends of the range that calibration found, or null
+calibrated_max            their upper ends
 qmin, qmax                lowest and highest code
 layers                    {name: {"scale", "zero_point", "channel_dim"}}: of the latest call of each layer, 4,096 at most
 ========================= ===============================================================================
@@ -41,6 +43,7 @@ MAX_LAYERS = 4096
 
 _MAX_CHANNELS = 1 << 20
 _GREATEST = float(np.finfo(np.float64).max)
+_SINGLE = float(np.finfo(np.float32).max)
 _KEYS = (
     "global_scale",
     "global_zero_point",
@@ -52,6 +55,8 @@ _KEYS = (
     "num_bits",
     "symmetric",
     "is_calibrated",
+    "calibrated_min",
+    "calibrated_max",
     "qmin",
     "qmax",
     "layers",
@@ -74,19 +79,22 @@ def exported(state: State, last: Last, pair: tuple[float, float]) -> dict[str, A
             "expected one scale per tensor or per channel to export; received groups; do: keep the QuantizedTensor"
         )
     if params is None and state.fixed is not None:
-        params = state.fixed.params_for(config, 1 if state.fixed.axis is None else _least_rank(state.fixed.axis))
+        params = state.fixed.params_of_channels(config)
     plain: dict[str, Any] = {"global_scale": pair[0], "global_zero_point": pair[1]}
     channels = _channels(params)
     for key, name in (("scale", "per_channel_scales"), ("zero_point", "per_channel_zero_points")):
         plain[name] = dict(enumerate(channels[key])) if channels["channel_dim"] is not None else {}
     integer = config.quantization_type.integer
+    fixed = None if config.quantization_mode.dynamic else state.fixed
     return plain | {
         "channel_dim": channels["channel_dim"],
         "quantization_type": config.quantization_type.value,
         "quantization_mode": config.quantization_mode.value,
         "num_bits": config.num_bits,
         "symmetric": config.symmetric,
-        "is_calibrated": state.fixed is not None and not config.quantization_mode.dynamic,
+        "is_calibrated": fixed is not None,
+        "calibrated_min": None if fixed is None else fixed.lo.tolist(),
+        "calibrated_max": None if fixed is None else fixed.hi.tolist(),
         "qmin": config.grid.qmin if integer else None,
         "qmax": config.grid.qmax if integer else None,
         "layers": {name: _channels(own) for name, own in last.items() if name is not None and _plain(own)},
@@ -135,8 +143,27 @@ def imported(params: Any, state: State) -> tuple[QuantizationConfig, Fixed | Non
     axis = _axis(last[None])
     if axis is not None and not config.per_channel:
         config = config.replace(per_channel=True)
-    fixed = Fixed.loaded(last[None], axis, config) if calibrated else None
+    ends = _ends(params, last[None])
+    fixed = Fixed.loaded(last[None], axis, config, ends) if calibrated else None
     return config, fixed, last
+
+
+def _ends(params: Mapping[str, Any], overall: QParams) -> tuple[np.ndarray, np.ndarray] | None:
+    """The calibrated range, for as many channels as there are scales; None if it isn't there."""
+    values = [params.get(name) for name in ("calibrated_min", "calibrated_max")]
+    if values == [None, None]:
+        return None
+    for name, value in zip(("calibrated_min", "calibrated_max"), values, strict=True):
+        many = isinstance(value, list)
+        if many != (_axis(overall) is not None) or (many and len(value) != overall.scale.size):
+            raise ConfigError(
+                f"expected {name} for each of {overall.scale.size} scales; received {reprlib.repr(value)}"
+            )
+        _check_numbers(name, value, _SINGLE)
+    lo, hi = (np.asarray(value, np.float64) for value in values)
+    if np.any(lo > hi):
+        raise ConfigError("expected calibrated_min <= calibrated_max; received a range whose ends are exchanged")
+    return lo, hi
 
 
 def _overall(params: Mapping[str, Any], config: QuantizationConfig) -> QParams:
@@ -181,11 +208,8 @@ def _listed(name: str, values: Any) -> list[Any]:
 
 def _one(scale: Any, zero_point: Any, axis: Any, config: QuantizationConfig) -> QParams:
     """Checked parameters; of channels as a vector."""
-    for name, value in (("scale", scale), ("zero_point", zero_point)):
-        for number in value if isinstance(value, list) else [value]:
-            real = isinstance(number, int | float | np.integer | np.floating) and not isinstance(number, bool)
-            if not real or not abs(number) <= _GREATEST:
-                raise ConfigError(f"expected {name} to be a finite number; received {reprlib.repr(number)}")
+    _check_numbers("scale", scale)
+    _check_numbers("zero_point", zero_point)
     if axis is None:
         if isinstance(scale, list) or isinstance(zero_point, list):
             raise ConfigError("expected channel_dim beside several scales; received None")
@@ -197,6 +221,14 @@ def _one(scale: Any, zero_point: Any, axis: Any, config: QuantizationConfig) -> 
     return QParams(np.asarray(scale), np.asarray(zero_point), config.grid, PerChannel(axis))
 
 
+def _check_numbers(name: str, value: Any, greatest: float = _GREATEST) -> None:
+    """Raises ConfigError unless it is a finite number, or a list of such."""
+    for number in value if isinstance(value, list) else [value]:
+        real = isinstance(number, int | float | np.integer | np.floating) and not isinstance(number, bool)
+        if not real or not abs(number) <= greatest:
+            raise ConfigError(f"expected {name} to be a finite number; received {reprlib.repr(number)}")
+
+
 def _axis(params: QParams) -> int | None:
     return params.granularity.axis if isinstance(params.granularity, PerChannel) else None
 
@@ -204,10 +236,6 @@ def _axis(params: QParams) -> int | None:
 def _plain(params: QParams) -> bool:
     """Whether scales are one, or one a channel: what this format can say."""
     return isinstance(params.granularity, PerTensor | PerChannel)
-
-
-def _least_rank(axis: int) -> int:
-    return axis + 1 if axis >= 0 else -axis
 
 
 def _channels(params: QParams | None) -> dict[str, Any]:

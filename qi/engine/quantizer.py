@@ -103,7 +103,9 @@ class Quantizer(SeedNames):
 
     def should_quantize_layer(self, layer_name: str) -> bool:
         """Whether a layer of this name is quantized; see `QuantizationConfig.should_quantize`."""
-        return self.config.should_quantize(layer_name)
+        state = self._state
+        state.config_of(layer_name)  # which checks the name
+        return state.config.should_quantize(layer_name)
 
     def get_layer_quantization_params(self, layer_name: str) -> dict[str, Any]:
         """What a layer gets: ``bits``, ``type`` (its lower-case name) and ``skip``."""
@@ -147,11 +149,17 @@ class Quantizer(SeedNames):
 
         Returns:
             (scale, zero_point), the zero point being an integer code.
+
+        Raises:
+            TypeError: data is no array of real numbers.
+            ValueError: It holds NaN or infinity where they are errors, or has no such channel.
         """
         config = self._state.config_of(layer_name)
         x = array_of(data, validate=True)
+        if channel_idx is not None and not (isinstance(channel_idx, int | np.integer) and channel_idx >= 0):
+            raise InputError(f"expected channel_idx to be an index from 0; received channel_idx={channel_idx!r}")
         if channel_idx is not None and x.ndim > 1:
-            if not -x.shape[0] <= channel_idx < x.shape[0]:
+            if channel_idx >= x.shape[0]:
                 raise InputError(f"expected channel_idx below {x.shape[0]}; received channel_idx={channel_idx}")
             x = x[channel_idx]
         if not config.quantization_type.integer:
@@ -418,15 +426,12 @@ class Quantizer(SeedNames):
         if not config.quantization_type.integer:
             return 1.0, 0.0
         if state.fixed is not None and not config.quantization_mode.dynamic:
-            if state.fixed.axis is None:
-                return _scalars(state.fixed.params_for(config, 0))
-            lo, hi = state.fixed.lo, state.fixed.hi
-        elif params is None:
+            params = state.fixed.params_of_channels(config)
+        if params is None:
             return 1.0, 0.0
-        elif params.scale.size == 1:
+        if params.scale.size == 1:
             return _scalars(params)
-        else:
-            lo, hi = covered(params, config)
+        lo, hi = covered(params, config)
         return _scalars(params_of(lo.min(initial=0.0), hi.max(initial=0.0), PerTensor(), config))
 
     def _count(self, started: float, **counts: int) -> None:

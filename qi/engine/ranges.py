@@ -83,7 +83,8 @@ def params_of(
     if scale.size and scale.max() > _LARGE:
         reach = np.maximum(zero_point - grid.qmin, grid.qmax - zero_point)
         scale = np.minimum(scale, np.nextafter((_GREATEST / reach).astype(np.float32), np.float32(0)))
-    return QParams(scale, zero_point, grid, granularity)
+    scale = np.asarray(scale, np.float32)
+    return QParams.of(scale, np.full(scale.shape, zero_point, np.int32), grid, granularity)
 
 
 def covered(params: QParams, config: QuantizationConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from qi.core import Granularity, PerChannel, PerGroup, PerTensor, QParams
 from qi.engine.config import QuantizationConfig
 from qi.engine.inputs import refuse
 from qi.engine.ranges import Seen, covered, params_of, see
-from qi.errors import ConfigError, InputError, NotCalibratedError
+from qi.errors import ConfigError, InputError, NotCalibratedError, UnsupportedError
 
 __all__ = ["Fixed", "State", "calibrated", "fitted"]
 
@@ -49,6 +49,11 @@ class Fixed:
             found = self._made[key] = self._params_for(config, rank, axis)
         return found
 
+    def params_of_channels(self, config: QuantizationConfig) -> QParams:
+        """The parameters for an array of as few dimensions as there may be."""
+        axis = self.axis
+        return self.params_for(config, 0 if axis is None else max(axis + 1, -axis))
+
     def _params_for(self, config: QuantizationConfig, rank: int, axis: int | None) -> QParams:
         granularity: Granularity = PerTensor() if axis is None else PerChannel(axis)
         if self.params is not None and self.form == _form(config):
@@ -76,10 +81,12 @@ class Fixed:
         return cls(np.asarray(lo), np.asarray(hi), axis)
 
     @classmethod
-    def loaded(cls, params: QParams, axis: int | None, config: QuantizationConfig) -> Self:
-        """Given parameters, and the range they cover for grids other than their own."""
-        lo, hi = covered(params, config)
-        return cls(lo, hi, axis, params, _form(config))
+    def loaded(
+        cls, params: QParams, axis: int | None, config: QuantizationConfig, ends: tuple[Any, Any] | None = None
+    ) -> Self:
+        """Given parameters, and for grids other than their own the range they are of, or else that they cover."""
+        lo, hi = covered(params, config) if ends is None else ends
+        return cls(np.asarray(lo), np.asarray(hi), axis, params, _form(config))
 
 
 def calibrated(arrays: Sequence[np.ndarray], sharing: Granularity, config: QuantizationConfig) -> Fixed:
@@ -153,8 +160,16 @@ class State:
         return cls(config, fixed, revision, {name: config.for_layer(name) for name in names})
 
     def config_of(self, layer_name: str | None) -> QuantizationConfig:
-        """The configuration of a layer."""
-        return self.layers.get(layer_name, self.config) if layer_name is not None else self.config
+        """The configuration of a layer.
+
+        Raises:
+            UnsupportedError: It isn't a name.
+        """
+        if layer_name is None:
+            return self.config
+        if not isinstance(layer_name, str):
+            raise UnsupportedError(f"expected the name of a layer; received layer_name={layer_name!r}")
+        return self.layers.get(layer_name, self.config)
 
     def with_config(self, config: QuantizationConfig) -> Self:
         """After `Quantizer.update_config`: a calibrated range stays, unless channels are shared differently now."""

@@ -92,8 +92,8 @@ def export(
         >>> report.exact, report.float_operations
         (True, ())
     """
-    from qi.keras.emulate import float_graph, model_inputs
-    from qi.keras.lower import lower
+    from qi.keras.emulate import in_real_numbers, model_inputs
+    from qi.keras.lower import lower, lower_both
 
     options = Options(integer_io, integer_only, packed, opset, dynamic).checked()
     if format == "integers":
@@ -103,9 +103,10 @@ def export(
     target = Path(path)
     kind = format_of(target, format)
     check_place(target)
-    routed = route(lower(qmodel), kind.target, **options.arithmetic)
+    graph, plain_graph = lower_both(qmodel)
+    routed = route(graph, kind.target, **options.arithmetic)
     data = written(routed, kind, options)
-    plain = kind.write(route(float_graph(qmodel), kind.target), Options(opset=opset), b"")
+    plain = kind.write(route(in_real_numbers(plain_graph), kind.target), Options(opset=opset), b"")
 
     arrays = made_samples(routed) if samples is None else model_inputs(qmodel, samples)
     source = "seeded, over the calibrated range" if samples is None else "given"

@@ -28,7 +28,7 @@ def findings(views: list[CallView], found: Matching, file: VendorGraph) -> list[
     lost = [weight.name for weight in weights if weight.quantized]
     told = named(lost, "quantized weights of the file are like none of the model's, and aren't imported")
     told += _parts(views, found, file)
-    nodes = [(node, matched[id(node)]) for node in file.nodes if id(node) in matched]
+    nodes = [(found.nodes[id(view.call)], view.call.path) for view in views if id(view.call) in found.nodes]
     for applies, what in (
         (
             _has_codes,

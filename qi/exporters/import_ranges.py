@@ -300,12 +300,17 @@ class _Import:
         self, graph: Any
     ) -> tuple[dict[int, tuple[dict[str, BaseInferableQuantizer], dict[str, np.ndarray]]], dict[str, str]]:
         """For each layer by ``id``: quantizers and values by path; and why others stay in float, by the path of the layer."""
+        from qi.keras.weights import has_policy
+
         chosen: dict[int, tuple[dict[str, BaseInferableQuantizer], dict[str, np.ndarray]]] = {}
         reasons: dict[str, str] = {}
         views = {id(view.call): view for view in self._views}
         for calls in graph.calls_of().values():
             view = views[id(calls[0])]
             if view.weight is None:
+                if has_policy(calls[0].op):
+                    why = "weights within recurrent layers aren't looked for"
+                    reasons[calls[0].path] = self.missing[calls[0].path] = why
                 continue
             nodes = [self._found.nodes.get(id(call)) for call in calls]
             known = [node.weight for node in nodes if node is not None and node.weight is not None]

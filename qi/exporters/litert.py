@@ -15,12 +15,11 @@ import qi.exporters.litert_linear
 import qi.exporters.litert_moves
 import qi.exporters.litert_norms
 import qi.exporters.litert_recurrent  # noqa: F401 - the modules register what they write
-from qi.core import IntGrid
 from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
 from qi.exporters.isolated import run_isolated
 from qi.exporters.litert_check import check, with_outputs
 from qi.exporters.litert_file import Draft
-from qi.exporters.litert_ops import WRITERS
+from qi.exporters.litert_ops import WRITERS, write_operation
 from qi.ir.graph import QGraph, Tensor
 from qi.ir.routing import input_quantizers
 from qi.optional import require
@@ -60,7 +59,7 @@ def write(graph: QGraph, *, integer_io: bool = False, metadata: Mapping[str, byt
         draft.tensor(tensor)
     for op in graph.ops:
         if id(op) not in skipped:
-            WRITERS.get(op.kind)(draft, op)
+            write_operation(draft, op)
     names = [tensor.name for tensor in graph.inputs]
     pairs = [(name, draft.tensor(t)) for name, t in zip(names, inputs, strict=True)]
     outputs = [(t.name, _output(draft, t, integer_io)) for t in graph.outputs]
@@ -75,10 +74,10 @@ def _check(graph: QGraph) -> None:
                 "export for another runtime"
             )
         for tensor in op.outputs:
-            if tensor.quantized and tensor.grid != IntGrid(8):
+            if tensor.quantized and (tensor.grid.bits > 8 or not tensor.grid.signed):
                 raise UnsupportedError(
-                    f"expected activations of 8 bits, signed and of full range, for LiteRT; received {tensor} of layer "
-                    f"{op.source!r}; do give it 8 bits, asymmetric, by a rule of the recipe"
+                    f"expected activations of at most 8 bits, signed, for LiteRT; received {tensor} of layer {op.source!r}; do "
+                    "give it 8 bits by a rule of the recipe, or export for ONNX Runtime"
                 )
 
 

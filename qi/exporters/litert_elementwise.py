@@ -202,9 +202,19 @@ class Steps:
         self.draft, self.op, self.count = draft, op, 0
 
     def number(self, value: float) -> int:
+        """A constant."""
         return self.draft.constant(f"{self.op.y.name}/number", np.asarray([value], np.float32))
 
     def do(self, code: str, *inputs: int, name: str = "", last: bool = False, **fields: object) -> int:
+        """An operator; its result has the operation's shape.
+
+        Args:
+            code: such as "EXP".
+            inputs: numbers of tensors.
+            name: of its options.
+            last: whether the result is the operation's output.
+            fields: of its options.
+        """
         y = (
             self.draft.tensor(self.op.y)
             if last
@@ -214,6 +224,7 @@ class Steps:
         return y
 
     def binary(self, code: str, a: int, b: int, last: bool = False) -> int:
+        """An operator of two tensors, such as "ADD"."""
         return self.do(code, a, b, name=f"{code.capitalize()}Options", last=last)
 
 

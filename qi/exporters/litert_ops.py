@@ -14,13 +14,26 @@ from qi.core import IntGrid, QParams
 from qi.errors import UnsupportedError
 from qi.exporters.litert_file import Draft
 from qi.ir.arithmetic import code_range
-from qi.ir.graph import Op
+from qi.ir.graph import Op, Tensor
+from qi.ir.kinds import KINDS
 from qi.registry import Registry
 
-__all__ = ["WRITERS", "activation", "pad", "padding", "refuse", "rescale", "strided_slice", "window", "writer"]
+__all__ = [
+    "WRITERS",
+    "activation",
+    "pad",
+    "padding",
+    "refuse",
+    "rescale",
+    "strided_slice",
+    "window",
+    "write_operation",
+    "writer",
+]
 
 WRITERS: Registry[Callable[[Draft, Op], None]] = Registry("kind of operation that a LiteRT file holds")
 _TARGET = "LiteRT"
+_INT8 = IntGrid(8)
 
 
 def writer(*kinds: str) -> Callable[[Callable[[Draft, Op], None]], Callable[[Draft, Op], None]]:
@@ -32,6 +45,37 @@ def writer(*kinds: str) -> Callable[[Callable[[Draft, Op], None]], Callable[[Dra
         return function
 
     return add
+
+
+_STAYS = frozenset({"avg_pool2d", "maximum", "minimum", "resize_bilinear"})  # between the codes that they take
+
+
+def write_operation(draft: Draft, op: Op) -> None:
+    """Adds an operation. Codes of fewer than 8 bits lie in int8: MINIMUM and MAXIMUM cut off what a kernel gives beyond them."""
+    y = op.y
+    write = WRITERS.get(op.kind)
+    if y.qparams is None or y.grid == _INT8 or _within(op):
+        write(draft, op)
+        return
+    qparams = QParams(y.qparams.scale, y.qparams.zero_point, _INT8)
+    whole = Tensor(draft.unique(f"{y.name}/whole"), y.shape, y.dtype, qparams)
+    wide = Op(op.kind, op.inputs, [whole], op.attrs, op.source)
+    write(draft, wide)
+    low, high = code_range(wide)
+    bounds = [("MAXIMUM", y.grid.qmin)] if low < y.grid.qmin else []
+    bounds += [("MINIMUM", y.grid.qmax)] if high > y.grid.qmax else []
+    number = draft.tensor(whole)
+    for code, bound in bounds:
+        last = code == bounds[-1][0]
+        given, number = number, draft.tensor(y) if last else draft.new(f"{y.name}/{code.lower()}", y.shape, y)
+        limit = draft.constant(f"{y.name}/bound", np.full(1, bound, np.int8), qparams)
+        draft.operator(code, [given, limit], [number], 2, draft.options("MaximumMinimumOptions"))
+
+
+def _within(op: Op) -> bool:
+    """Whether an operation gives no code beyond those it takes."""
+    taken = [t for t in op.inputs if t.quantized]
+    return (KINDS.get(op.kind).moves or op.kind in _STAYS) and all(t.qparams == op.y.qparams for t in taken)
 
 
 def refuse(op: Op, what: str, ways_out: str) -> UnsupportedError:

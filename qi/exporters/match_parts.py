@@ -24,16 +24,15 @@ def split_swish(graph: Any, file: VendorGraph) -> None:
     """
     if not any(_is_swish(file, node) for node in file.nodes):
         return
-    import keras
-
     from qi.keras.graph import Call, Value
+    from qi.keras.steps import swish_steps
 
     made: dict[int, tuple[Any, Any]] = {}
     names = _Names(graph)
     for call in [call for call in graph.calls if _function(call) in ("silu", "swish")]:
         if id(call.op) not in made:
-            sigmoid = keras.layers.Activation("sigmoid", name=names.take(f"{call.op.name}_sigmoid"))
-            made[id(call.op)] = sigmoid, keras.layers.Multiply(name=names.take(f"{call.op.name}_product"))
+            name = call.op.name
+            made[id(call.op)] = swish_steps(names.take(f"{name}_sigmoid"), names.take(f"{name}_product"))
         sigmoid, product = made[id(call.op)]
         x, result = call.inputs[0], call.outputs[0]
         path = f"{call.path}/sigmoid"
@@ -81,9 +80,8 @@ def split_gains(graph: Any, views: list[CallView], found: Matching, file: Vendor
     Returns:
         whether anything was changed: then nothing else of the matching holds any more.
     """
-    import keras
-
     from qi.keras.layers import rebuild_layer
+    from qi.keras.steps import factor_step
 
     changed, names, calls = False, _Names(graph), graph.calls_of()
     for view in views:
@@ -101,7 +99,7 @@ def split_gains(graph: Any, views: list[CallView], found: Matching, file: Vendor
         call.op = rebuild_layer(call.op, {}, values)
         for value, _ in ends:
             before = value.producer
-            layer = keras.layers.Rescaling(factor, name=names.take(f"{before.op.name}_factor"))
+            layer = factor_step(factor, names.take(f"{before.op.name}_factor"))
             after = graph.insert_after(value, layer, f"{before.path}/factor").producer
             after.site = before.site.replace(before.path, after.path, 1)
             after.split_from = before.split_from or before

@@ -65,6 +65,8 @@ def _softmax_of_codes(b: Builder, op: Op) -> None:
     x, axes = b.real(op.x, LAST), b.indices([op.attrs["axis"]])
     if b.graph.producers()[id(op.x)].kind == "dequantize":
         x = _once(b, x)
-    top = b.node("Sub", [b.node("ReduceMax", [x, axes], keepdims=1), b.constant(np.float32(op.attrs["shift"]), "shift")])
+    top = b.node(
+        "Sub", [b.node("ReduceMax", [x, axes], keepdims=1), b.constant(np.float32(op.attrs["shift"]), "shift")]
+    )
     e = b.node("Round", [b.node("Exp", [b.node("Sub", [x, top])])])
     b.finish(op, b.node("Div", [e, b.node("ReduceSum", [e, axes], keepdims=1)]), LAST)

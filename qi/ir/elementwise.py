@@ -119,7 +119,8 @@ def _batch_matmul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The matrix product of the last two axes."""
     a = np.swapaxes(a, -1, -2) if op.attrs["transpose_a"] else a
     b = np.swapaxes(b, -1, -2) if op.attrs["transpose_b"] else b
-    return np.asarray(a @ b)
+    with np.errstate(invalid="ignore"):  # as in `qi.ir.linear.accumulate`
+        return np.asarray(a @ b)
 
 
 # Functions of one number --------------------------------------------------------------------------------------------------

@@ -17,12 +17,11 @@ __all__ = ["fixed_exponentials", "reciprocal"]
 
 _LEAST, _MOST = -(2**31), 2**31 - 1
 _INTEGER_BITS, _FRACTION = 5, 26  # of the exponents; of sums 12 and 19
-_QUARTER = np.int64(1) << (_FRACTION - 2)
-_EIGHTH = np.int64(1) << 28
-_EXP_OF_EIGHTH, _THIRD = np.int64(1895147668), np.int64(715827883)  # exp(-1 / 8) and 1 / 3
+_QUARTER, _EIGHTH = 1 << (_FRACTION - 2), 1 << 28
+_EXP_OF_EIGHTH, _THIRD = np.asarray(1895147668), np.asarray(715827883)  # exp(-1 / 8) and 1 / 3
 # exp(-(2**e)) for the bits of an exponent, in 31 bits.
 _FACTORS = {-2: 1672461947, -1: 1302514674, 0: 790015084, 1: 290630308, 2: 39332535, 3: 720401, 4: 242}
-_FIRST, _SLOPE = np.int64(1515870810), np.int64(-1010580540)  # 48 / 17 and -32 / 17, with 29 bits behind the point
+_FIRST, _SLOPE = 1515870810, np.asarray(-1010580540)  # 48 / 17 and -32 / 17, with 29 bits behind the point
 
 
 def fixed_exponentials(op: Op) -> np.ndarray:
@@ -50,7 +49,7 @@ def _exp(steps: np.ndarray) -> np.ndarray:
     whole = rest - steps
     for exponent, factor in _FACTORS.items():
         bit = np.int64(1) << (_FRACTION + exponent)
-        found = np.where(whole & bit, high_product(found, np.int64(factor)), found)
+        found = np.where(whole & bit, high_product(found, np.asarray(factor)), found)
     return np.where(steps == 0, _MOST, found)
 
 

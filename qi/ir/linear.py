@@ -33,8 +33,12 @@ def carrier(x: np.ndarray, w: np.ndarray, axes: tuple[int, ...]) -> np.dtype:
 
 
 def accumulate(op: Op, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """The sums of a linear operation, without its bias, in the type of its (equally typed) arguments."""
-    return _SUMS[op.kind](op, x, w)
+    """The sums of a linear operation, without its bias, in the type of its (equally typed) arguments.
+
+    The library behind numpy's products may read beyond a matrix, and tell of NaN that it found there and didn't use.
+    """
+    with np.errstate(invalid="ignore"):
+        return _SUMS[op.kind](op, x, w)
 
 
 def _padded(op: Op, x: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """How far numbers are from where rounding changes its mind.
 
 A function of 256 codes takes 256 values. If none of them lies near the middle between two codes, then every processor that
-computes it well gives the same codes, whatever the last bits of its results. If one does, a factor next to one moves all of them a
-little, and there are many to choose from.
+computes it well gives the same codes, whatever the last bits of its results. If one does, a factor next to one moves all of them
+a little, and there are many to choose from.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Sums of real numbers depend on their order, that is on the processor. Sums of integers do not, as long as float32 counts to them,
 and what a normalization takes is integers times a scale, of which its result is free. All other steps are single operations
-that IEEE 754 defines to the last bit. XNNPACK's square root isn't, which it approximates; there, one step of Newton's method, from
-whatever neighbour of the root, gives one number.
+that IEEE 754 defines to the last bit. XNNPACK's square root isn't, which it approximates; there, one step of Newton's method,
+from whatever neighbour of the root, gives one number.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from qi.ir.routing import island, lacks
 from qi.ir.softmax import logarithm_of_gain
 from qi.ir.windows import window_counts, windows
 
-__all__ = ["PACKED_BITS", "exponentials", "integer_softmax", "resize_factor"]
+__all__ = ["PACKED_BITS", "bilinear_places", "exponentials", "integer_softmax", "resize_factor"]
 
 PACKED_BITS = 4  # weights of so many bits and fewer lie in the file two to the byte, if they come here with so few
 
@@ -233,7 +233,7 @@ def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
     real = _dequantized(op.x, x)
     if tuple(op.attrs["size"]) == x.shape[1:3]:
         return _quantized(op, real)
-    (top, bottom, e1, e2), (left, right, d1, d2) = (_places(op, x, axis) for axis in (1, 2))
+    (top, bottom, e1, e2), (left, right, d1, d2) = (bilinear_places(op, x.shape, axis) for axis in (1, 2))
     above, below = real.take(top, 1), real.take(bottom, 1)
     total = (d2 * e2) * above.take(left, 2) + (d1 * e2) * above.take(right, 2)
     total = total + (d2 * e1) * below.take(left, 2)
@@ -248,12 +248,12 @@ def resize_factor(n: int, size: int) -> np.float32:
     return factor
 
 
-def _places(op: Op, x: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
+def bilinear_places(op: Op, given: tuple[int | None, ...], axis: int) -> tuple[np.ndarray, ...]:
     """Along an axis (the neighbours before, those after, the distances to them), with half-pixel centres.
 
     Where both neighbours are one element, as in all rows where the height stays, the distances are a half.
     """
-    n, size = x.shape[axis], int(op.attrs["size"][axis - 1])
+    n, size = int(given[axis] or 0), int(op.attrs["size"][axis - 1])
     at = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / resize_factor(n, size) - np.float32(0.5)
     at = at.clip(0, n - 1)
     low = np.floor(at).astype(int)

@@ -114,9 +114,10 @@ def fuse_quantizers(graph: QGraph) -> None:
 
 
 def inherit_scales(graph: QGraph) -> None:
-    """What only moves codes gives codes; a quantizer with the scale that its input has already does nothing."""
+    """What only moves or chooses codes gives codes; a quantizer with the scale that its input has already does nothing."""
     for op in list(graph.ops):
-        if KINDS.get(op.kind).moves and not op.y.quantized and op.y.dtype.startswith("float"):
+        keeps = KINDS.get(op.kind).moves or op.kind in ("maximum", "minimum")
+        if keeps and not op.y.quantized and op.y.dtype.startswith("float"):
             qparams = _moved_qparams(op)
             for tensor in op.outputs if qparams is not None else ():
                 tensor.qparams = qparams

@@ -5,7 +5,7 @@ from qi.keras.callbacks import BitWidthSchedule, FreezeBatchNorm, FreezeRanges, 
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.emulate import emulate
 from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
-from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
+from qi.keras.exact_kernels import ExactBilinear, ExactRealBilinear, ExactRows, ExactSoftmax, ExactTable
 from qi.keras.exact_softmax import ExactFixedSoftmax
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.inspect import Inspection, inspect_model
@@ -25,6 +25,7 @@ __all__ = [
     "ExactFixedSoftmax",
     "ExactGrid",
     "ExactPool",
+    "ExactRealBilinear",
     "ExactRows",
     "ExactSoftmax",
     "ExactSums",

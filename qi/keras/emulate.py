@@ -18,7 +18,7 @@ from qi.keras.graph import flatten_model
 from qi.keras.lower import lower
 from qi.keras.lowering import real_dtype
 
-__all__ = ["emulate", "float_graph", "model_inputs", "named_outputs"]
+__all__ = ["emulate", "float_graph", "in_real_numbers", "model_inputs", "named_outputs"]
 
 
 def emulate(
@@ -112,7 +112,11 @@ def named_outputs(qmodel: keras.Model, outputs: Any) -> dict[str, Any]:
 
 def float_graph(qmodel: keras.Model) -> QGraph:
     """The same operations with the same weights, all in real numbers: what an export without quantization would hold."""
-    graph = lower(qmodel, fused=False)
+    return in_real_numbers(lower(qmodel, fused=False))
+
+
+def in_real_numbers(graph: QGraph) -> QGraph:
+    """A graph that isn't fused without its quantizers, fused; it is changed in place."""
     for op in list(graph.ops):
         if op.kind == "quantize":
             graph.ops.remove(op)

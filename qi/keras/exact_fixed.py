@@ -11,7 +11,15 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["divided", "divided_factor", "half_away", "multiplied_once", "multiplied_twice", "multiplied_up", "multiplier_of"]
+__all__ = [
+    "divided",
+    "divided_factor",
+    "half_away",
+    "multiplied_once",
+    "multiplied_twice",
+    "multiplied_up",
+    "multiplier_of",
+]
 
 _MOST, _LEAST = 2**31 - 1, -(2**31)
 _REACH = 64  # of the exponents

@@ -18,9 +18,9 @@ from qi.ir.linear import EXACT32
 from qi.ir.litert import bilinear_places
 from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
 from qi.keras.exact_islands import island_layer
-from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
-from qi.keras.exact_softmax import ExactFixedSoftmax
+from qi.keras.exact_kernels import ExactBilinear, ExactRealBilinear, ExactRows, ExactSoftmax, ExactTable
 from qi.keras.exact_routed import Routed, check_exact, is_dynamic, product_kind, table_of
+from qi.keras.exact_softmax import ExactFixedSoftmax
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call, Graph, Value, build_model, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
@@ -218,9 +218,6 @@ class _Writer:
         if kind in ("Add", "Subtract", "Multiply") and len(known) == 2 and _same_rank(call):
             sign = {"sign": -1} if kind == "Subtract" else {}
             return _Recipe("mul" if kind == "Multiply" else "add", lambda: [*known[0].all, *known[1].all], sign)
-        if kind in ("Maximum", "Minimum") and len(known) == 2 and _same_rank(call):
-            take = lambda: [call.outputs[0], *known[0].all[:2], *known[1].all[:2]]
-            return _Recipe("larger", take, {"least": kind == "Minimum"}, kept=True)
         if kind == "Matmul" and len(known) == 2:
             wide = int(call.inputs[0].shape[-1] or EXACT32) * 255 * 255 >= EXACT32
             return _Recipe("matmul", lambda: [*known[0].all, *known[1].all], {"wide": wide})
@@ -291,19 +288,23 @@ class _Writer:
             return ExactSoftmax(
                 op.attrs["axis"], quotient, float(op.y.scale), op.y.zero_point, terms, name=self.name(name)
             )
-        if op.kind == "resize_bilinear" and self.target != "onnxruntime":
-            away = self.target == "reference"
-            find = reference.bilinear_places if away else bilinear_places
-            sizes = zip(op.x.shape[1:3], op.attrs["size"], strict=True)
-            places = [
-                (*before_and_behind, part) for before_and_behind, part in (find(int(n or 0), m) for n, m in sizes)
-            ]
-            return ExactBilinear(op.attrs["size"], 10 if away else 11, places, away, name=self.name(name))
+        if op.kind == "resize_bilinear":
+            return self._bilinear(op, self.name(name))
         table = table_of(op, self.target)
         if table is None:
             return None
         shape = table.shape[1:] if table.size > 256 else ()
         return ExactTable(shape, table, name=self.name(name))
+
+    def _bilinear(self, op: Op, name: str) -> Any:
+        size = op.attrs["size"]
+        if self.target == "onnxruntime":
+            places = [onnxruntime.bilinear_places(op, op.x.shape, axis) for axis in (1, 2)]
+            return ExactRealBilinear(size, places, op.y.zero_point, [op.x.scale, op.y.scale], name=name)
+        away = self.target == "reference"
+        find = reference.bilinear_places if away else bilinear_places
+        found = [find(int(n or 0), m) for n, m in zip(op.x.shape[1:3], size, strict=True)]
+        return ExactBilinear(size, 10 if away else 11, [(*pair, part) for pair, part in found], away, name=name)
 
     # Writing ------------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Layers that compute the codes of normalizations, softmaxes and functions that a target does in real numbers.
 
-Those of which every processor finds the same codes: `qi.ir.norms`, `qi.ir.softmax` and `qi.ir.margins` tell how. They stand beside
-the layer that computes the same in real numbers, as those of `qi.keras.exact_kernels` do.
+Those of which every processor finds the same codes: `qi.ir.norms`, `qi.ir.softmax` and `qi.ir.margins` tell how. They stand
+beside the layer that computes the same in real numbers, as those of `qi.keras.exact_kernels` do.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _table(ops: Sequence[Op], target: str) -> np.ndarray:
 def _norm(op: Op, last: Op, target: str, name: str) -> ExactNorm:
     shape = [int(n or 0) for n in op.x.shape[1:]]
     weights = [np.broadcast_to(t.values(), shape) for t in op.inputs[1:]]
-    how = {"scale": float(last.y.scale), "zero_point": last.y.zero_point, "target": target}
+    how: dict[str, Any] = {"scale": float(last.y.scale), "zero_point": last.y.zero_point, "target": target}
     how |= {"rounded": bool(op.attrs["rounded"]), "centred": op.kind == "layer_norm_of_codes"}
     return ExactNorm(op.attrs["axes"], shape, float(epsilon_of(op)), weights, **how, name=name)
 

@@ -18,7 +18,7 @@ from qi.keras.exact_fixed import half_away
 from qi.keras.variables import add_parameter
 from qi.keras.wrapper import KerasQuantizationWrapper
 
-__all__ = ["ExactBilinear", "ExactRows", "ExactSoftmax", "ExactTable"]
+__all__ = ["ExactBilinear", "ExactRealBilinear", "ExactRows", "ExactSoftmax", "ExactTable"]
 
 _HALF = 16.0
 
@@ -195,4 +195,59 @@ class ExactBilinear(_Kernel):
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
         own = {"size": list(self.size), "bits": self.bits, "places": self.places, "away": self.away}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable(package="qi")
+class ExactRealBilinear(_Kernel):
+    """Bilinear up-sampling in real numbers, in ONNX Runtime's order of products and sums.
+
+    Args:
+        size: height and width of the result.
+        places: for both axes the index before, the index behind, the distances to them.
+        zero_point: of the result.
+        scales: of the codes and of the result; None where a file gives them.
+    """
+
+    def __init__(self, size: Sequence[int], places: Any, zero_point: int, scales: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size, self.zero_point = tuple(size), zero_point
+        self.places = [[np.asarray(row).reshape(-1).tolist() for row in axis] for axis in places]
+        self.scales = self._numbers("scales", scales, (2,))
+
+    def call(self, codes: Any, zero: Any) -> Any:
+        """Codes of the larger image."""
+        ops = keras.ops
+        del zero
+        scale, step = self.scales.value[0], self.scales.value[1]
+        x = codes * scale
+        if self.size == tuple(x.shape[1:3]):
+            total: Any = x
+        else:
+            (top, bottom, e1, e2), (left, right, d1, d2) = self.places
+            total = None
+            corners = (top, left, e2, d2), (top, right, e2, d1), (bottom, left, e1, d2), (bottom, right, e1, d1)
+            for rows, columns, down, across in corners:
+                part = self._product(
+                    ops.take(ops.take(x, np.int32(rows), axis=1), np.int32(columns), axis=2), down, across
+                )
+                total = part if total is None else self._sum(total, part)
+        return ops.clip(ops.round(total / step) + float(self.zero_point), -128.0, 127.0)
+
+    def _sum(self, a: Any, b: Any) -> Any:
+        """In float64, then float32, which is the sum in float32; graph optimizers reorder plain ones."""
+        return keras.ops.cast(keras.ops.cast(a, "float64") + keras.ops.cast(b, "float64"), "float32")
+
+    def _product(self, x: Any, down: Any, across: Any) -> Any:
+        """With the product of both distances; in float64, where it is exact, so that no sum is fused with it."""
+        factor = np.float32(across)[None, None, :, None] * np.float32(down)[None, :, None, None]
+        return keras.ops.cast(keras.ops.cast(x, "float64") * factor.astype(np.float64), "float32")
+
+    def compute_output_shape(self, shape: Any, *_: Any) -> Any:
+        """That of the larger image."""
+        return (shape[0], *self.size, shape[3])
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments but the scales, which are a variable."""
+        own = {"size": list(self.size), "places": self.places, "zero_point": self.zero_point}
         return {**super().get_config(), **own}

@@ -8,7 +8,7 @@ import keras
 
 from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
 from qi.keras.exact_islands import ExactNorm, ExactShares
-from qi.keras.exact_kernels import ExactBilinear, ExactRows, ExactSoftmax, ExactTable
+from qi.keras.exact_kernels import ExactBilinear, ExactRealBilinear, ExactRows, ExactSoftmax, ExactTable
 from qi.keras.exact_softmax import ExactFixedSoftmax
 from qi.keras.graph import Call, Graph, Value
 
@@ -18,6 +18,7 @@ _BESIDE = (
     ExactBilinear,
     ExactFixedSoftmax,
     ExactNorm,
+    ExactRealBilinear,
     ExactShares,
     ExactSoftmax,
     ExactTable,

@@ -26,7 +26,7 @@ NEARLY = frozenset(
 """Kinds of operations that targets also do in real numbers, element by element or along an axis: Keras does them likewise, and
 the last bit of a real number moves its code by one step, seldom."""
 
-_BORDERS = ("quantize", "dequantize")
+_AS_THEY_ARE = ("quantize", "dequantize", "maximum", "minimum")  # the last two on codes of one grid: as in real numbers
 _ELEMENTWISE = frozenset("unary relu prelu add sub mul".split())
 _APPROXIMATE = _ELEMENTWISE | {"softmax", "resize_bilinear"}
 _LITERT_BITS = 8
@@ -105,7 +105,7 @@ class Routed:
             self._check_bits(op)
             kind = KINDS.get(op.kind)
             rescaled = op.kind == "quantize" and op.x.quantized and self.target != "onnxruntime"
-            if id(op) in self._covered or ((kind.moves or op.kind in _BORDERS) and not rescaled):
+            if id(op) in self._covered or ((kind.moves or op.kind in _AS_THEY_ARE) and not rescaled):
                 continue
             if not op.quantized and not op.y.dtype.startswith("float"):
                 continue

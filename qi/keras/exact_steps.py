@@ -48,7 +48,6 @@ def _broadcast(a: Any, b: Any) -> tuple[Any, ...]:
 STEP_SHAPES: dict[str, Callable[..., Any]] = {
     "add": lambda tensors, **attrs: _broadcast(tensors[0].shape, tensors[3].shape),
     "mul": lambda tensors, **attrs: _broadcast(tensors[0].shape, tensors[3].shape),
-    "larger": lambda tensors, **attrs: _broadcast(tensors[0].shape, tensors[2].shape),
     "matmul": lambda tensors, **attrs: (*tensors[0].shape[:-1], tensors[3].shape[-1]),
     "mean": lambda tensors, **attrs: _reduced(tensors[0].shape, attrs["axes"], attrs["keepdims"]),
 }
@@ -171,13 +170,6 @@ def _from_matmul(
         return rounded_product(sums, (sa * sb) / scale)
 
     return lambda: keras.ops.matmul(a, b) * (sa * sb), exact
-
-
-@STEPS.register("larger")
-def _from_larger(target: str, scale: Any, zero: Any, a: Any, sa: Any, b: Any, sb: Any, *, least: bool = False) -> Any:
-    """The greater of two codes, or the less, on one grid."""
-    choose = keras.ops.minimum if least else keras.ops.maximum
-    return lambda: choose(a * sa, b * sb), lambda: choose(a, b)
 
 
 @STEPS.register("mean")

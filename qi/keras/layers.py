@@ -102,17 +102,17 @@ def _from_config(op: Any, config: dict[str, Any], changes: Mapping[str, Any]) ->
     try:
         named = type(op).from_config(dict(config))
         wrong = _others(functions, named)
-    except Exception:  # names that nobody knows, and whatever else users' code makes of them
+    except Exception:  # any: users' code, given a name that nobody knows; what isn't about that fails again below
         if not functions:
             raise
     if not wrong:
         return named
     try:
         given = type(op).from_config(config | wrong)
-    except Exception:
+    except Exception:  # any, likewise: a class whose from_config takes names only
         if named is None:
             raise
-        return named
+        return named  # with other functions, perhaps: `qi.keras.verify` runs every copy beside its original
     # An operation that makes a function of its own from the one it is given would make one of that.
     return given if named is None or not _others(wrong, given) else named
 

@@ -22,7 +22,7 @@ from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.lowering import LOWERINGS, Site, real_dtype
 from qi.keras.wrapper import KerasQuantizationWrapper
 
-__all__ = ["lower", "lower_graph"]
+__all__ = ["lower", "lower_both", "lower_graph"]
 
 
 def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
@@ -53,6 +53,15 @@ def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
     _open_batch(graph)
     result, _ = lower_graph(graph, fused=fused)
     return result
+
+
+def lower_both(qmodel: keras.Model) -> tuple[QGraph, QGraph]:
+    """(`lower` of a model, the same with ``fused=False``) for the work of one."""
+    plain_graph = lower(qmodel, fused=False)
+    fused = fuse(plain_graph.copy())
+    names = {before.name: after.name for before, after in zip(plain_graph.outputs, fused.outputs, strict=True)}
+    fused.output_structure = keras.tree.map_structure(names.__getitem__, plain_graph.output_structure)
+    return fused, plain_graph
 
 
 def lower_graph(graph: Graph, *, fused: bool = True) -> tuple[QGraph, dict[int, Tensor]]:

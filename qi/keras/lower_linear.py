@@ -166,18 +166,16 @@ def _separable(site: Site) -> Tensor:
 @lowering("Conv1DTranspose", "Conv2DTranspose")
 def _transposed(site: Site) -> Tensor:
     layer = site.layer
-    if getattr(layer, "output_padding", None) not in (None, (None,), (None, None)):
-        raise site.refuse(f"with output_padding={layer.output_padding}")
     x, kernel = image(site, site.x), site.weight("kernel", _to_image)
     strides, dilation, size = _pair(layer.strides), _pair(layer.dilation_rate), _pair(layer.kernel_size)
     if len(site.x.shape) == 3:
         strides[0] = dilation[0] = size[0] = 1
     pads: list[int] = []
-    for n, k, s, d in zip(site.sizes(x), size, strides, dilation, strict=False):
-        reach = (k - 1) * d + 1
-        full, wanted = (n - 1) * s + reach, n * s + (max(reach - s, 0) if layer.padding == "valid" else 0)
-        before = max(full - wanted, 0) // 2
-        pads += [before, full - wanted - before]
+    wanted = site.sizes(Tensor("", _image_shape(site)))
+    for n, k, s, d, m in zip(site.sizes(x), size, strides, dilation, wanted, strict=False):
+        full = (n - 1) * s + (k - 1) * d + 1
+        before = max(full - m, 0) // 2
+        pads += [before, full - m - before]
     y = site.emit(
         "conv2d_transpose",
         [x, kernel, *_bias(site)],

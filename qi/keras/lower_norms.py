@@ -12,11 +12,15 @@ from qi.keras.lowering import Site, lowering
 __all__: list[str] = []
 
 
+def _axes(site: Site) -> list[int]:
+    """The axes that a layer normalizes over, in order."""
+    axis = site.layer.axis
+    return sorted(a % len(site.shape) for a in ([axis] if isinstance(axis, int) else axis))
+
+
 @lowering("LayerNormalization")
 def _layer_norm(site: Site) -> Tensor:
-    layer, rank = site.layer, len(site.shape)
-    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    axes = sorted(a % rank for a in axes)
+    layer, rank, axes = site.layer, len(site.shape), _axes(site)
     if getattr(layer, "rms_scaling", False):
         raise site.refuse("with rms_scaling")
     sizes = [n if i in axes else 1 for i, n in enumerate(site.shape)]
@@ -32,17 +36,16 @@ def _layer_norm(site: Site) -> Tensor:
 
 @lowering("RMSNormalization")
 def _rms_norm(site: Site) -> Tensor:
-    layer, rank = site.layer, len(site.shape)
-    axes = sorted(a % rank for a in ([layer.axis] if isinstance(layer.axis, int) else layer.axis))
-    sizes = [n if i in axes else 1 for i, n in enumerate(site.shape)]
-    scale = site.weight("scale", lambda array: array.reshape(sizes[1:]))
-    return site.emit("rms_norm", [site.x, scale], axes=axes, epsilon=float(layer.epsilon))
+    axes = _axes(site)
+    sizes = [n if i in axes else 1 for i, n in enumerate(site.sizes(site.x), 1)]
+    scale = site.weight("scale", lambda array: array.reshape(sizes))
+    return site.emit("rms_norm", [site.x, scale], axes=axes, epsilon=float(site.layer.epsilon))
 
 
 @lowering("UnitNormalization")
 def _unit_norm(site: Site) -> Tensor:
-    """``x / sqrt(sum(x * x))`` by the mean of squares; Keras' least sum, 1e-12, is added, which no code is small enough to tell."""
-    axes = sorted(a % len(site.shape) for a in ([site.layer.axis] if isinstance(site.layer.axis, int) else site.layer.axis))
+    """``x / sqrt(sum(x * x))`` by the mean of squares. Keras' least sum, 1e-12, is added; no code is so small as to tell."""
+    axes = _axes(site)
     sizes = site.sizes(site.x)
     count = math.prod(sizes[axis - 1] for axis in axes)
     factor = site.constant("factor", np.full(1, 1 / math.sqrt(count), np.float32))

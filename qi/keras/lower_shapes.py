@@ -33,21 +33,25 @@ def _of_rank(site: Site, x: Tensor, rank: int) -> Tensor:
     return site.reshape(x, (x.shape[0], *[1] * missing, *x.shape[1:]), "expanded") if missing else x
 
 
+def _joint(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """The shape of two tensors of one rank together."""
+    return tuple(m if n == 1 else n for n, m in zip(a, b, strict=True))
+
+
 def _number(site: Site, value: Any) -> Tensor:
     dtype = site.call.outputs[0].dtype
     return site.constant("constant", to_numpy(value).astype("float32" if "float" in dtype else dtype))
 
 
-def _chain(kind: str, **attrs: Any) -> Any:
+def _chain(kind: str, suffix: str = "", **attrs: Any) -> Any:
+    """From left to right, as Keras goes."""
+
     def run(site: Site) -> Tensor:
         operands = _operands(site)
-        if len(operands) > 2 and kind not in ("maximum", "minimum"):
-            raise site.refuse(
-                f"of {len(operands)} tensors, whose sums in between have no scale", "chain layers of two tensors"
-            )
         y = operands[0]
-        for other in operands[1:]:
-            y = site.emit(kind, [y, other], **attrs)
+        for i, other in enumerate(operands[1:], 2):
+            shape = site.shape if i == len(operands) else _joint(y.shape, other.shape)
+            y = site.emit(kind, [y, other], shape, suffix=suffix, **attrs)
         return y
 
     return run
@@ -70,11 +74,11 @@ def _divide(site: Site) -> Tensor:
 
 @lowering("Average")
 def _average(site: Site) -> Tensor:
-    operands = _operands(site)
-    if len(operands) != 2:
-        raise site.refuse(f"of {len(operands)} tensors", "average two at a time")
-    y = site.emit("add", operands, suffix="sum", activation="none")
-    return site.emit("mul", [y, site.constant("half", np.float32(0.5))], activation="none")
+    y = _chain("add", "sum", activation="none")(site)
+    count = len(site.inputs)
+    if count == 2:
+        return site.emit("mul", [y, site.constant("half", np.float32(0.5))], activation="none")
+    return site.emit("div", [y, site.constant("count", np.float32(count))], activation="none")
 
 
 @lowering("Rescaling")

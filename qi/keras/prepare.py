@@ -20,6 +20,7 @@ from qi.keras.fingerprint import fingerprint
 from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales, split_activations
 from qi.keras.graph import Call, Graph, Value, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.merges import split_merges
 from qi.keras.plan import ActivationPlan, plan_activations
 from qi.keras.rows import original_weights
 from qi.keras.running import fixed_batch
@@ -102,6 +103,7 @@ def prepare(
     if any(probe.activations_for(call.path, call.kind).spec is not None for call in graph.calls):
         split_activations(graph, has_policy)
         split_separable(graph)
+        split_merges(graph)
     plan = plan_activations(graph, book, later) if planner is None else planner(graph, book)
     notes = copy_layers(graph, plan)
     return Prepared(flatten_model(model), graph, book, plan, kept, notes, build_tensors(graph))

@@ -4,7 +4,7 @@ Four roles matter; every other operation gives its output a quantizer of its own
 
 * KEEPS: its output holds only values of its (single) input, or 0: the output is on the input's grid already.
 * SAME: its output must share the input's scale, but is computed, so it is quantized again (average pooling).
-* JOINS: all inputs and the output share one scale (concatenation).
+* JOINS: all inputs and the output share one scale (concatenation; the greater or the less of two).
 * FIXED: its output range is known, and runtimes demand exactly that grid (softmax, sigmoid, tanh).
 """
 
@@ -42,6 +42,7 @@ _KEEPS = frozenset(
 )
 _SAME = frozenset("AveragePooling1D AveragePooling2D AveragePooling3D Resizing".split())
 _JOINS = frozenset("Concatenate Stack Hstack Vstack Dstack".split())
+_CHOOSES = frozenset("Maximum Minimum".split())  # JOINS, where all that they choose from are tensors
 _FIXED = {"softmax": (0.0, 1.0), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 # Kernels of these take a clamp (ReLU, ReLU6) into themselves.
 _TAKES_ACTIVATION = frozenset(
@@ -70,7 +71,7 @@ def role_of(call: Call) -> Role:
         return Role.KEEPS
     if kind in _SAME:
         return Role.SAME
-    if kind in _JOINS:
+    if kind in _JOINS or (kind in _CHOOSES and len(call.inputs) > 1):
         return Role.JOINS
     return Role.FIXED if _function_of(call) in _FIXED else Role.OWN
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,27 @@ def onnx_peer(plain: bytes, samples: np.ndarray, name: str) -> bytes:
         return target.read_bytes()
 
 
+def one_call(kind: Any, content: bytes, sample: np.ndarray) -> Callable[[], object]:
+    """Runs a file on one sample, in one thread; in LiteRT also files that take codes."""
+    if kind.suffix != ".tflite":
+        return partial(kind.session(content, threads=1), [sample])
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    details = interpreter.get_input_details()[0]
+    interpreter.resize_tensor_input(details["index"], sample.shape)
+    interpreter.allocate_tensors()
+    if details["dtype"] != np.float32:
+        scale, zero_point = details["quantization"]
+        sample = np.clip(np.rint(sample / scale) + zero_point, -128, 127)
+    sample, output = sample.astype(details["dtype"]), interpreter.get_output_details()[0]["index"]
+
+    def call() -> object:
+        interpreter.set_tensor(details["index"], sample)
+        interpreter.invoke()
+        return interpreter.get_tensor(output)
+
+    return call
+
+
 def beside_peers(name: str, model: keras.Model, samples: np.ndarray, rounds: int, recipe: str = "w8a8") -> None:
     """Size against the float file, time of one sample as a ratio to ours, and whether file and twin agree."""
     from qi.keras.emulate import float_graph
@@ -154,8 +176,8 @@ def beside_peers(name: str, model: keras.Model, samples: np.ndarray, rounds: int
                 files[peer] = make()
             except Exception as error:  # whatever other people's tools raise
                 told.append(f"{peer} failed ({type(error).__name__})")
-        sessions = {key: kind.session(content, threads=1) for key, content in files.items()}
-        seconds = interleaved({key: partial(session, [samples[:1]]) for key, session in sessions.items()}, rounds)
+        calls = {key: one_call(kind, content, samples[:1]) for key, content in files.items()}
+        seconds = interleaved(calls, rounds)
         shown = samples[:256]
         expected, found = twin_outputs(graph, shown), file_outputs(kind, files["ours"], shown, 2)
         steps = np.abs(found - expected) / (graph.outputs[0].scale.max() if graph.outputs[0].quantized else 1)

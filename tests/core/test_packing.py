@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from qi.core.packing import pack, packed_nbytes, unpack
+from qi.core.packing import Packer, pack, packed_nbytes, unpack
 from qi.errors import InputError
 
 
@@ -148,3 +149,31 @@ def test_bytes_that_do_not_fit_the_shape_are_refused(data, shape):
 def test_a_negative_size_is_refused(shape):
     with pytest.raises(InputError, match="without negative sizes"):
         unpack(np.zeros(max(0, int(np.prod(shape)) // 2), np.uint8), 4, shape, signed=True)
+
+
+@given(st.integers(1, 16), st.lists(st.integers(0, 20), max_size=8), st.sampled_from(["int8", "int16", "int64"]))
+def test_codes_that_come_piece_by_piece_are_packed_as_one(bits, sizes, dtype):
+    codes = (np.arange(sum(sizes)) % 2 ** (min(bits, 8) - 1)).astype(dtype)
+    packer = Packer(bits, np.empty(packed_nbytes(codes.size, bits), np.uint8))
+    for piece in np.split(codes, np.cumsum(sizes)[:-1]) if sizes else []:
+        packer.add(piece)
+    assert packer.finish().tobytes() == stream_of(codes, bits)
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_large_arrays_take_a_mebibyte_beside_the_result(bits):
+    codes = np.random.default_rng(0).integers(0, 2**bits, 300_007).astype("uint8" if bits <= 8 else "uint16")
+    packed = pack(codes, bits)
+    assert packed[: 1000 * bits].tobytes() == stream_of(codes[:8000], bits)
+    assert np.array_equal(unpack(packed, bits, codes.shape, signed=False), codes)
+    signed = unpack(packed, bits, codes.shape, signed=True)
+    assert np.array_equal(pack(signed, bits), packed)
+    for action, result in (
+        (lambda: pack(codes, bits), packed),
+        (lambda: unpack(packed, bits, codes.shape, signed=True), codes),
+    ):
+        tracemalloc.start()
+        action()
+        taken = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert taken < result.nbytes + 2**20

@@ -102,7 +102,10 @@ def test_flags_are_booleans(name: str) -> None:
         ({"min_percentile": -1}, "expected min_percentile to be a number from 0 to 100"),
         ({"max_percentile": 100.1}, "expected max_percentile"),
         ({"max_percentile": float("nan")}, "expected max_percentile"),
-        ({"min_percentile": 50, "max_percentile": 50}, "expected min_percentile below max_percentile; received 50 and 50"),
+        (
+            {"min_percentile": 50, "max_percentile": 50},
+            "expected min_percentile below max_percentile; received 50 and 50",
+        ),
         ({"outlier_threshold": 0}, "expected outlier_threshold to be positive"),
         ({"outlier_threshold": -1}, "expected outlier_threshold"),
         ({"requantization_threshold": float("inf")}, "expected requantization_threshold to be a number from 0;"),

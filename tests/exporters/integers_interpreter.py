@@ -247,6 +247,9 @@ class Interpreter:
     def _concat(self, op: Entry, *arrays: np.ndarray) -> np.ndarray:
         return np.concatenate(arrays, axis=op["attributes"]["axis"])
 
+    def _reverse(self, op: Entry, x: np.ndarray) -> np.ndarray:
+        return np.flip(x, op["attributes"]["axis"])
+
     def _tile(self, op: Entry, x: np.ndarray) -> np.ndarray:
         return np.tile(x, op["attributes"]["multiples"])
 

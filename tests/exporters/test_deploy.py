@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import re
 import warnings
@@ -246,3 +247,17 @@ def test_a_disk_that_cannot_be_written_leaves_the_old_file(
         export(model, path, latency=False)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_is_lowered_once(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both the file and the float one that it is compared with come of that."""
+    lower = importlib.import_module("qi.keras.lower")  # the package has a function of that name
+    lowered, found = lower.lower_graph, []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        found.append(args)
+        return lowered(*args, **options)
+
+    monkeypatch.setattr(lower, "lower_graph", watched)
+    export(model, tmp_path / "m.tflite", samples=data(), latency=False)
+    assert len(found) == 1

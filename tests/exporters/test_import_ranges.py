@@ -487,3 +487,16 @@ def test_a_file_of_ours_that_another_tool_changed(quantized: keras.Model, model:
     qmodel, _ = imported(bytes(data), model, tmp_path, strict=True)
     changed, before = (wrapped(m)["logits"] for m in (qmodel, quantized))
     assert np.count_nonzero(changed.codes != before.codes) == 1
+
+
+@pytest.mark.parametrize("suffix", [".tflite", ".onnx"])
+def test_kernels_of_recurrent_layers_stay_float_and_are_named(suffix: str, tmp_path: Path) -> None:
+    memory = layers.LSTM(4, name="memory")
+    model = settle(keras.Sequential([keras.Input((6, 5)), layers.Dense(5, name="a"), memory, layers.Dense(3)]))
+    x = np.random.default_rng(0).normal(size=(64, 6, 5)).astype("float32")
+    export(qi.quantize_model(model, "w8a8", x, progress=False)[0], tmp_path / f"m{suffix}", samples=x, latency=False)
+    with warned():
+        result, report = import_ranges(tmp_path / f"m{suffix}", model)
+    reasons = {row.path: row.reason for row in report.unquantized}
+    assert "aren't looked for" in reasons["memory/lstm_cell/recurrent_kernel"]
+    assert result.get_layer("a").get_quantized_tensors()["kernel"].bits == 8

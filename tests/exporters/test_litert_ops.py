@@ -8,7 +8,7 @@ from qi.exporters import litert
 from qi.exporters.litert_check import check
 from qi.exporters.litert_file import Draft, schema
 from qi.exporters.litert_ops import WRITERS, activation, padding, refuse
-from qi.ir import Op, QGraph
+from qi.ir import Op, QGraph, run
 from qi.ir.kinds import KINDS
 from qi.ir.routing import route
 from tests.ir.graphs import act, codes_of, graph_of, real, weight
@@ -95,3 +95,37 @@ def test_codes_of_another_scale_are_multiplied_by_one() -> None:
     x, y = codes_of("x", 4, qparams=act(0.1, 3)), codes_of("y", 4, qparams=act(0.27, -20))
     graph = graph_of(Op("quantize", [x], [y], {}, "border"), inputs=[x])
     assert operators(graph) == ["MUL"]  # int8-to-int8 QUANTIZE knows ratios to eight bits only
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "fused", "expected"),
+    [
+        (0, "none", ["MAXIMUM", "MINIMUM"]),
+        (0, "relu", ["MINIMUM"]),  # the clamp that the kernel has is enough below
+        (-8, "relu", ["MINIMUM"]),
+    ],
+)
+@pytest.mark.parametrize("target", ["litert", "reference"])
+def test_codes_of_few_bits_are_cut_off(zero_point: int, fused: str, expected: list[str], target: str) -> None:
+    """Kernels clip to int8: without the operators, codes beyond the grid come out, which the test also sees."""
+    a, b = codes_of("a", 300, qparams=act(0.1, 2, bits=4)), codes_of("b", 300, qparams=act(0.2, -1, bits=4))
+    y = codes_of("y", 300, qparams=act(0.12, zero_point, bits=4))
+    graph = graph_of(Op("add", [a, b], [y], {"activation": fused}, "sum"), inputs=[a, b])
+    assert operators(graph, target) == ["ADD", *expected]
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-8, 8, (4, 300)).astype(np.int8) for _ in range(2)]
+    routed = route(graph, target, integer_only=True)
+    data, codes = litert.write(routed, integer_io=True), run(routed, arrays)["y"]
+    reference = target == "reference"
+    found = litert.run(data, arrays, reference=reference, tensors=["y", "y/whole"])
+    np.testing.assert_array_equal(found["y"], codes)
+    assert codes.max() == 7
+    assert found["y/whole"].max() > 7
+
+
+def test_what_only_moves_codes_of_few_bits_is_left_alone() -> None:
+    x, y = (codes_of(name, 4, 4, 2, qparams=act(0.1, 2, bits=4)) for name in "xy")
+    y.shape = (None, 2, 2, 2)
+    attrs = {"pool": [2, 2], "strides": [2, 2], "pads": [0] * 4}
+    for kind, code in (("max_pool2d", "MAX_POOL_2D"), ("avg_pool2d", "AVERAGE_POOL_2D")):
+        assert operators(graph_of(Op(kind, [x], [y], attrs, "pool"), inputs=[x])) == [code]

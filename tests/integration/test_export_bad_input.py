@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,20 @@ def test_threads(threads: Any, model: Any, tmp_path: Path) -> None:
 
 def test_places_that_no_file_can_have(model: Any, tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
-    (tmp_path / "loop.onnx").symlink_to(tmp_path / "loop.onnx")
     cases: list[tuple[str, type[Exception], str]] = [
         ("folder.onnx", IsADirectoryError, "received a folder: '.*folder.onnx'"),
         ("nowhere/m.onnx", FileNotFoundError, "do create it first: '.*nowhere'"),
-        ("loop.onnx", OSError, ""),
     ]
     for name, error, message in cases:
         with pytest.raises(error, match=message):
             qi.export(model, tmp_path / name, latency=False)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python takes such a link for a file from 3.13 on")
+def test_a_link_to_itself(model: Any, tmp_path: Path) -> None:
+    (tmp_path / "loop.onnx").symlink_to(tmp_path / "loop.onnx")
+    with pytest.raises(OSError, match="received a loop of links"):
+        qi.export(model, tmp_path / "loop.onnx", latency=False)
 
 
 def test_a_name_as_long_as_names_may_be(model: Any, tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def test_states_are_neither_used_nor_left() -> None:
     qmodel, _ = quantized(model, SEQUENCES, batch_size=16)
     for old, new in zip(before, flat(model.get_layer("rnn").states), strict=True):
         np.testing.assert_array_equal(old, new)
-    states = [state for layer in qmodel.layers for state in flat(getattr(layer, "states", None) or [])]
+    inner = [getattr(layer, "layer", layer) for layer in qmodel.layers]
+    states = [state for layer in inner for state in flat(getattr(layer, "states", None) or [])]
     assert len(states) == 2
     assert not np.any(states)
 

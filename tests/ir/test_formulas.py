@@ -90,7 +90,9 @@ def test_every_framework_gives_the_same(framework: str) -> None:
     ]
     for rounded in (True, False):
         norm = {"count": 100, "epsilon": np.float32(0.01), "axes": (1,), "rounded": rounded}
-        cases += [(formulas.normalized, (a.reshape(50, 100),), norm | {"centred": centred}) for centred in (True, False)]
+        cases += [
+            (formulas.normalized, (a.reshape(50, 100),), norm | {"centred": centred}) for centred in (True, False)
+        ]
     for function, arrays, options in cases:
         expected = function(*arrays, **options)
         found = np.asarray(function(*(make(array) for array in arrays), **options))

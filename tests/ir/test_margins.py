@@ -41,7 +41,11 @@ def test_ties_are_moved_and_nothing_else() -> None:
 
 
 def test_what_is_clear_stays_as_it_is() -> None:
-    assert [op.kind for op in route(function("abs", 1.0, 0, 1.0), "onnxruntime").ops] == ["dequantize", "unary", "quantize"]
+    assert [op.kind for op in route(function("abs", 1.0, 0, 1.0), "onnxruntime").ops] == [
+        "dequantize",
+        "unary",
+        "quantize",
+    ]
 
 
 def test_real_numbers_are_none_of_its_business() -> None:

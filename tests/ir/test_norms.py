@@ -55,7 +55,9 @@ def test_real_numbers_without_a_grid_are_normalized_as_before() -> None:
 
 
 @pytest.mark.parametrize("target", ["litert", "onnxruntime"])
-@pytest.mark.parametrize(("kind", "weights"), [("layer_norm", 0), ("layer_norm", 1), ("layer_norm", 2), ("rms_norm", 1)])
+@pytest.mark.parametrize(
+    ("kind", "weights"), [("layer_norm", 0), ("layer_norm", 1), ("layer_norm", 2), ("rms_norm", 1)]
+)
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-2])
 def test_it_computes_what_a_normalization_does(kind: str, weights: int, epsilon: float, target: str) -> None:
     routed = route(norm(weights=weights, kind=kind, epsilon=epsilon), target)

@@ -79,7 +79,9 @@ def test_only_one_scale_of_softmax_is_done_in_integers(scale: float, zero_point:
 
 
 def test_exponentials_are_shifted_so_that_sums_hold() -> None:
-    x, y = (Tensor(name, (None, 4), qparams=QParams(F(s), -128, IntGrid(8))) for name, s in (("x", 0.1), ("y", 1 / 256)))
+    x, y = (
+        Tensor(name, (None, 4), qparams=QParams(F(s), -128, IntGrid(8))) for name, s in (("x", 0.1), ("y", 1 / 256))
+    )
     found = exponentials(Op("softmax", [x], [y], {"axis": 1}, "layer"))
     shift = np.log(np.finfo(F).max / F(4)) - 5
     np.testing.assert_array_equal(found, np.exp(shift - np.arange(256) * np.float64(F(0.1))).astype(F))

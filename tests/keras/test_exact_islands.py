@@ -86,4 +86,4 @@ def test_while_quantizers_train_layers_compute_themselves() -> None:
     model = keras.Model(x, layers.Dense(4)(layers.LayerNormalization()(layers.Dense(16)(x))))
     qat = qi.prepare_qat(model, "w8a8", X, exact="litert", progress=False)
     assert not any(isinstance(layer, ExactNorm) for layer in qat.layers)
-    assert any(isinstance(layer, ExactNorm) for layer in make_exact(qi.convert(qat), "litert").layers)
+    assert any(isinstance(layer, ExactNorm) for layer in qi.convert(qat).layers)

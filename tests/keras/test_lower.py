@@ -16,7 +16,7 @@ from qi.ir.linear import LINEAR
 from qi.ir.routing import route
 from qi.ir.twin import real_values
 from qi.keras.graph import flatten_model
-from qi.keras.lower import _int8, lower
+from qi.keras.lower import _int8, lower, lower_both
 from tests.keras.lowered import agrees, in_integers, kinds, refusal, weights_only
 from tests.keras.models import build, samples, settle
 
@@ -113,6 +113,15 @@ def test_the_model_is_only_read() -> None:
 def test_lowering_is_reproducible() -> None:
     qmodel, graph = lowered("residual")
     assert str(lower(qmodel)) == str(graph)
+
+
+@pytest.mark.parametrize("name", ["nested_io", "list_io", "residual"])
+def test_both_graphs_come_of_one_lowering(name: str) -> None:
+    qmodel, graph = lowered(name)
+    fused, unfused = lower_both(qmodel)
+    for found, expected in ((fused, graph), (unfused, lower(qmodel, fused=False))):
+        assert str(found) == str(expected)
+        assert (found.input_structure, found.output_structure) == (expected.input_structure, expected.output_structure)
 
 
 def test_without_fusing_quantizers_stand_by_themselves() -> None:

@@ -32,13 +32,14 @@ def test_real_numbers() -> None:
         "bare_groups": layers.GroupNormalization(2, center=False, scale=False)(x),
         "unit": layers.UnitNormalization()(x),
         "unit_of_two": layers.UnitNormalization(axis=(1, 2))(x),
+        "quantized": layers.Dense(2)(x),
     }
     branches(x, made)
 
 
 def test_groups_of_channels_that_come_first() -> None:
     x = keras.Input((4, 3, 3), name="x")
-    assert "axis=1" in refusal(x, layers.GroupNormalization(2, axis=1)(x))
+    assert "axis=1" in refusal(x, layers.Dense(2)(layers.GroupNormalization(2, axis=1)(x)))
 
 
 @pytest.mark.parametrize("name", ["m.tflite", "m.onnx"])

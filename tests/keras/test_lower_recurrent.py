@@ -47,10 +47,9 @@ def test_options_of_gates() -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_both_directions(name: str) -> None:
     make, x, made = CELLS[name], keras.Input(SHAPE, name="steps"), {}
-    for mode in ("concat", "sum", "mul", "ave"):
-        for sequences in (False, True):
-            layer = layers.Bidirectional(make(3, return_sequences=sequences), merge_mode=mode)
-            made[f"{mode}_{sequences}"] = layer(x)
+    for mode, sequences in (("concat", True), ("concat", False), ("sum", True), ("mul", False), ("ave", True)):
+        layer = layers.Bidirectional(make(3, return_sequences=sequences), merge_mode=mode)
+        made[f"{mode}_{sequences}"] = layer(x)
     made["ahead"], made["behind"] = layers.Bidirectional(make(3, return_sequences=True), merge_mode=None)(x)
     branches(x, made)
 

@@ -1,4 +1,4 @@
-"""What runtimes do in real numbers, on codes, so that the twin has the very same bits: norms, softmax, functions of one number."""
+"""What runtimes do on codes in real numbers so that the twin has the very same bits: norms, softmax, functions of one number."""
 
 from __future__ import annotations
 

@@ -93,7 +93,9 @@ def test_gelu_is_one_operation_that_the_runtime_knows() -> None:
 
 def test_a_global_pool_before_a_flatten_is_done_in_integers() -> None:
     """With Flatten between the pool and its quantizer it would be done in float: codes are what is reshaped."""
-    given, mean, flat = (Tensor(n, (None, *shape), qparams=Q) for n, shape in (("x", (4, 4, 3)), ("m", (1, 1, 3)), ("y", (3,))))
+    given, mean, flat = (
+        Tensor(n, (None, *shape), qparams=Q) for n, shape in (("x", (4, 4, 3)), ("m", (1, 1, 3)), ("y", (3,)))
+    )
     ops = [
         Op("mean", [given], [mean], {"axes": [1, 2], "keepdims": True}, "pool"),
         Op("reshape", [mean], [flat], {"shape": [None, 3]}, "flatten"),

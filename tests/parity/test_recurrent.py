@@ -1,4 +1,4 @@
-"""Recurrent operations in the runtimes beside the twin: codes behind a loop of real numbers, which rounds alike up to its last bit."""
+"""Recurrent operations in the runtimes beside the twin: codes behind a loop of real numbers that agree up to rounding."""
 
 from __future__ import annotations
 

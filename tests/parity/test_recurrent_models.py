@@ -49,11 +49,15 @@ def quantized(model: Any, recipe: str, data: Any) -> Any:
         return qi.quantize_model(model, recipe, data, progress=False)[0]
 
 
+@pytest.fixture(scope="module", params=["w8a8", "w8", "w4"])
+def classified(request: pytest.FixtureRequest, classifier: Any) -> tuple[str, Any]:
+    """(recipe, the classifier quantized by it)."""
+    return request.param, quantized(classifier, request.param, phrases(256) if request.param == "w8a8" else None)
+
+
 @pytest.mark.parametrize("suffix", [".tflite", ".onnx"])
-@pytest.mark.parametrize("recipe", ["w8a8", "w8", "w4"])
-def test_a_classifier_of_phrases(classifier: Any, recipe: str, suffix: str, tmp_path: Path) -> None:
-    x = phrases(256)
-    model = quantized(classifier, recipe, x if recipe == "w8a8" else None)
+def test_a_classifier_of_phrases(classifier: Any, classified: tuple[str, Any], suffix: str, tmp_path: Path) -> None:
+    x, (recipe, model) = phrases(256), classified
     path = tmp_path / f"m{suffix}"
     report = export(model, path, samples=x, latency=False, dynamic=False)
     if recipe == "w8a8":
@@ -90,8 +94,7 @@ def test_files_are_small(kind: str, suffix: str, least: float, tmp_path: Path) -
     assert report.size_ratio > least
 
 
-@pytest.mark.parametrize("suffix", [".tflite", ".onnx"])
-def test_both_directions_and_backwards(suffix: str, tmp_path: Path) -> None:
+def test_both_directions_and_backwards(tmp_path: Path) -> None:
     import keras
 
     keras.utils.set_random_seed(0)
@@ -102,11 +105,13 @@ def test_both_directions_and_backwards(suffix: str, tmp_path: Path) -> None:
     y = layers.Bidirectional(layers.SimpleRNN(4, return_sequences=True), merge_mode="ave")(y)
     model = keras.Model(x, layers.Dense(3)(layers.Bidirectional(layers.LSTM(4))(y)))
     data = np.random.default_rng(0).normal(size=(200, 9, 5)).astype("float32")
-    coded = export(quantized(model, "w8a8", data), tmp_path / f"c{suffix}", samples=data, latency=False)
-    assert coded.proof.max_lsb <= 1
-    assert coded.proof.share <= 0.01  # four layers, one behind the other, each of which may move a code
-    real = export(quantized(model, "w8", None), tmp_path / f"r{suffix}", samples=data, latency=False, dynamic=False)
-    assert real.proof.max_lsb < ROUNDING
+    coded, real = quantized(model, "w8a8", data), quantized(model, "w8", None)
+    for suffix in (".tflite", ".onnx"):
+        proof = export(coded, tmp_path / f"c{suffix}", samples=data, latency=False).proof
+        assert proof.max_lsb <= 1
+        assert proof.share <= 0.01  # four layers, one behind the other, each of which may move a code
+        proof = export(real, tmp_path / f"r{suffix}", samples=data, latency=False, dynamic=False).proof
+        assert proof.max_lsb < ROUNDING
 
 
 def test_lengths_that_litert_cannot_unroll_are_refused_before_a_file_is_written(tmp_path: Path) -> None:
