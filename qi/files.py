@@ -74,7 +74,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
     try:
         target = Path(path).resolve()
     except RuntimeError as error:  # as Python up to 3.12 says it
-        raise OSError(errno.ELOOP, "expected a path that ends somewhere; received a loop of links", str(path)) from error
+        raise OSError(errno.ELOOP, "expected a path that ends; received a loop of links", str(path)) from error
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "expected the name of a file to write; received a folder", str(path))
     if target.exists() and not target.is_file():

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qi.core.compiled import join_codes
 from qi.core.granularity import Granularity, PerGroup
 from qi.core.grid import Grid, IntGrid, LutGrid
 from qi.core.kernels import Counts, spread_of
 from qi.core.namespace import numpy_dtype
-from qi.core.packing import Packer, packed_nbytes
+from qi.core.packing import Packer, join, packed_nbytes
 from qi.core.sweep import BLOCK, LUT_BLOCK, apply, check_body, kernel_of, one_tile, parts, shared_zero, total, unspread
 from qi.core.tiles import Walk, boxes, check_threads, in_threads
 from qi.errors import InputError
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "dequantize", "fake_quantize", "minmax", "quantize", "quantize_packed"]
 
-_MINMAX_BLOCK = 1 << 17  # it takes no scratch
+_LONG = 1 << 18
+_MINMAX_BLOCKS = {4: 1 << 18, 8: 1 << 16}  # by bytes of a value: it takes scratch only where values are not finite
 
 
 def real(x: Any) -> np.ndarray:
@@ -204,7 +206,7 @@ def minmax(
         nans = infs = 0
         with np.errstate(all="ignore"):
             for (part,), own in parts(granularity, [x], [lo, hi]) if x.size else ():
-                walk = Walk([part, *own], _MINMAX_BLOCK if x.dtype.itemsize > 2 else BLOCK)
+                walk = Walk([part, *own], _MINMAX_BLOCKS.get(x.dtype.itemsize, BLOCK))
                 for tile, *ranges in walk.tiles(start, step):
                     found = spread_of(tile, *(unspread(view) for view in ranges))
                     nans, infs = nans + found[0], infs + found[1]
@@ -239,8 +241,7 @@ def quantize_packed(
     """
     x = real(x)
     params.check_shape(x.shape)
-    grid = params.grid
-    bits = grid.bits if isinstance(grid, IntGrid) else grid.index_bits
+    grid, bits = params.grid, _bits(params.grid)
     stored = _bytes(out, packed_nbytes(x.size, bits), x)
     scale, zero_point, granularity = params.scale, params.zero_point, params.granularity
     if not x.size:
@@ -256,8 +257,7 @@ def quantize_packed(
         begin, end = (packed_nbytes(math.prod(x.shape[1:]) * row, bits) for row in (first, last))
         box = (slice(first, last), *(slice(0, n) for n in x.shape[1:]))
         mine = _own(scale, box, groups), _own(zero_point, box, groups)
-        packer = Packer(bits, stored[begin:end])
-        return _packed_share(x[box], *mine, grid, granularity, packer, body)
+        return _packed_share(x[box], *mine, grid, granularity, stored[begin:end], body)
 
     return stored, total(in_threads(work, num_threads, -(-rows // unit) if x.size > BLOCK else 1))
 
@@ -268,16 +268,21 @@ def _packed_share(
     zero_point: np.ndarray,
     grid: Grid,
     granularity: Granularity,
-    packer: Packer,
+    stored: np.ndarray,
     body: str,
 ) -> Counts:
     """Quantizes and packs what one thread has to, in C order."""
     zero = shared_zero(zero_point) if isinstance(grid, IntGrid) else 0
     maker = kernel_of("quantize", grid, zero, x.size, body)
-    run, codes = maker.make(), np.empty(min(maker.block, x.size), grid.storage_dtype)
-    groups, found = _groups(x.shape, scale, granularity), []
+    packer = Packer(_bits(grid), stored, join_codes if maker.compiled else join)
+    groups = _groups(x.shape, scale, granularity)
+    whole = all(n % group == 0 for n, group in zip(x.shape, groups, strict=True))
+    # Longer pieces where none is copied: neither to float32, nor to close the gap that a partial group leaves.
+    long = maker.compiled and x.dtype == np.float32 and x.flags.c_contiguous and whole
+    block = _LONG if long else maker.block
+    run, codes, found = maker.make(), np.empty(min(block, x.size), grid.storage_dtype), []
     with np.errstate(all="ignore"):
-        for box in boxes(x.shape, maker.block, groups):
+        for box in boxes(x.shape, block, groups):
             piece = x[box]
             section = codes[: piece.size].reshape(piece.shape)
             params = [_own(scale, box, groups), *([] if zero is not None else [_own(zero_point, box, groups)])]
@@ -286,6 +291,10 @@ def _packed_share(
             packer.add(codes[: piece.size])
     packer.finish()
     return total(found)
+
+
+def _bits(grid: Grid) -> int:
+    return grid.bits if isinstance(grid, IntGrid) else grid.index_bits
 
 
 def _groups(shape: Shape, scale: np.ndarray, granularity: Granularity) -> list[int]:

@@ -10,7 +10,7 @@ codes ``c0, c1`` make the byte ``c0 | c1 << 4`` (low nibble first, as LiteRT and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from qi.core.tiles import boxes
 from qi.errors import InputError
 from qi.typing import Shape
 
-__all__ = ["Packer", "pack", "packed_nbytes", "unpack"]
+__all__ = ["Packer", "join", "pack", "packed_nbytes", "unpack"]
 
 
 def _piece(bits: int) -> int:
@@ -86,12 +86,49 @@ def _pieces(codes: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield codes[box].ravel()
 
 
+def join(codes: np.ndarray, bits: int, out: np.ndarray) -> None:
+    """Writes the bytes of a multiple of eight codes to `out`."""
+    step = _piece(bits)
+    for start in range(0, codes.size, step):
+        end = min(start + step, codes.size)
+        _join(codes[start:end], bits, out[start * bits // 8 : end * bits // 8])
+
+
+def _join(codes: np.ndarray, bits: int, out: np.ndarray) -> None:
+    if bits == 16:
+        out[:] = codes.astype("<u2").view(np.uint8)
+        return
+    if bits > 8:
+        pairs = codes.astype("<u2").view(np.uint8).reshape(-1, 2)
+        out[:] = np.packbits(np.unpackbits(pairs, axis=1, bitorder="little")[:, :bits].ravel(), bitorder="little")
+        return
+    small = codes.view(np.uint8) if codes.dtype.itemsize == 1 and codes.flags.c_contiguous else codes.astype(np.uint8)
+    if bits == 8:
+        out[:] = small
+    elif bits == 4:
+        pairs = np.bitwise_and(small.view("<u2"), np.uint16(0x0F0F))
+        np.bitwise_or(pairs, pairs >> np.uint16(4), out=pairs)
+        np.copyto(out, pairs, casting="unsafe")
+    elif bits == 2:
+        fours = np.bitwise_and(small.view("<u4"), np.uint32(0x03030303))  # 000000dd 000000cc 000000bb 000000aa
+        np.bitwise_or(fours, fours >> np.uint32(6), out=fours)
+        np.bitwise_or(fours, fours >> np.uint32(12), out=fours)
+        np.copyto(out, fours, casting="unsafe")
+    elif bits == 1:
+        out[:] = np.packbits(small & np.uint8(1), bitorder="little")
+    else:  # eight codes make exactly `bits` bytes: joined in a 64-bit word, they are its low bytes
+        words = (small & np.uint8(2**bits - 1)).reshape(-1, 8).astype(np.uint64)
+        joined = np.bitwise_or.reduce(words << _shifts(bits), axis=1).astype("<u8")
+        out.reshape(-1, bits)[:] = joined.view(np.uint8).reshape(-1, 8)[:, :bits]
+
+
 class Packer:
     """Packs codes that come piece by piece, in the layout of this module.
 
     Args:
         bits: 1 to 16.
         out: uint8 array for all bytes.
+        join: writes the bytes of a multiple of eight codes to its last argument.
 
     Example:
         >>> packer = Packer(4, np.empty(2, np.uint8))
@@ -101,9 +138,9 @@ class Packer:
         [241, 7]
     """
 
-    def __init__(self, bits: int, out: np.ndarray) -> None:
+    def __init__(self, bits: int, out: np.ndarray, join: Callable[[np.ndarray, int, np.ndarray], None] = join) -> None:
         _check(bits)
-        self._bits, self._out, self._done = bits, out, 0
+        self._bits, self._out, self._done, self._join = bits, out, 0, join
         self._kept: np.ndarray = np.empty(0, np.uint16)
 
     def add(self, codes: np.ndarray) -> None:
@@ -116,14 +153,12 @@ class Packer:
             self._write(self._kept)
             codes = codes[missing:]
         whole = codes.size - codes.size % 8
-        step = _piece(self._bits)
-        for start in range(0, whole, step):
-            self._write(codes[start : min(start + step, whole)])
+        self._write(codes[:whole])
         self._kept = codes[whole:].astype(np.uint16)
 
     def _write(self, codes: np.ndarray) -> None:
         count = codes.size // 8 * self._bits
-        self._out[self._done : self._done + count] = _join(codes, self._bits)
+        self._join(codes, self._bits, self._out[self._done : self._done + count])
         self._done += count
 
     def finish(self) -> np.ndarray:
@@ -132,40 +167,14 @@ class Packer:
         if rest:
             last = np.zeros(8, np.uint16)
             last[: self._kept.size] = self._kept
-            self._out[self._done :] = _join(last, self._bits)[:rest]
+            whole = np.empty(self._bits, np.uint8)
+            join(last, self._bits, whole)
+            self._out[self._done :] = whole[:rest]
         return self._out
 
 
-def _join(codes: np.ndarray, bits: int) -> np.ndarray:
-    """The bytes of a multiple of eight codes."""
-    if bits == 16:
-        return codes.astype("<u2").view(np.uint8)
-    if bits > 8:
-        pairs = codes.astype("<u2").view(np.uint8).reshape(-1, 2)
-        return np.packbits(np.unpackbits(pairs, axis=1, bitorder="little")[:, :bits].ravel(), bitorder="little")
-    small = codes.view(np.uint8) if codes.dtype.itemsize == 1 and codes.flags.c_contiguous else codes.astype(np.uint8)
-    if bits == 8:
-        return small
-    if bits == 4:
-        pairs = np.bitwise_and(small.view("<u2"), np.uint16(0x0F0F))
-        np.bitwise_or(pairs, pairs >> np.uint16(4), out=pairs)
-        return np.asarray(pairs.astype(np.uint8))
-    if bits == 2:
-        fours = np.bitwise_and(small.view("<u4"), np.uint32(0x03030303))  # 000000dd 000000cc 000000bb 000000aa
-        np.bitwise_or(fours, fours >> np.uint32(6), out=fours)
-        np.bitwise_or(fours, fours >> np.uint32(12), out=fours)
-        return np.asarray(fours.astype(np.uint8))
-    small = small & np.uint8(2**bits - 1)
-    if bits == 1:
-        return np.packbits(small, bitorder="little")
-    # Eight codes make exactly `bits` bytes: join them in a 64-bit word and keep its low bytes.
-    joined = np.bitwise_or.reduce(small.reshape(-1, 8).astype(np.uint64) << _shifts(bits), axis=1).astype("<u8")
-    stored: np.ndarray = joined.view(np.uint8).reshape(-1, 8)[:, :bits].ravel()
-    return stored
-
-
 def _separate(data: np.ndarray, bits: int) -> np.ndarray:
-    """The codes, without sign, of `bits` bytes for each eight: the inverse of `_join`."""
+    """The codes, without sign, of `bits` bytes for each eight: the inverse of `join`."""
     if bits == 16:
         wide: np.ndarray = np.ascontiguousarray(data).view("<u2").astype(np.uint16)
         return wide

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -53,7 +54,7 @@ class QuantizationConfig:
         min_percentile: Of the lower end, 0 to 100.
         max_percentile: Of the upper end, above `min_percentile`.
         outlier_threshold: Ranges end so many standard deviations around the mean at most; None: no such bound.
-        error_on_nan: Whether NaN is an error; if not, it becomes the code of 0 and is counted.
+        error_on_nan: Whether NaN is an error; if not, it becomes the code of 0 (FLOAT16: stays NaN) and is counted.
         error_on_inf: Whether infinities (and numbers beyond float32) are; if not, they saturate.
         enable_requantization: Whether ranges grow where the greatest error is above the next.
         requantization_threshold: Greatest absolute error that is accepted as it is.
@@ -105,14 +106,14 @@ class QuantizationConfig:
 
     # What follows from the fields.
 
-    @property
+    @cached_property
     def is_symmetric(self) -> bool:
         """Whether 0 lies in the middle of every range."""
         if self.quantization_mode in (QuantizationMode.SYMMETRIC, QuantizationMode.ASYMMETRIC):
             return self.quantization_mode is QuantizationMode.SYMMETRIC
         return self.symmetric
 
-    @property
+    @cached_property
     def grid(self) -> IntGrid:
         """The codes that exist.
 

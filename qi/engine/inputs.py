@@ -20,13 +20,17 @@ def array_of(data: Any, *, validate: bool) -> np.ndarray:
 
     Raises:
         UnsupportedError: It is none, or of a dtype without real numbers.
+        InputError: Its rows differ in length.
     """
     if not isinstance(data, np.ndarray):
         if validate and not isinstance(data, np.generic):
             raise UnsupportedError(
                 f"expected a numpy array; received {type(data).__name__}; do: np.asarray(data), or validate=False"
             )
-        data = np.asarray(data)
+        try:
+            data = np.asarray(data)
+        except ValueError as error:
+            raise InputError(f"expected rows of one length; received {type(data).__name__} of different ones") from error
     if data.dtype.kind not in "fiub" and "float" not in data.dtype.name:
         raise UnsupportedError(f"expected an array of real numbers; received dtype={data.dtype}")
     return np.asarray(data)

@@ -154,8 +154,8 @@ def _ends(params: Mapping[str, Any], overall: QParams) -> tuple[np.ndarray, np.n
     if values == [None, None]:
         return None
     for name, value in zip(("calibrated_min", "calibrated_max"), values, strict=True):
-        many = isinstance(value, list)
-        if many != (_axis(overall) is not None) or (many and len(value) != overall.scale.size):
+        count = len(value) if isinstance(value, list) else None
+        if count != (None if _axis(overall) is None else overall.scale.size):
             raise ConfigError(
                 f"expected {name} for each of {overall.scale.size} scales; received {reprlib.repr(value)}"
             )

@@ -132,7 +132,7 @@ class Quantizer(SeedNames):
         arrays = [array_of(x, validate=True) for x in given]
         with self._changing:
             config = self.config
-            sharing = _sharing(config, channel_dim, rank=1)
+            sharing = _sharing(config, channel_dim, rank=1, stacklevel=3)
             fixed = calibrated(arrays, sharing, config)
             self._fix(fixed, config.replace(quantization_mode="calibrated", symmetric=config.is_symmetric))
 
@@ -448,13 +448,13 @@ def _quantized(state: State, config: QuantizationConfig, layer_name: str | None)
     return config.quantization_type is not QuantizationType.NONE and state.config.should_quantize(layer_name)
 
 
-def _sharing(config: QuantizationConfig, channel_dim: int | None, rank: int) -> Granularity:
-    """Which elements of an array share a scale."""
-    if channel_dim is not None and not config.per_channel:
+def _sharing(config: QuantizationConfig, channel_dim: int | None, rank: int, stacklevel: int = 4) -> Granularity:
+    """Which elements of an array share a scale; warns the caller so many calls above."""
+    if channel_dim is not None and not isinstance(config.sharing(), PerChannel):
         warnings.warn(
-            f"channel_dim={channel_dim} has no effect: the configuration has one scale per tensor (per_channel=False)",
+            f"channel_dim={channel_dim} has no effect: the configuration isn't per channel, but {config.granularity!s}",
             QuantizationWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
     sharing = config.sharing(channel_dim)
     return PerTensor() if rank == 0 and isinstance(sharing, PerChannel) else sharing

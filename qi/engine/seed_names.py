@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qi.core import PerChannel, PerTensor, QParams, blocked
+from qi.engine.config import QuantizationConfig
 from qi.engine.inputs import array_of, refuse
 from qi.engine.ranges import requantized
 from qi.engine.state import fitted
@@ -99,10 +100,10 @@ class SeedNames:
 
     @property
     def _qtype(self: Any) -> np.dtype:
-        config = self.config
+        config: QuantizationConfig = self.config
         if config.quantization_type.integer:
-            return np.dtype(config.grid.storage_dtype)
-        return np.dtype(np.float16) if config.quantization_type == "float16" else np.dtype(np.float32)
+            return config.grid.storage_dtype
+        return np.dtype("float16" if config.quantization_type == "float16" else "float32")
 
     def _setup_quantization_ranges(self: Any) -> None:
         """The grid follows from the configuration, which was checked when it was made."""

@@ -151,12 +151,6 @@ def format_of(path: Path, name: str | None = None) -> Format:
     if name is not None:
         if not isinstance(name, str) or name not in FORMATS:
             raise ConfigError(f"expected format to be one of {sorted(FORMATS)}; received format={name!r}")
-        other = [found.name for found in FORMATS.values() if path.suffix.lower() == found.suffix and found.name != name]
-        if other:
-            raise ConfigError(
-                f"expected a path of format {name!r}; received {str(path)!r}, which says {other[0]!r}; do leave the format out, "
-                f"or name the file with {FORMATS[name].suffix!r}"
-            )
         return FORMATS[name]
     for found in FORMATS.values():
         if path.suffix.lower() == found.suffix:

@@ -110,7 +110,7 @@ def _opset(graph: QGraph, asked: int | None) -> int:
         raise UnsupportedError(f"expected activations of at most 16 bits; received {max(grid.bits for grid in grids)}")
     weights = [t for op in graph.ops if op.kind in LINEAR | RECURRENT for t in op.inputs[1:3]]
     packed = any(is_packed(tensor) or is_grouped(tensor) for tensor in weights)
-    grids += [tensor.grid for tensor in weights if tensor.qparams is not None and isinstance(tensor.qparams.grid, IntGrid)]
+    grids += [t.grid for t in weights if t.qparams is not None and isinstance(t.qparams.grid, IntGrid)]
     if packed or any(grid.bits > 8 for grid in grids):
         least, why = 21, "packed weights, scales of groups and codes of more than 8 bits"
     if asked is not None and not least <= asked <= _MOST:

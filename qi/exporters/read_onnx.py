@@ -283,8 +283,18 @@ class _Reader:
             )
             return
         if x.qparams is None:
-            x.qparams = self._params(names[0], names[1], zero)
+            moved = self._moved(x) if self._ours else None  # our files also take codes as they are, in steps of 1
+            x.qparams = moved or self._params(names[0], names[1], zero)
         self._table[node.output[0]] = x
+
+    def _moved(self, x: VendorTensor) -> Any:
+        """The parameters of codes that are only moved to where they are; None where there are none."""
+        while x.qparams is None:
+            before = next((n for n in self._nodes if n.kind == "move" and n.outputs[0] is x and n.inputs), None)
+            if before is None:
+                return None
+            x = before.inputs[0]
+        return x.qparams
 
     def _quantize_dynamically(self, node: Any, names: list[str], attrs: dict[str, Any]) -> None:
         """Codes of scales that depend on the data: to us, real numbers."""

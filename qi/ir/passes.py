@@ -18,7 +18,8 @@ __all__ = ["PASSES", "fuse"]
 
 _TAKES_ACTIVATION = LINEAR | {"add", "sub", "mul"}
 _INT32 = np.iinfo(np.int32)
-_MOST_STEPS = {True: 2.0**30, False: 2.0**26}  # of a bias, by whether weights lie in bytes; XNNPACK shifts packed sums by 4 bits
+# Of a bias, for weights in bytes and packed ones, whose sums XNNPACK shifts by 4 bits.
+_MOST_STEPS = {True: 2.0**30, False: 2.0**26}
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -162,7 +163,7 @@ def quantize_biases(graph: QGraph) -> None:
         if not (x.quantized and w.quantized and op.y.quantized):
             continue
         if not np.all(np.isfinite(bias.values())):
-            raise InputError(f"expected finite biases; received NaN or infinity in layer {op.source!r}; do train it anew")
+            raise InputError(f"expected finite biases; received NaN or infinity in layer {op.source!r}; do mend it")
         w = op.inputs[1] = _coarsened(x, w, bias)
         exact = np.rint(bias.values().astype(np.float32) / scale_of_sums(x, w)).astype(np.float64)
         if not np.all(np.abs(exact) <= _INT32.max):

@@ -98,5 +98,5 @@ def _check_sums(graph: QGraph, op: Op) -> None:
             return
     largest = largest_sum(op)
     if largest > _LARGEST_SUM:
-        what = f"those of layer {op.source!r}, {op.y.name!r}, may reach {largest:.3g}; do give it fewer bits"
-        _refuse(graph, f"sums that int32 holds; {what}")
+        told = f"those of {op.y.name!r} may reach {largest:.3g}; do give layer {op.source!r} fewer bits"
+        _refuse(graph, f"sums that int32 holds; {told}")

@@ -229,7 +229,9 @@ class ExactRealBilinear(_Kernel):
             corners = (top, left, e2, d2), (top, right, e2, d1), (bottom, left, e1, d2), (bottom, right, e1, d1)
             for rows, columns, down, across in corners:
                 part = self._product(
-                    ops.take(ops.take(x, np.int32(rows), axis=1), np.int32(columns), axis=2), down, across
+                    ops.take(ops.take(x, np.asarray(rows, np.int32), axis=1), np.asarray(columns, np.int32), axis=2),
+                    down,
+                    across,
                 )
                 total = part if total is None else self._sum(total, part)
         return ops.clip(ops.round(total / step) + float(self.zero_point), -128.0, 127.0)
@@ -240,7 +242,7 @@ class ExactRealBilinear(_Kernel):
 
     def _product(self, x: Any, down: Any, across: Any) -> Any:
         """With the product of both distances; in float64, where it is exact, so that no sum is fused with it."""
-        factor = np.float32(across)[None, None, :, None] * np.float32(down)[None, :, None, None]
+        factor = np.asarray(across, np.float32)[None, None, :, None] * np.asarray(down, np.float32)[None, :, None, None]
         return keras.ops.cast(keras.ops.cast(x, "float64") * factor.astype(np.float64), "float32")
 
     def compute_output_shape(self, shape: Any, *_: Any) -> Any:

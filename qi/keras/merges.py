@@ -49,9 +49,10 @@ def _part(call: Call, make: Any, part: str, inputs: list[Value]) -> Call:
     """A call of a layer of its own, whose output nothing takes yet."""
     given, path = call.op, f"{call.path}/{part}"
     op = make(name=f"{given.name}_{part}", dtype=given.dtype_policy)
-    listed = (lambda tensors: ((list(tensors),), {})) if len(inputs) > 1 else (lambda tensors: (tuple(tensors), {}))
+    listed = len(inputs) > 1
     shapes = [value.shape for value in inputs]
-    shape = op.compute_output_shape(shapes if len(inputs) > 1 else shapes[0])
-    made = Call(op, path, call.site.replace(call.path, path, 1), inputs, [], listed, split_from=call)
+    shape = op.compute_output_shape(shapes if listed else shapes[0])
+    made = Call(op, path, call.site.replace(call.path, path, 1), inputs, [], split_from=call)
+    made.arguments = lambda tensors: ((list(tensors) if listed else tensors[0],), {})
     made.outputs = [Value(tuple(shape), call.outputs[0].dtype, made)]
     return made

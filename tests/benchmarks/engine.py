@@ -6,8 +6,8 @@ Run: python -m tests.benchmarks.engine [rounds] [millions]
 from __future__ import annotations
 
 import sys
-import warnings
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from statistics import median

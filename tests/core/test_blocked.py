@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from qi.core import IntGrid, LutGrid, PerChannel, PerGroup, PerTensor, QParams, blocked, pack
+from qi.core import IntGrid, LutGrid, PerChannel, PerGroup, PerTensor, QParams, blocked, compiled, pack
 from qi.core.packing import packed_nbytes
 from qi.errors import InputError
 from tests.core.engine_cases import DTYPES, bits_of, expected, forms, how_to, random_bits
 from tests.strategies import shapes
 
 INT8 = QParams(0.05, 3, IntGrid(8))
+
+
+@pytest.fixture(autouse=True)
+def _numpy(monkeypatch):
+    """Leaves "auto" to numpy, whatever other tests have loaded; numba's turn is in test_compiled.py."""
+    monkeypatch.setattr(compiled, "_LOADED", {})
+
+
 LARGE = [(70_001,), (300, 301), (9000, 10), (10, 9000), (40, 3, 700), (3, 40, 5, 160)]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from qi.core import IntGrid, LutGrid, PerChannel, PerGroup, PerTensor, QParams, blocked, compiled
+from qi.core import IntGrid, LutGrid, PerChannel, PerGroup, PerTensor, QParams, blocked, compiled, pack
 from qi.core.kernels import NumpyKernels
 from qi.errors import MissingDependencyError
 from tests.core.engine_cases import DTYPES, bits_of, expected, forms, how_to, random_bits
@@ -96,6 +96,15 @@ def test_in_place_counts_what_was_there():
     assert bits_of(x) == bits_of(wanted)
 
 
+@pytest.mark.parametrize("grid", [IntGrid(4), IntGrid(4, signed=False), IntGrid(2), IntGrid(5), IntGrid(12)])
+@pytest.mark.parametrize("size", [7, 8, 400_001])
+def test_packing_is_that_of_numpy(grid, size):
+    codes = np.random.default_rng(0).integers(grid.qmin, grid.qmax + 1, size).astype(grid.storage_dtype)
+    x = codes.astype(np.float32)
+    found, _ = blocked.quantize_packed(x, QParams(1.0, 0, grid), body="numba")
+    assert np.array_equal(found, pack(codes, grid.bits))
+
+
 def test_a_table_stays_generic():
     x = np.linspace(-9, 9, 20_000, dtype=np.float32)
     table = QParams(1.0, 0, LutGrid([-7, 1, 5]))
@@ -106,8 +115,10 @@ def test_a_table_stays_generic():
 def test_a_mebibyte_is_all_that_is_taken_beside_the_output(granularity):
     x = np.random.default_rng(0).standard_normal((1500, 1000)).astype(np.float32)
     params = QParams(np.full(granularity.param_shape(x.shape), 0.03), 0, IntGrid(8), granularity)
-    codes, values = np.empty(x.shape, np.int8), np.empty_like(x)
+    int4 = QParams(params.scale, 0, IntGrid(4), granularity)
+    codes, values, packed = np.empty(x.shape, np.int8), np.empty_like(x), np.empty(x.size // 2, np.uint8)
     for action in (
+        lambda: blocked.quantize_packed(x, int4, out=packed, body="numba"),
         lambda: blocked.quantize(x, params, out=codes, body="numba"),
         lambda: blocked.fake_quantize(x, params, out=values, body="numba"),
         lambda: blocked.dequantize(codes, params, out=values, body="numba"),

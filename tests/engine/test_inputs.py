@@ -43,6 +43,8 @@ def test_lists_need_validate_false() -> None:
     with pytest.raises(UnsupportedError, match=r"do: np.asarray\(data\), or validate=False"):
         array_of([1.0], validate=True)
     assert array_of([[1, 2]], validate=False).tolist() == [[1, 2]]
+    with pytest.raises(InputError, match="expected rows of one length; received list of different ones"):
+        array_of([[1, 2], [3]], validate=False)
 
 
 def test_subclasses_become_plain_arrays() -> None:
@@ -73,7 +75,7 @@ def test_refuse() -> None:
     refuse(5, 5, QuantizationConfig())
     with pytest.raises(InputError, match=r"expected no NaN \(error_on_nan=True\); received 5"):
         refuse(5, 0, QuantizationConfig(error_on_nan=True))
-    with pytest.raises(InputError, match="expected no infinity, .* received 3"):
+    with pytest.raises(InputError, match=r"expected no infinity, .* received 3"):
         refuse(0, 3, QuantizationConfig(error_on_inf=True))
     refuse(0, 3, QuantizationConfig(error_on_nan=True))
 

@@ -159,7 +159,7 @@ def test_a_channel_dimension_without_channels_warns_where_it_was_given(calibrate
     quantizer = make()
     if calibrated:
         quantizer.calibrate([X])
-    for call in (quantizer.quantize, quantizer.quantize_dequantize):
+    for call in (quantizer.quantize, quantizer.quantize_dequantize, quantizer.calibrate):
         with pytest.warns(QuantizationWarning, match="channel_dim=1 has no effect") as caught:
             call(X, channel_dim=1)
         assert caught[0].filename == __file__
@@ -172,6 +172,8 @@ def test_groups() -> None:
     assert np.abs(quantizer.dequantize(codes) - x).max() < 0.25
     with pytest.raises(InputError, match="expected scales of shape"):
         quantizer.dequantize(codes[:4])
+    with pytest.warns(QuantizationWarning, match=r"isn't per channel, but PerGroup\(axis=0"):
+        quantizer.quantize(x, channel_dim=1)
 
 
 def test_changes_forget_what_went_before() -> None:

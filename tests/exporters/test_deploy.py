@@ -196,7 +196,7 @@ def test_models_that_are_not_quantized_yet_are_refused(suffix: str, tmp_path: Pa
 def test_a_layer_that_no_target_carries_is_named_before_anything_is_written(tmp_path: Path) -> None:
     import keras
 
-    layers = [keras.layers.Conv1D(4, 3), keras.layers.UnitNormalization(name="odd"), keras.layers.Flatten()]
+    layers = [keras.layers.Conv1D(4, 3), keras.layers.GroupNormalization(2, axis=1, name="odd"), keras.layers.Flatten()]
     model = keras.Sequential([keras.Input((6, 4)), *layers, keras.layers.Dense(2)])
     x = np.random.default_rng(0).normal(size=(64, 6, 4)).astype("float32")
     quantized, _ = qi.quantize_model(model, "w8a8", x, progress=False)

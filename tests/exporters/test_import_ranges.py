@@ -441,38 +441,6 @@ def test_blocks_of_onnx_runtime(checkout: Path) -> None:
     np.testing.assert_allclose(qi.emulate(qmodel, x, "onnxruntime", progress=False), expected, rtol=0, atol=3e-6)
 
 
-def with_a_constant(after: Any) -> tuple[keras.Model, np.ndarray]:
-    """Numbers that differ are added to a product behind its clamp; (model, samples)."""
-    x = layers.Input((16,), name="x")
-    y = layers.Dense(12, activation="relu", name="d")(x)
-    y = keras.ops.add(y, np.linspace(-1, 2, 12, dtype=np.float32)[None])
-    model = settle(keras.Model(x, layers.Dense(4, name="e")(after(y))))
-    return model, np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
-
-
-def test_constants_that_a_file_rounded_are_told_of(tmp_path: Path) -> None:
-    model, samples = with_a_constant(layers.Activation("tanh"))
-    with warned() as told:
-        imported(tflite(model, samples), model, tmp_path)
-    (line,) = (str(w.message) for w in told)
-    assert "constants, which the file rounded in its own way" in line
-
-
-def test_what_the_file_made_part_of_the_next_bias_is_no_part_of_ours(tmp_path: Path) -> None:
-    """The converter adds the constant by the bias of the next product: with that bias, it would be added twice."""
-    model, samples = with_a_constant(lambda y: y)
-    data = tflite(model, samples)
-    assert [node.kind for node in read_litert(data).nodes] == ["quantize", "linear", "relu", "linear"]
-    with warned() as told:
-        qmodel, report = imported(data, model, tmp_path)
-    assert [str(w.message)[:27] for w in told] == ["1 tensors stay in float, as"]
-    exact, found = np.asarray(model(samples)), qmodel.predict(samples, verbose=0)
-    assert np.abs(found - exact).mean() < 0.02 * np.abs(exact).mean()
-    assert [row.reason for row in report.unquantized if row.name == "output"] == [
-        "no tensor of the file was found for it"
-    ]
-
-
 def test_a_file_of_ours_that_another_tool_changed(quantized: keras.Model, model: keras.Model, tmp_path: Path) -> None:
     """Quantizers keep the digest that our files carry, which tells of the bytes before."""
     path = tmp_path / "own.tflite"

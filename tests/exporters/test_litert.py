@@ -82,7 +82,7 @@ def test_only_graphs_that_were_routed() -> None:
         litert.write(route(perceptron(), "onnxruntime"))
 
 
-@pytest.mark.parametrize("grid", [IntGrid(4), IntGrid(8, narrow=True), IntGrid(16)])
+@pytest.mark.parametrize("grid", [IntGrid(16), IntGrid(4, signed=False)])
 def test_activations_of_other_widths_are_refused_by_name(grid: IntGrid) -> None:
     y = codes_of("y", 4, qparams=QParams(np.float32(0.1), 0, grid))
     graph = graph_of(Op("quantize", [real("x", 4)], [y], {}, "first"), inputs=[real("x", 4)])
@@ -90,6 +90,16 @@ def test_activations_of_other_widths_are_refused_by_name(grid: IntGrid) -> None:
     graph.target = "litert"
     with pytest.raises(UnsupportedError, match=r"layer 'first'.*do give it 8 bits"):
         litert.write(graph)
+
+
+@pytest.mark.parametrize("grid", [IntGrid(4), IntGrid(2), IntGrid(8, narrow=True)])
+def test_narrower_grids_are_kept(grid: IntGrid) -> None:
+    x, y = real("x", 400), codes_of("y", 400, qparams=QParams(np.float32(0.1), 1, grid))
+    graph = route(graph_of(Op("quantize", [x], [y], {}, "first"), inputs=[x]), "litert")
+    values = np.linspace(-20, 20, 400, dtype=np.float32)[None]
+    found = litert.run(litert.write(graph), [values], tensors=["y"])["y"]
+    np.testing.assert_array_equal(found, run(graph, [values])["y"])
+    assert (found.min(), found.max()) == (grid.qmin, grid.qmax)
 
 
 def test_unknown_operations_are_refused_by_name() -> None:

@@ -12,8 +12,9 @@ from qi.errors import FileFormatError
 from qi.exporters import onnx_file
 from qi.exporters.read_onnx import read_onnx
 from qi.exporters.vendor import VendorGraph
+from qi.ir import Op
 from qi.ir.routing import route
-from tests.ir.graphs import perceptron
+from tests.ir.graphs import codes_of, graph_of, perceptron, real
 from tests.parity.operations import case
 
 
@@ -281,3 +282,19 @@ def test_products_with_blocks(bits: int, zeros: bool) -> None:
     expected = (codes - spread(zero if zeros else middle)) * spread(scales).astype(np.float64)
     np.testing.assert_allclose(found.weight.real(), expected, rtol=1e-6)
     assert (found.weight.bits, found.bias.name, found.dynamic) == (bits, "b", zeros)
+
+
+def test_codes_that_are_moved_and_normalized_keep_their_scale() -> None:
+    """A normalization takes codes in steps of 1, and may be the first to take them behind a move."""
+    grid = QParams(np.float32(0.05), 7, IntGrid(8))
+    x, y = real("x", 4, 6), codes_of("y", 24)
+    codes, flat = (codes_of(name, *shape, qparams=grid) for name, shape in (("q", (4, 6)), ("flat", (24,))))
+    ops = [
+        Op("quantize", [x], [codes], source="x"),
+        Op("reshape", [codes], [flat], {"shape": [None, 24]}, "flat"),
+        Op("layer_norm", [flat], [y], {"axes": [1], "epsilon": 1e-3}, "norm"),
+    ]
+    found = read_onnx(onnx_file.write(route(graph_of(*ops, inputs=[x]), "onnxruntime"), metadata={"qi": "1"}))
+    moved = next(n for n in found.nodes if n.kind == "move").outputs[0]
+    assert moved.qparams is not None
+    assert float(moved.qparams.scale.reshape(())) == np.float32(0.05)

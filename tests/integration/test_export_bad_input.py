@@ -20,7 +20,11 @@ X = np.random.default_rng(3).normal(size=(40, 6)).astype(np.float32)
 
 
 def perceptron(recipe: str = "w8a8") -> Any:
-    stack = [keras.Input((6,), name="x"), layers.Dense(5, activation="relu", name="hidden"), layers.Dense(3, name="top")]
+    stack = [
+        keras.Input((6,), name="x"),
+        layers.Dense(5, activation="relu", name="hidden"),
+        layers.Dense(3, name="top"),
+    ]
     return qi.quantize_model(settle(keras.Sequential(stack, name="mlp")), recipe, X, progress=False)[0]
 
 
@@ -38,7 +42,6 @@ def model() -> Any:
         ({"opset": "18"}, "expected opset to be a whole number; received opset='18'"),
         ({"opset": 18.0}, "expected opset to be a whole number"),
         ({"format": ["onnx"]}, r"expected format to be one of \['litert', 'onnx'\]"),
-        ({"format": "litert"}, r"expected a path of format 'litert'; received '.*m.onnx', which says 'onnx'"),
     ],
 )
 def test_options(options: dict[str, Any], message: str, model: Any, tmp_path: Path) -> None:
@@ -102,7 +105,7 @@ def test_numbers_that_are_none(part: str, tmp_path: Path) -> None:
 
 
 def test_sums_that_no_integer_holds(tmp_path: Path) -> None:
-    with pytest.raises(qi.InputError, match=r"those of layer 'hidden', .*; do give it fewer bits"):
+    with pytest.raises(qi.InputError, match="; do give layer 'hidden' fewer bits"):
         qi.export(perceptron("w16a16"), tmp_path / "m.onnx", latency=False)
 
 

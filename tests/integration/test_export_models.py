@@ -72,7 +72,9 @@ def standardized() -> Any:
 
 @SUFFIXES
 @pytest.mark.parametrize(
-    "make", [passing_on, nothing, looked_up, pixels, open_sizes, fixed_batch, standardized], ids=lambda make: make.__name__
+    "make",
+    [passing_on, nothing, looked_up, pixels, open_sizes, fixed_batch, standardized],
+    ids=lambda make: make.__name__,
 )
 def test_files_give_what_the_twin_gives(make: Callable[[], Any], suffix: str, tmp_path: Path) -> None:
     qmodel, x = quantized(settle(make()))
@@ -80,7 +82,9 @@ def test_files_give_what_the_twin_gives(make: Callable[[], Any], suffix: str, tm
         assert exported(qmodel, x, tmp_path / f"m{suffix}", **options).exact
     target = "litert" if suffix == ".tflite" else "onnxruntime"
     predicted = keras.tree.flatten(qmodel.predict(x, verbose=0, batch_size=4))
-    for found, expected in zip(keras.tree.flatten(qi.emulate(qmodel, x, target, progress=False)), predicted, strict=True):
+    for found, expected in zip(
+        keras.tree.flatten(qi.emulate(qmodel, x, target, progress=False)), predicted, strict=True
+    ):
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() <= 0.03 * np.abs(expected).max()
 
@@ -124,7 +128,12 @@ def test_weights_beyond_eight_bits(recipe: str, suffix: str, tmp_path: Path) -> 
 
 def faded(share: float) -> Any:
     """Channels as regularization leaves them: next to no weights, and a bias."""
-    stack = [keras.Input((5, 5, 2)), layers.Conv2D(3, 2, activation="relu"), layers.DepthwiseConv2D(2), layers.Flatten()]
+    stack = [
+        keras.Input((5, 5, 2)),
+        layers.Conv2D(3, 2, activation="relu"),
+        layers.DepthwiseConv2D(2),
+        layers.Flatten(),
+    ]
     model = settle(keras.Sequential([*stack, layers.Dense(4)]))
     for layer in (model.layers[0], model.layers[1], model.layers[3]):
         kernel, bias = layer.get_weights()

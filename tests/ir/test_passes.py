@@ -324,13 +324,27 @@ def test_a_number_beside_real_numbers_stays() -> None:
     assert not graph.ops[0].inputs[1].quantized
 
 
-def test_a_bias_that_int32_cannot_hold_is_refused() -> None:
+def test_weights_get_coarser_where_int32_cannot_hold_the_bias() -> None:
     draft = Draft(3)
     draft.quantize(1e-4)
     draft.dense(2)
+    before = draft.graph.ops[-1].inputs[1]
     draft.graph.ops[-1].inputs[2].data = np.float32([1e4, 0])
     draft.quantize()
-    with pytest.raises(InputError, match=r"bias that int32 holds .* in layer 'dense'.*wider range"):
+    x, weights, bias = draft.done().ops[-1].inputs
+    assert bias.data is not None
+    np.testing.assert_allclose(bias.data, [2**30, 0], rtol=1e-6)
+    np.testing.assert_allclose(bias.data * (x.scale * weights.scales()), [1e4, 0], rtol=1e-6)
+    assert weights.scales()[1] == before.scales()[-1]
+
+
+def test_biases_that_are_no_numbers_are_refused() -> None:
+    draft = Draft(3)
+    draft.quantize(1e-4)
+    draft.dense(2)
+    draft.graph.ops[-1].inputs[2].data = np.float32([np.nan, 0])
+    draft.quantize()
+    with pytest.raises(InputError, match=r"expected finite biases; .* in layer 'dense'"):
         draft.done()
 
 

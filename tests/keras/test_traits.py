@@ -84,7 +84,8 @@ def test_what_moves_values_around_keeps_their_grid_and_indeed_gives_no_new_ones(
         (layers.ReLU(), FLAT, Role.OWN),
         (layers.Activation("gelu"), FLAT, Role.OWN),
         (layers.LayerNormalization(), FLAT, Role.OWN),
-        (lambda x: ops.maximum(x, x * 2), FLAT, Role.OWN),
+        (lambda x: ops.maximum(x, x * 2), FLAT, Role.JOINS),
+        (lambda x: ops.maximum(x, 0.5), FLAT, Role.OWN),
         (lambda x: ops.take(x, ops.cast(x[0], "int32"), axis=1), FLAT, Role.OWN),
     ],
 )

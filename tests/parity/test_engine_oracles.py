@@ -73,6 +73,7 @@ def test_float64(x: np.ndarray, kind: str, symmetric: bool) -> None:
     assert np.abs(found.codes - codes).max() <= 1
 
 
+@few
 @given(matrices, st.sampled_from(KINDS), st.booleans(), st.sampled_from([0, 1]))
 def test_channels_are_tensors_by_themselves(x: np.ndarray, kind: str, symmetric: bool, axis: int) -> None:
     found = quantized(x, kind, symmetric, axis)
