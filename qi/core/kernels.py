@@ -11,9 +11,9 @@ Bit for bit what `qi.core.affine` gives, in fewer passes over memory:
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from qi.core.grid import IntGrid
@@ -22,7 +22,6 @@ from qi.typing import Shape
 __all__ = ["Counts", "NumpyKernels", "infinite", "load", "spread_of"]
 
 MAGIC = np.float32(1.5 * 2**23)
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FLOAT32 = np.dtype(np.float32)
 _INFINITY = np.float32(np.inf)
 _HALF_END = np.float32(2.0**16)
@@ -51,7 +50,7 @@ NOTHING = Counts()
 
 def load(x: np.ndarray, out: np.ndarray) -> None:
     """Copies `x`, of any real dtype, to the contiguous float32 array `out`."""
-    if x.dtype == _BFLOAT16:  # the upper half of a float32
+    if x.dtype.name == "bfloat16":  # the upper half of a float32
         bits = out.view(np.uint32)
         np.copyto(bits, x.view(np.uint16))
         np.left_shift(bits, 16, out=bits)
@@ -89,6 +88,17 @@ def _edges(low: int, high: int) -> tuple[np.float32, np.float32]:
     return below, above
 
 
+@lru_cache(maxsize=256)
+def _limits(
+    grid: IntGrid, zero: int | None
+) -> tuple[np.float32, np.float32, tuple[np.float32, np.float32], np.ndarray | None]:
+    """Where steps end, which of them count as clipped, and what is added to them in the type of codes."""
+    qmin, qmax = (grid.qmin, grid.qmax) if zero is None else (grid.qmin - zero, grid.qmax - zero)
+    low, high = np.float32(qmin), np.float32(qmax)
+    shift = np.array(zero, np.int64).astype(grid.storage_dtype) if zero else None
+    return low, high, (low, high) if zero is None else _edges(qmin, qmax), shift
+
+
 class NumpyKernels:
     """The three functions of one tile; an object belongs to one thread, whose scratch it holds.
 
@@ -104,10 +114,7 @@ class NumpyKernels:
     def __init__(self, grid: IntGrid, zero: int | None) -> None:
         self._scratch = np.empty(0, np.float32)
         self.zero = zero
-        qmin, qmax = (grid.qmin, grid.qmax) if zero is None else (grid.qmin - zero, grid.qmax - zero)
-        self.low, self.high = np.float32(qmin), np.float32(qmax)
-        self.edges = (self.low, self.high) if zero is None else _edges(qmin, qmax)
-        self._shift = None if not zero else np.array(zero, np.int64).astype(grid.storage_dtype)
+        self.low, self.high, self.edges, self._shift = _limits(grid, zero)
 
     def _buffer(self, shape: Shape) -> np.ndarray:
         """Contiguous scratch, the same at every call."""

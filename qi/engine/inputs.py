@@ -30,7 +30,9 @@ def array_of(data: Any, *, validate: bool) -> np.ndarray:
         try:
             data = np.asarray(data)
         except ValueError as error:
-            raise InputError(f"expected rows of one length; received {type(data).__name__} of different ones") from error
+            raise InputError(
+                f"expected rows of one length; received {type(data).__name__} of different ones"
+            ) from error
     if data.dtype.kind not in "fiub" and "float" not in data.dtype.name:
         raise UnsupportedError(f"expected an array of real numbers; received dtype={data.dtype}")
     return np.asarray(data)

@@ -58,8 +58,16 @@ def weight_quantizer(weight: np.ndarray, spec: TensorSpec, slot: Slot) -> BaseIn
     return cls(threshold=threshold.tolist(), narrow_range=narrow, **arguments)
 
 
-def activation_quantizer(group: Group, statistics: TensorStatistics | None) -> BaseInferableQuantizer:
-    """The quantizer of a group of activations from its fixed range or its statistics."""
+def activation_quantizer(
+    group: Group, statistics: TensorStatistics | None, dormant: float = 0.0
+) -> BaseInferableQuantizer:
+    """The quantizer of a group of activations from its fixed range or its statistics.
+
+    Args:
+        group: how it is quantized.
+        statistics: what was seen of its values.
+        dormant: the magnitude that the range reaches, either way, where all that was seen is 0; 0 leaves it at scale 1.
+    """
     spec = group.spec
     cls: Any = get_inferable_quantizer_class(QuantizationTarget.ACTIVATION, QuantizationMethod(spec.method))
     symmetric = spec.method != "uniform"
@@ -77,6 +85,8 @@ def activation_quantizer(group: Group, statistics: TensorStatistics | None) -> B
         options["rule"] = rule
     ends = select_range(statistics, spec.range, grid, symmetric=symmetric, **options)
     lo, hi = (float(end) for end in ends)
+    if lo == hi == 0:
+        lo, hi = -dormant, dormant
     if not symmetric:
         return cls(num_bits=spec.bits, min_range=lo, max_range=hi)
     if spec.method == "power_of_two":

@@ -12,8 +12,8 @@ import keras
 from qi.errors import QuantizationWarning, StrictError
 from qi.keras.assemble import Weights, insert_holders, wrap_layers
 from qi.keras.calibrate import Calibration, group_statistics, run
-from qi.keras.choose import activation_quantizer
 from qi.keras.data import elements
+from qi.keras.dormant import activation_quantizers
 from qi.keras.exact_graph import check_exact, make_exact
 from qi.keras.findings import findings
 from qi.keras.graph import Graph, Value, build_model, build_tensors
@@ -91,7 +91,7 @@ def quantize_model(
     calibration = gather_statistics(model, ready, data, statistics, batch_size, progress)
     seen = calibration.statistics
     merged = {group.key: group_statistics(group, seen) for group in ready.plan.groups}
-    quantizers = {id(group): activation_quantizer(group, merged[group.key]) for group in ready.plan.groups}
+    quantizers = activation_quantizers(ready.graph, ready.plan, merged)
     measured = _measured_values(ready, calibration)
     before = run(ready.graph, ready.tensors, measured)(calibration.sample) if measured else []
     types = {id(call): describe(call) for call in ready.graph.calls}

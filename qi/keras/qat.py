@@ -15,7 +15,7 @@ import numpy as np
 from qi.errors import ConfigError, QuantizationWarning, UnsupportedError
 from qi.keras.assemble import Weights, frozen_wrapper, insert_holders, wrap_layers
 from qi.keras.calibrate import group_statistics
-from qi.keras.choose import activation_quantizer
+from qi.keras.dormant import activation_quantizers
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.exact_graph import check_exact, make_exact
 from qi.keras.exact_plain import exact_target, plain
@@ -116,9 +116,10 @@ def prepare_qat(
     seen = gather_statistics(model, ready, data, statistics, batch_size, progress).statistics
 
     types = {id(call): describe(call) for call in ready.graph.calls}
+    activations = _activation_quantizers(ready, seen, methods)
     weights = wrap_layers(ready.graph, ready.book, ready.kept, ready.notes, types, partial(_wrapped, methods=methods))
     _tell_refused(weights, strict)
-    insert_holders(ready.graph, ready.plan, _activation_quantizers(ready, seen, methods), one_each=True)
+    insert_holders(ready.graph, ready.plan, activations, one_each=True)
     result = build_model(ready.graph, build_tensors(ready.graph), kind=kind)
     if exact is None:
         return result
@@ -165,12 +166,13 @@ def _activation_quantizers(
     """The trainable quantizer of each group of activations by ``id(group)``."""
     last = {id(value) for value in ready.graph.flat_outputs()}
     found = {}
+    merged = {group.key: group_statistics(group, seen) for group in ready.plan.groups}
+    starts = activation_quantizers(ready.graph, ready.plan, merged)
     for group in ready.plan.groups:
-        inferable = activation_quantizer(group, group_statistics(group, seen))
         fixed = group.fixed is not None
         # A loss takes the logarithm of the last softmax: what its grid makes 0 would teach nothing.
         rests = fixed and all(id(value) in last for value in group.observed)
-        found[id(group)] = trainable_quantizer(inferable, (1,), methods, fixed=fixed, rests=rests)
+        found[id(group)] = trainable_quantizer(starts[id(group)], (1,), methods, fixed=fixed, rests=rests)
     return found
 
 
