@@ -416,9 +416,7 @@ def _beside(name: str, stored: Mapping[str, _Stored]) -> bool:
 
 
 def _damaged(path: Path, what: str, error: Exception) -> FileFormatError:
-    return FileFormatError(
-        f"expected a file that quantize_file wrote; received {path.name!r}, whose {what} is off: {error}"
-    )
+    return FileFormatError(f"expected a file that quantize_file wrote; received {path.name!r} ({what}: {error})")
 
 
 # Pieces.

@@ -133,7 +133,9 @@ def _avg_pool2d(op: Op, x: np.ndarray) -> np.ndarray:
 @kernel("resize_bilinear", "litert")
 def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
     """Places with eleven bits behind the point, half up."""
-    (first, part), (second, across) = (bilinear_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True))
+    (first, part), (second, across) = (
+        bilinear_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True)
+    )
     x = x.astype(np.int64)
     above, below = (
         (x[:, rows][:, :, second[0]] << 11)

@@ -221,7 +221,9 @@ def _mean(op: Op, x: np.ndarray) -> np.ndarray:
 @kernel("resize_bilinear", "reference")
 def _resize_bilinear(op: Op, x: np.ndarray) -> np.ndarray:
     """Places with ten bits behind the point, half away from zero."""
-    (first, part), (second, across) = (bilinear_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True))
+    (first, part), (second, across) = (
+        bilinear_places(n, size) for n, size in zip(x.shape[1:3], op.attrs["size"], strict=True)
+    )
     down, right = part[:, None, None], across[:, None]
     above, below = (
         x[:, rows][:, :, second[0]] * (1024 - right) + x[:, rows][:, :, second[1]] * right for rows in first

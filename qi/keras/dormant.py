@@ -43,9 +43,7 @@ def activation_quantizers(
     }
 
 
-def dormant_ranges(
-    graph: Graph, plan: ActivationPlan, seen: Mapping[str, TensorStatistics | None]
-) -> dict[int, float]:
+def dormant_ranges(graph: Graph, plan: ActivationPlan, seen: Mapping[str, TensorStatistics | None]) -> dict[int, float]:
     """How large the values of groups that were only seen at 0 may become, by ``id(group)``; 0 where nothing tells.
 
     ``m_x = min over what takes x of m_y / g``: ``m_y`` is the largest magnitude seen of its result, ``g`` is 1, or 16 times the

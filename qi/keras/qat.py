@@ -15,8 +15,8 @@ import numpy as np
 from qi.errors import ConfigError, QuantizationWarning, UnsupportedError
 from qi.keras.assemble import Weights, frozen_wrapper, insert_holders, wrap_layers
 from qi.keras.calibrate import group_statistics
-from qi.keras.dormant import activation_quantizers
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
+from qi.keras.dormant import activation_quantizers
 from qi.keras.exact_graph import check_exact, make_exact
 from qi.keras.exact_plain import exact_target, plain
 from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales

@@ -69,7 +69,9 @@ def test_a_table_gives_the_nearest_entry_and_the_lower_one_at_a_tie(problem):
         with np.errstate(over="ignore"):
             u = float(np.float32(0.0 if np.isnan(value) else value) / scale)
         u = min(max(u, grid.values[0]), grid.values[-1])
-        distances = [abs(Fraction(u) - entry) for entry in grid.values]  # in floats, a subnormal is as far from -1 as from 1
+        distances = [
+            abs(Fraction(u) - entry) for entry in grid.values
+        ]  # in floats, a subnormal is as far from -1 as from 1
         assert index == distances.index(min(distances))
 
 

@@ -66,16 +66,18 @@ def test_a_part_of_what_was_announced_is_no_file(tmp_path):
 
 
 def test_what_a_kind_of_file_can_not_hold_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="expected one array for a .npy file"), writing(
-        tmp_path / "m.npy", layout_of(ARRAYS), {}
+    with (
+        pytest.raises(ConfigError, match=r"expected one array for a \.npy file"),
+        writing(tmp_path / "m.npy", layout_of(ARRAYS), {}),
     ):
         pass
-    with pytest.raises(ConfigError, match="dtype complex64"), writing(
-        tmp_path / "m.safetensors", {"z": Layout(np.dtype("complex64"), (1,))}, {}
+    with (
+        pytest.raises(ConfigError, match="dtype complex64"),
+        writing(tmp_path / "m.safetensors", {"z": Layout(np.dtype("complex64"), (1,))}, {}),
     ):
         pass
     for use in (open_arrays, lambda path: writing(path, {}, {}).__enter__()):
-        with pytest.raises(ConfigError, match=r"suffix of \['.npy', '.npz', '.safetensors'\]; received 'm.pt'"):
+        with pytest.raises(ConfigError, match=r"suffix of .*; received 'm\.pt'"):
             use(tmp_path / "m.pt")
 
 
@@ -113,7 +115,7 @@ def tensor(dtype="F32", shape=(1,), offsets=(0, 4)):
 )
 def test_damaged_safetensors_files_give_one_kind_of_error(tmp_path, content):
     (tmp_path / "m.safetensors").write_bytes(content)
-    with pytest.raises(FileFormatError, match="received a damaged one, 'm.safetensors'"):
+    with pytest.raises(FileFormatError, match=r"received a damaged one, 'm\.safetensors'"):
         open_arrays(tmp_path / "m.safetensors")
 
 

@@ -39,6 +39,7 @@ def planned(model: keras.Model, data: Any) -> tuple[Prepared, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w2a8"])
+@pytest.mark.filterwarnings("ignore:.*drown in error")
 def test_a_dead_branch_leaves_the_bias_behind_it_exact(recipe: str) -> None:
     model = branches()
     quantized, report = quantize_model(model, recipe, X, progress=False)
@@ -76,7 +77,9 @@ def test_it_scales_with_the_model() -> None:
     small, large = (branches() for _ in range(2))
     kernel, bias = large.get_layer("after").get_weights()
     large.get_layer("after").set_weights([kernel, 1000 * bias])
-    (first,), (second,) = (dormant_ranges(r.graph, r.plan, s).values() for r, s in (planned(small, X), planned(large, X)))
+    (first,), (second,) = (
+        dormant_ranges(r.graph, r.plan, s).values() for r, s in (planned(small, X), planned(large, X))
+    )
     assert second == pytest.approx(1000 * first)
 
 
