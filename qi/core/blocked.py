@@ -29,7 +29,7 @@ from qi.typing import Shape
 if TYPE_CHECKING:
     from qi.core.qparams import QParams
 
-__all__ = ["Counts", "dequantize", "fake_quantize", "minmax", "quantize", "quantize_packed"]
+__all__ = ["Counts", "dequantize", "fake_quantize", "groups_of", "minmax", "part_of", "quantize", "quantize_packed"]
 
 _LONG = 1 << 18
 _MINMAX_BLOCKS = {4: 1 << 18, 8: 1 << 16}  # by bytes of a value: it takes scratch only where values are not finite
@@ -76,17 +76,25 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return (a.dtype, a.strides, a.ctypes.data) == (b.dtype, b.strides, b.ctypes.data)
 
 
-def _all(name: str, x: np.ndarray, out: np.ndarray, params: QParams, num_threads: int, body: str) -> Counts:
-    if x.size <= LUT_BLOCK and body != "numba":
+def _all(
+    name: str, x: np.ndarray, out: np.ndarray, params: QParams, num_threads: int, body: str, block: int | None
+) -> Counts:
+    if x.size <= min(LUT_BLOCK, block or LUT_BLOCK) and body != "numba":
         check_body(body)
         check_threads(num_threads)
         return one_tile(name, x, out, *params.expanded(x.shape), params.grid)
     how = (params.scale, params.zero_point, params.grid, params.granularity)
-    return apply(name, x, out, *how, num_threads, body)
+    return apply(name, x, out, *how, num_threads, body, block)
 
 
 def quantize(
-    x: Any, params: QParams, *, out: np.ndarray | None = None, num_threads: int = 1, body: str = "auto"
+    x: Any,
+    params: QParams,
+    *,
+    out: np.ndarray | None = None,
+    num_threads: int = 1,
+    body: str = "auto",
+    block: int | None = None,
 ) -> tuple[np.ndarray, Counts]:
     """Codes of an array, and what was met on the way.
 
@@ -96,6 +104,8 @@ def quantize(
         out: gets the codes: x's shape, ``params.grid.storage_dtype``. Else a new array in x's memory order.
         num_threads: how many threads share the work; more than one pays with numba.
         body: "auto", "numpy" or "numba".
+        block: the most values that numpy works on at a time, beside which it needs as much scratch; None: what suits a
+            processor's caches.
 
     Returns:
         codes, and `Counts`.
@@ -114,11 +124,17 @@ def quantize(
     x = real(x)
     params.check_shape(x.shape)
     out = output(out, x, params.grid.storage_dtype)
-    return out, _all("quantize", x, out, params, num_threads, body)
+    return out, _all("quantize", x, out, params, num_threads, body, block)
 
 
 def fake_quantize(
-    x: Any, params: QParams, *, out: np.ndarray | None = None, num_threads: int = 1, body: str = "auto"
+    x: Any,
+    params: QParams,
+    *,
+    out: np.ndarray | None = None,
+    num_threads: int = 1,
+    body: str = "auto",
+    block: int | None = None,
 ) -> tuple[np.ndarray, Counts]:
     """What `quantize`, then `dequantize` give, in x's dtype (float32 for integers), and what was met on the way.
 
@@ -134,7 +150,7 @@ def fake_quantize(
     params.check_shape(x.shape)
     dtype = x.dtype.newbyteorder("=") if "float" in x.dtype.name else np.dtype(np.float32)
     out = output(out, x, dtype)
-    return out, _all("fake_quantize", x, out, params, num_threads, body)
+    return out, _all("fake_quantize", x, out, params, num_threads, body, block)
 
 
 def dequantize(
@@ -145,6 +161,7 @@ def dequantize(
     dtype: str | np.dtype = "float32",
     num_threads: int = 1,
     body: str = "auto",
+    block: int | None = None,
 ) -> np.ndarray:
     """The real numbers that codes stand for.
 
@@ -155,6 +172,7 @@ def dequantize(
         dtype: of the result: a float, "bfloat16" among them.
         num_threads: as in `quantize`.
         body: as in `quantize`.
+        block: as in `quantize`.
 
     Raises:
         InputError: as `quantize`; or codes aren't integers; or a code isn't in the table of a `LutGrid`.
@@ -172,7 +190,7 @@ def dequantize(
     if isinstance(params.grid, LutGrid) and codes.size and (codes.min() < 0 or codes.max() > last):
         raise InputError(f"expected codes from 0 to {last}; received {codes.min()} to {codes.max()}")
     out = output(out, codes, numpy_dtype(dtype) if isinstance(dtype, str) else dtype)
-    _all("dequantize", codes, out, params, num_threads, body)
+    _all("dequantize", codes, out, params, num_threads, body, block)
     return out
 
 
@@ -200,6 +218,12 @@ def minmax(
     x = real(x)
     kept = granularity.param_shape(x.shape)
     check_body(body)
+    if math.prod(kept) == 1 and 0 < x.size <= _LONG and x.dtype == np.float32:
+        with np.errstate(invalid="ignore"):
+            least, greatest = float(x.min()), float(x.max())  # NaN shows in both
+        if math.isfinite(least) and math.isfinite(greatest):
+            check_threads(num_threads)
+            return np.full(kept, least), np.full(kept, greatest), 0, 0
 
     def work(start: int, step: int) -> tuple[np.ndarray, np.ndarray, int, int]:
         lo, hi = np.full(kept, np.inf), np.full(kept, -np.inf)
@@ -248,7 +272,7 @@ def quantize_packed(
         return stored, Counts()
     if scale.size == 1 and x.flags.c_contiguous:
         x, scale, zero_point = x.reshape(-1), scale.reshape(1), zero_point.reshape(1)
-    groups = _groups(x.shape, scale, granularity)
+    groups = groups_of(x.shape, scale, granularity)
     unit, rows = math.lcm(8 // math.gcd(8, math.prod(x.shape[1:])), groups[0]), x.shape[0]
 
     def work(start: int, step: int) -> Counts:
@@ -256,7 +280,7 @@ def quantize_packed(
         first, last = min(start * share, rows), min((start + 1) * share, rows)
         begin, end = (packed_nbytes(math.prod(x.shape[1:]) * row, bits) for row in (first, last))
         box = (slice(first, last), *(slice(0, n) for n in x.shape[1:]))
-        mine = _own(scale, box, groups), _own(zero_point, box, groups)
+        mine = part_of(scale, box, groups), part_of(zero_point, box, groups)
         return _packed_share(x[box], *mine, grid, granularity, stored[begin:end], body)
 
     return stored, total(in_threads(work, num_threads, -(-rows // unit) if x.size > BLOCK else 1))
@@ -275,7 +299,7 @@ def _packed_share(
     zero = shared_zero(zero_point) if isinstance(grid, IntGrid) else 0
     maker = kernel_of("quantize", grid, zero, x.size, body)
     packer = Packer(_bits(grid), stored, join_codes if maker.compiled else join)
-    groups = _groups(x.shape, scale, granularity)
+    groups = groups_of(x.shape, scale, granularity)
     whole = all(n % group == 0 for n, group in zip(x.shape, groups, strict=True))
     # Longer pieces where none is copied: neither to float32, nor to close the gap that a partial group leaves.
     long = maker.compiled and x.dtype == np.float32 and x.flags.c_contiguous and whole
@@ -285,7 +309,7 @@ def _packed_share(
         for box in boxes(x.shape, block, groups):
             piece = x[box]
             section = codes[: piece.size].reshape(piece.shape)
-            params = [_own(scale, box, groups), *([] if zero is not None else [_own(zero_point, box, groups)])]
+            params = [part_of(scale, box, groups), *([] if zero is not None else [part_of(zero_point, box, groups)])]
             for (part, target), (s, *z) in parts(granularity if scale.size > 1 else None, [piece, section], params):
                 found.append(run(part, s, z[0].astype(np.float32) if z else None, target))
             packer.add(codes[: piece.size])
@@ -297,7 +321,7 @@ def _bits(grid: Grid) -> int:
     return grid.bits if isinstance(grid, IntGrid) else grid.index_bits
 
 
-def _groups(shape: Shape, scale: np.ndarray, granularity: Granularity) -> list[int]:
+def groups_of(shape: Shape, scale: np.ndarray, granularity: Granularity) -> list[int]:
     """For each axis how many of its indices share a scale: more than 1 for groups alone."""
     size = [1] * len(shape)
     if isinstance(granularity, PerGroup) and scale.size > 1:
@@ -305,7 +329,7 @@ def _groups(shape: Shape, scale: np.ndarray, granularity: Granularity) -> list[i
     return size
 
 
-def _own(param: np.ndarray, box: tuple[slice, ...], groups: list[int]) -> np.ndarray:
+def part_of(param: np.ndarray, box: tuple[slice, ...], groups: list[int]) -> np.ndarray:
     """What of a parameter belongs to a slice of its tensor."""
     if param.size == 1:
         return param.reshape(())

@@ -152,6 +152,7 @@ def apply(
     granularity: Granularity | None = None,
     num_threads: int = 1,
     body: str = "auto",
+    block: int | None = None,
 ) -> Counts:
     """Runs the kernel `name` over all tiles of `x`.
 
@@ -165,6 +166,7 @@ def apply(
         granularity: None where the parameters broadcast as they are.
         num_threads: how many threads share the tiles.
         body: who computes them.
+        block: the most values of numpy's tiles, if not what suits a processor's caches.
     """
     if not x.size:
         return NOTHING
@@ -173,7 +175,7 @@ def apply(
     given = [] if scale.size == 1 and zero is not None else [scale] if zero is not None else [scale, zero_point]
     found: list[Counts] = []
     for arrays, own in parts(granularity if given else None, [x, out], given):
-        walk = Walk([*arrays, *own], maker.block)
+        walk = Walk([*arrays, *own], maker.block if block is None or maker.compiled else block)
         if maker.compiled and isinstance(grid, IntGrid) and compiled.direct(name, grid, *walk.views[:2]):
             walk = Walk([*arrays, *own], compiled.LONG)
         repeated = not maker.compiled and walk.views[0].shape[-1] < _SHORT_ROW

@@ -23,6 +23,7 @@ LAYER_KEYS = ("type", "bits", "mode", "symmetric", "per_channel")
 """What one layer may set for itself in `QuantizationConfig.custom_quantization_config`."""
 
 _MAX_BUFFER = 1 << 24
+_WHOLE = 1 << 62
 _MAX_CACHE = 1 << 20
 _GREATEST = float(np.finfo(np.float64).max)
 
@@ -41,9 +42,10 @@ class QuantizationConfig:
         granularity: Instead of `per_channel`: ``"per_tensor"``, ``"per_channel"`` or one of `qi.core`, groups too.
         enable_cache: Whether results of `Quantizer.dequantize` are kept for arrays that come again.
         cache_size: Most results kept, 0 to 1,048,576; all together take at most 64 MiB.
-        buffer_size: Length of the documented buffers, of which each thread has its own, 0 to 16,777,216; 0 (default):
-            none. Work doesn't need them: it is cut into pieces that suit the processor's caches.
-        optimize_memory: Without effect: what work takes beside its result is small, and given back after every call.
+        buffer_size: Values that numpy works on at a time, 0 to 16,777,216, with as much scratch memory for each thread; 0
+            (default): what suits a processor's caches.
+        optimize_memory: Whether work is cut into such pieces at all; if not, an array is worked on as a whole, with scratch
+            memory of its own size.
         enable_mixed_precision: Whether layers may differ: see the next two.
         mixed_precision_layers: Names of layers that get 16 bits (INT16).
         custom_quantization_config: Layer name to a dict of `LAYER_KEYS`, such as ``{"type": "int4", "bits": 3}``.
@@ -142,6 +144,11 @@ class QuantizationConfig:
             ConfigError: The tensor API has no such width.
         """
         return BitWidth(f"int{self.bits}" if self.quantization_type.signed else self.quantization_type.value)
+
+    @property
+    def block(self) -> int | None:
+        """Values that are worked on at a time; None: the kernels' choice."""
+        return self.buffer_size or (None if self.optimize_memory else _WHOLE)
 
     def sharing(self, channel_dim: int | None = None) -> CoreGranularity:
         """Which elements share a scale, given the channel dimension of a call."""

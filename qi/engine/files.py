@@ -40,6 +40,7 @@ from qi.core import (
     unpack,
 )
 from qi.core.namespace import numpy_dtype
+from qi.core.tiles import boxes
 from qi.engine.config import QuantizationConfig, granularity_from_dict, granularity_to_dict
 from qi.engine.containers import Arrays, Layout, Sink, open_arrays, writing
 from qi.engine.inputs import refuse
@@ -200,7 +201,9 @@ def dequantize_file(
             own, codes, at = stored[name], arrays[name], 0
             for where in _pieces(entry.shape, own.params.granularity):
                 part = own.piece(codes, where, at)
-                numbers = blocked.dequantize(part, _at(own.params, where), dtype=entry.dtype, num_threads=num_threads)
+                numbers = blocked.dequantize(
+                    part, _at(own.params, where, entry.shape), dtype=entry.dtype, num_threads=num_threads
+                )
                 sink.write(name, numbers)
                 at += part.size
                 bar.advance(part.size)
@@ -282,7 +285,7 @@ class _Job:
         clipped = nans = 0
         left = np.empty(0, params.grid.storage_dtype)
         for where in _pieces(shape, self.granularity):
-            codes, counts = blocked.quantize(array[where], _at(params, where), num_threads=num_threads)
+            codes, counts = blocked.quantize(array[where], _at(params, where, shape), num_threads=num_threads)
             clipped, nans = clipped + counts.clipped, nans + counts.nans
             if not self.packed:
                 sink.write(self.name, codes)
@@ -311,11 +314,13 @@ class _Job:
             return requantized(x, params, config) if config.enable_requantization else params
         shape = self.granularity.param_shape(self.like.shape)
         lo, hi = np.full(shape, np.inf), np.full(shape, -np.inf)
+        groups = blocked.groups_of(self.like.shape, lo, self.granularity)
         for where in _pieces(self.like.shape, self.granularity):
             part = see(array[where], self.granularity, config)
             refuse(part.nans, part.infs, config)
-            own = _own(where, shape, self.granularity)
-            lo[own], hi[own] = np.minimum(lo[own], part.lo), np.maximum(hi[own], part.hi)
+            for ends, found, widen in ((lo, part.lo, np.minimum), (hi, part.hi, np.maximum)):
+                own = blocked.part_of(ends, where, groups)
+                widen(own, found.reshape(own.shape), out=own)
             bar.advance(array[where].size)
         empty = lo > hi
         lo[empty] = hi[empty] = 0.0
@@ -423,38 +428,18 @@ def _damaged(path: Path, what: str, error: Exception) -> FileFormatError:
 
 
 def _pieces(shape: Shape, granularity: Granularity) -> Iterator[tuple[slice, ...]]:
-    """Parts of at most `PIECE` elements, in C order: consecutive rows of the first axis whose rows are small enough."""
-    if not shape:
-        yield ()
-        return
-    if not math.prod(shape):
-        return
-    axis = 0
-    while axis < len(shape) - 1 and math.prod(shape[axis + 1 :]) > PIECE:
-        axis += 1
-    step = max(1, PIECE // math.prod(shape[axis + 1 :]))
-    if isinstance(granularity, PerGroup) and granularity.axis % len(shape) == axis:
-        step = max(granularity.size, step // granularity.size * granularity.size)
-    for lead in np.ndindex(shape[:axis]):
-        for start in range(0, shape[axis], step):
-            yield (*(slice(i, i + 1) for i in lead), slice(start, min(start + step, shape[axis])))
+    """Slices of at most `PIECE` elements, in C order, each of whole groups or within one."""
+    groups = [1] * len(shape)
+    if isinstance(granularity, PerGroup):
+        groups[granularity.axis] = granularity.size
+    return boxes(shape, PIECE, groups) if math.prod(shape) else iter(())
 
 
-def _own(where: tuple[slice, ...], shape: Shape, granularity: Granularity) -> tuple[slice, ...]:
-    """The part of a parameter of `shape` that belongs to a piece: pieces lie in one group, or start where one does."""
-    own = []
-    for axis, (part, size) in enumerate(zip(where, shape, strict=False)):
-        group = granularity.size if isinstance(granularity, PerGroup) and granularity.axis % len(shape) == axis else 1
-        own.append(slice(0, 1) if size == 1 else slice(part.start // group, -(-part.stop // group)))
-    return tuple(own)
-
-
-def _at(params: QParams, where: tuple[slice, ...]) -> QParams:
+def _at(params: QParams, where: tuple[slice, ...], shape: Shape) -> QParams:
     """The parameters of a piece."""
-    if params.scale.size == 1 or not where:
-        return params
-    own = _own(where, params.scale.shape, params.granularity)
-    return QParams(params.scale[own], params.zero_point[own], params.grid, params.granularity)
+    groups = blocked.groups_of(shape, params.scale, params.granularity)
+    own = [blocked.part_of(param, where, groups) for param in (params.scale, params.zero_point)]
+    return QParams(own[0], own[1], params.grid, params.granularity)
 
 
 _FLOATS = (numpy_dtype("bfloat16"),)

@@ -236,8 +236,8 @@ class Quantizer(SeedNames):
             halves, clipped, nans = half(x, config, out)
             self._count(started, quantize_calls=1, total_values=x.size, clipped_values=clipped, nan_values=nans)
             return halves
-        params = self._parameters(state, config, x, channel_dim)
-        codes, counts = blocked.quantize(x, params, out=out, num_threads=num_threads)
+        params = self._parameters(state, config, x, channel_dim, num_threads)
+        codes, counts = blocked.quantize(x, params, out=out, num_threads=num_threads, block=config.block)
         self._remember(state, layer_name, params)
         self._count(
             started, quantize_calls=1, total_values=x.size, clipped_values=counts.clipped, nan_values=counts.nans
@@ -290,7 +290,7 @@ class Quantizer(SeedNames):
         key = self._cache.key(codes, params) if config.enable_cache and out is None else None
         found = self._cache.get(key) if key is not None else None
         if found is None:
-            found = blocked.dequantize(codes, params, out=out, num_threads=num_threads)
+            found = blocked.dequantize(codes, params, out=out, num_threads=num_threads, block=config.block)
             if key is not None:
                 self._cache.put(key, found)
             self._count(started, dequantize_calls=1, total_values=codes.size, cache_misses=int(config.enable_cache))
@@ -327,9 +327,9 @@ class Quantizer(SeedNames):
             halves, clipped, nans = half(x, config, None)
             self._count(started, **calls, clipped_values=clipped, nan_values=nans)
             return halves.astype(np.float32)
-        params = self._parameters(state, config, x, channel_dim)
-        codes, counts = blocked.quantize(x, params, num_threads=num_threads)
-        numbers = blocked.dequantize(codes, params, num_threads=num_threads)
+        params = self._parameters(state, config, x, channel_dim, num_threads)
+        codes, counts = blocked.quantize(x, params, num_threads=num_threads, block=config.block)
+        numbers = blocked.dequantize(codes, params, num_threads=num_threads, block=config.block)
         self._remember(state, layer_name, params)
         self._count(started, **calls, clipped_values=counts.clipped, nan_values=counts.nans)
         return numbers
@@ -365,16 +365,18 @@ class Quantizer(SeedNames):
 
     # How it is done.
 
-    def _parameters(self, state: State, config: QuantizationConfig, x: np.ndarray, channel_dim: int | None) -> QParams:
+    def _parameters(
+        self, state: State, config: QuantizationConfig, x: np.ndarray, channel_dim: int | None, num_threads: int = 1
+    ) -> QParams:
         """The parameters for an array, once it is known to hold nothing that is an error."""
         sharing = _sharing(config, channel_dim, x.ndim)
         params = state.fixed_params(config, x.ndim, channel_dim)
         if params is not None:
             if config.error_on_nan or config.error_on_inf:
-                _, _, nans, infs = blocked.minmax(x, PerTensor())
+                _, _, nans, infs = blocked.minmax(x, PerTensor(), num_threads=num_threads)
                 refuse(nans, infs, config)
             return params
-        seen = see(x, sharing, config)
+        seen = see(x, sharing, config, num_threads)
         refuse(seen.nans, seen.infs, config)
         params = params_of(seen.lo, seen.hi, sharing, config)
         return requantized(x, params, config) if config.enable_requantization else params

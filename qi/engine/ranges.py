@@ -45,12 +45,12 @@ class Seen:
     infs: int = 0
 
 
-def see(x: np.ndarray, granularity: Granularity, config: QuantizationConfig) -> Seen:
+def see(x: np.ndarray, granularity: Granularity, config: QuantizationConfig, num_threads: int = 1) -> Seen:
     """The range of an array, as the configuration wants it: extremes, percentiles, or without outliers.
 
     Numbers that aren't finite never count. An empty array has the range 0 to 0.
     """
-    lo, hi, nans, infs = blocked.minmax(x, granularity)
+    lo, hi, nans, infs = blocked.minmax(x, granularity, num_threads=num_threads)
     if x.size and config.use_percentile:
         lo, hi = _percentiles(x, granularity, config)
     if x.size and config.outlier_threshold is not None:

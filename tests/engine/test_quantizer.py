@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -273,3 +276,28 @@ def test_codes_that_are_none_are_refused() -> None:
             quantizer.dequantize(bad)
     assert quantizer.dequantize(np.array([15], np.int64)).shape == (1,)
     assert quantizer.get_stats()["dequantize_calls"] == 1
+
+
+@pytest.mark.parametrize("settings", [{"buffer_size": 7}, {"buffer_size": 1000}, {"optimize_memory": False}])
+@pytest.mark.parametrize("sharing", ["per_tensor", "per_channel", PerGroup(0, 3)])
+def test_the_size_of_pieces_changes_nothing_but_memory(settings: dict[str, Any], sharing: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
+    expected = Quantizer(QuantizationConfig(granularity=sharing)).quantize(x)
+    quantizer = Quantizer(QuantizationConfig(granularity=sharing, **settings))
+    np.testing.assert_array_equal(quantizer.quantize(x), expected)
+
+
+def test_without_pieces_scratch_is_as_large_as_the_array() -> None:
+    x = np.ones(65_000, np.float32)  # too few for compiled functions, which need no scratch
+    peaks = []
+    for optimize in (True, False):
+        quantizer = Quantizer(QuantizationConfig(optimize_memory=optimize, enable_cache=False))
+        quantizer.calibrate([x[:10]])
+        out = np.empty(x.shape, np.int8)
+        tracemalloc.start()
+        try:
+            quantizer.quantize(x, out=out)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[0] < 0.75 * x.nbytes < x.nbytes <= peaks[1]
