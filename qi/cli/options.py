@@ -113,8 +113,8 @@ def check_input(path: Path, what: str) -> None:
         path: as the user gave it.
         what: what it should hold, as "a model".
     """
-    if path.is_dir() or not path.exists():
-        problem = "is a folder" if path.is_dir() else "doesn't exist"
+    if not path.is_file():  # of a device, /dev/zero say, there is no end, and a pipe may keep silent for ever
+        problem = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "doesn't exist"
         raise InputError(f"expected a file with {what}; received {str(path)!r}, which {problem}")
 
 

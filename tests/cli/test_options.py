@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,11 @@ def test_an_input_must_be_a_file(tmp_path: Path) -> None:
         check_input(tmp_path / "a.keras", "a model")
     with pytest.raises(InputError, match="is a folder"):
         check_input(tmp_path, "a model")
+    pipe = tmp_path / "pipe.npz"
+    os.mkfifo(pipe)
+    for path in (pipe, Path(os.devnull)):
+        with pytest.raises(InputError, match="is no regular file"):
+            check_input(path, "a model")
 
 
 def test_an_output_is_checked_before_the_work(tmp_path: Path) -> None:
