@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +14,15 @@ from pathlib import Path
 from qi.errors import FileFormatError
 
 _NAMED = 40  # characters of a file's name in that of the new one beside it, which has to fit into 255 bytes as well
+_STALE = 3600.0  # seconds since the last write to such a file
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A new file to write, which takes the place of `path` at the end of the block, or is deleted if that raises.
 
-    The file is in the same folder. A symbolic link is followed.
+    The file is in the same folder. A symbolic link is followed. What killed writes of the same file left there goes with
+    the next one that succeeds, an hour later or more.
 
     Raises:
         OSError: If the disk is full, the folder is missing or not writable, ...; the old file survives.
@@ -34,6 +38,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise
+    _sweep(target)
+
+
+def _sweep(target: Path) -> None:
+    """Deletes what writes of the same file left behind that were killed, once nobody can be at it any more."""
+    ours = re.compile(rf"\.{re.escape(target.name[:_NAMED])}\.[0-9a-f]{{12}}\.tmp")
+    with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            stale = ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            if stale and time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE:
+                with contextlib.suppress(OSError):
+                    Path(entry.path).unlink()
 
 
 def write_atomically(path: str | os.PathLike[str], data: str | bytes) -> Path:

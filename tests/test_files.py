@@ -40,6 +40,23 @@ def test_a_failed_write_leaves_the_old_file_and_no_scratch_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
 
 
+def test_what_killed_writes_left_goes_with_the_next_success(tmp_path):
+    stale, fresh = tmp_path / ".a.txt.0123456789ab.tmp", tmp_path / ".a.txt.ba9876543210.tmp"
+    kept = [".b.txt.0123456789ab.tmp", ".a.txt.0123456789.tmp", "a.txt.0123456789ab.tmp", ".aXtxt.0123456789ab.tmp"]
+    others = [tmp_path / name for name in kept]
+    folder, link = tmp_path / ".a.txt.000000000000.tmp", tmp_path / ".a.txt.111111111111.tmp"
+    folder.mkdir()
+    link.symlink_to(others[0])
+    for path in (stale, fresh, *others):
+        path.write_text("half")
+    for path in (stale, folder, *others):
+        os.utime(path, (0, 0))
+    os.utime(link, (0, 0), follow_symlinks=False)
+    write_atomically(tmp_path / "a.txt", "new")
+    assert not stale.exists()
+    assert all(path.exists() for path in (tmp_path / "a.txt", fresh, folder, link, *others))
+
+
 def test_a_missing_folder_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "missing" / "a.txt", "x")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +28,10 @@ CALIBRATION = ("x_calib", "x", "x_train", "x_test")
 EVALUATION = ("x_test", "x", "x_calib")
 """Names of samples to evaluate on, the best first."""
 
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, SyntaxError, ValueError)
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, EOFError, KeyError, NotImplementedError,
+    OverflowError, RuntimeError, SyntaxError, ValueError,
+)  # fmt: skip
 
 
 class ArrayFile:
@@ -68,7 +74,10 @@ class ArrayFile:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except _DAMAGE as error:
+        except (*_DAMAGE, OSError) as error:
+            # An offset before the begin of the file is no fault of the disk's.
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
             problem = f"is damaged or something else: {error}"
             if "pickle" in str(error).lower() or "python objects" in str(error).lower():
                 problem = "holds Python objects or is no array file, and QI never unpickles"

@@ -31,6 +31,9 @@ __all__ = [
 REPORTS = (".html", ".md", ".json", ".txt", ".png")
 """The formats of a report."""
 
+_MOST = 2**31 - 1
+_DIGITS = 20  # Python refuses to read thousands
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
@@ -88,10 +91,10 @@ def arithmetic_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def positive(text: str) -> int:
-    """The type of an option that counts something."""
-    value = int(text) if text.strip().isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on; received {text!r}")
+    """The type of an option that counts something: from 1 to what integers of 32 bits hold."""
+    value = int(text) if text.strip().isdecimal() and len(text) <= _DIGITS else 0
+    if not 1 <= value <= _MOST:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {_MOST}; received {text[:_DIGITS]!r}")
     return value
 
 

@@ -52,7 +52,7 @@ def without_chatter() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except QiError:  # which says what is wrong by itself
+        except (QiError, KeyboardInterrupt):  # which need no explanation
             raise
         except BaseException:
             held.seek(0)

@@ -146,20 +146,25 @@ class PerGroup(_Granularity):
         groups = -(-shape[axis] // self.size)
         return tuple(groups if i == axis else n if i == channel else 1 for i, n in enumerate(shape))
 
+    def _size(self, length: int) -> int:
+        """How many of `length` elements a group has: where it is larger, all, or what is missing would take memory."""
+        return min(self.size, max(length, 1))
+
     def _blocks(self, x: np.ndarray, fill: float) -> tuple[np.ndarray, tuple[int, ...]]:
         axis, channel = self._axes(x.ndim)
-        groups = -(-x.shape[axis] // self.size)
-        missing = groups * self.size - x.shape[axis]
+        size = self._size(x.shape[axis])
+        groups = -(-x.shape[axis] // size)
+        missing = groups * size - x.shape[axis]
         if missing:
             x = np.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)], constant_values=fill)
-        split = x.reshape(*x.shape[:axis], groups, self.size, *x.shape[axis + 1 :])
+        split = x.reshape(*x.shape[:axis], groups, size, *x.shape[axis + 1 :])
         kept = {axis, channel + (channel > axis)}
         return split, tuple(i for i in range(split.ndim) if i not in kept)
 
     def expand(self, param: Array, shape: Shape) -> Array:
         """Repeats each group's parameter over its members."""
         axis, _ = self._axes(len(shape))
-        spread = namespace_of(param).repeat(param, self.size, axis)
+        spread = namespace_of(param).repeat(param, self._size(shape[axis]), axis)
         return spread[(slice(None),) * axis + (slice(0, shape[axis]),)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qi.errors import UnsupportedError
+from qi.ir.told import told
 from qi.typing import Json
 
 __all__ = ["BORDER", "FUNCTIONS", "INTEGERS", "REAL", "readme"]
@@ -301,8 +302,8 @@ def _users(entries: list[Json]) -> str:
 def _told(kind: str, entries: list[Json], texts: Mapping[str, str]) -> str:
     if kind not in texts:
         raise UnsupportedError(
-            f"expected operations whose arithmetic is documented; received {kind!r} of layer {entries[0]['layer']!r}; do "
-            "leave it out of the model that is deployed"
+            f"expected operations whose arithmetic is documented; received {kind!r} of layer {told(entries[0]['layer'])}; "
+            "do export to .tflite or .onnx, or leave the layer out of the model that is deployed"
         )
     return texts[kind]
 

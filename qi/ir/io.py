@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -27,7 +28,7 @@ _LIMIT = 2**32
 # What damaged archives, arrays and records make of zipfile, zlib, NumPy, JSON and the classes here.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, LookupError, AttributeError, MemoryError, NotImplementedError, ArithmeticError,
-    OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+    OSError, RuntimeError, SyntaxError, TypeError, ValueError, tokenize.TokenError,
 )  # fmt: skip
 
 

@@ -14,13 +14,17 @@ from qi.ir.kinds import KINDS
 from qi.ir.linear import LINEAR
 from qi.ir.validate import validate
 
-__all__ = ["PASSES", "fuse"]
+__all__ = ["PASSES", "SMALLEST", "fuse", "most_steps"]
 
 _TAKES_ACTIVATION = LINEAR | {"add", "sub", "mul"}
 _INT32 = np.iinfo(np.int32)
-# Of a bias, for weights in bytes and packed ones, whose sums XNNPACK shifts by 4 bits.
-_MOST_STEPS = {True: 2.0**30, False: 2.0**26}
-_SMALLEST = float(np.finfo(np.float32).tiny)
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""Of scales of sums: below, kernels flush them to 0."""
+
+
+def most_steps(bits: int) -> float:
+    """What a bias may come to in steps of its sums: fewer beside packed weights, for XNNPACK shifts those sums by 4 bits."""
+    return 2.0**30 if bits > 4 else 2.0**26
 
 
 def fuse(graph: QGraph) -> QGraph:
@@ -186,8 +190,8 @@ def _coarsened(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
     if qparams is None or w.data is None or isinstance(qparams.granularity, PerGroup):
         return w
     scales = w.scales().astype(np.float64)
-    least = np.abs(bias.values().reshape(-1).astype(np.float64)) / (_MOST_STEPS[w.grid.bits > 4] * float(x.scale))
-    least = np.maximum(least if scales.size > 1 else least.max(initial=0.0), _SMALLEST / float(x.scale))
+    least = np.abs(bias.values().reshape(-1).astype(np.float64)) / (most_steps(w.grid.bits) * float(x.scale))
+    least = np.maximum(least if scales.size > 1 else least.max(initial=0.0), SMALLEST / float(x.scale))
     if not np.all(np.isfinite(least)) or np.all(scales >= least):
         return w
     scale = np.maximum(scales, least).astype(np.float32).reshape(qparams.scale.shape)

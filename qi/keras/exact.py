@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from qi.errors import ConfigError
+from qi.ir.passes import SMALLEST, most_steps
 from qi.keras.exact_steps import EXACT_TARGETS, STEP_SHAPES, STEPS
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.wrapper import KerasQuantizationWrapper
@@ -65,19 +66,45 @@ class ExactSums(_Exact):
         ops, wrapper = keras.ops, self.wrapper
         step = ops.stop_gradient(wrapper.bounds["kernel"].parameters()[0])
         weights = _snapped(wrapper.quantized_weight("kernel", training) / step)
-        scale, step = ops.stop_gradient(scale), self._by_channel(step, weights)
+        scale, shape = ops.stop_gradient(scale), step.shape
+        step = self._by_channel(step, weights)
+        has_bias = "bias" in wrapper.layer_weights
+        if has_bias:
+            weights, step = self._coarsened(weights, step, scale, shape)
         factor = scale * step
-        values = {"kernel": weights}
-        if "bias" in wrapper.layer_weights:
-            values["bias"] = _snapped(wrapper.layer_weights["bias"].value / factor)
+        bias = {"bias": _snapped(wrapper.layer_weights["bias"].value / factor)} if has_bias else {}
         if self.wide:
             factor = ops.cast(scale, "float64") * ops.cast(step, "float64")
         if not self.halves:
-            return self._cast(wrapper.run_with(values, codes)), factor
+            return self._cast(wrapper.run_with(bias | {"kernel": weights}, codes)), factor
+        zero = {"bias": ops.zeros_like(bias["bias"])} if has_bias else {}
         upper = ops.stop_gradient(ops.round(weights / _HALF))
-        lower = self._cast(wrapper.run_with(values | {"kernel": weights - _HALF * upper}, codes))
-        zero = {"bias": ops.zeros_like(values["bias"])} if "bias" in values else {}
-        return _HALF * self._cast(wrapper.run_with(zero | {"kernel": upper}, codes)) + lower, factor
+        lower = wrapper.run_with((zero if self.wide else bias) | {"kernel": weights - _HALF * upper}, codes)
+        sums = _HALF * self._cast(wrapper.run_with(zero | {"kernel": upper}, codes)) + self._cast(lower)
+        if has_bias and self.wide:  # in float32 a large one would push bits of the sums out
+            sums = sums + self._cast(bias["bias"])
+        return sums, factor
+
+    def _coarsened(self, weights: Any, step: Any, scale: Any, shape: Any) -> tuple[Any, Any]:
+        """(weights, step) of channels as good as dead at a scale at which int32 holds their bias, as `qi.ir.passes` has it.
+
+        Args:
+            weights: codes, as float32.
+            step: for each channel of the result, or one.
+            scale: of the activations.
+            shape: of the step as its quantizer has it.
+        """
+        ops = keras.ops
+        wide, scale = ops.cast(step, "float64"), ops.cast(scale, "float64")
+        bias = ops.stop_gradient(ops.cast(ops.reshape(self.wrapper.layer_weights["bias"].value, (-1,)), "float64"))
+        least = ops.abs(bias) / (most_steps(self.wrapper.bounds["kernel"].quantizer.num_bits) * scale)
+        least = ops.maximum(least if step.shape[0] > 1 else ops.max(least, keepdims=True), SMALLEST / scale)
+        coarse = ops.cast(ops.maximum(wide, least), "float32")
+        ratio = ops.where(wide >= least, ops.ones_like(wide), wide / ops.cast(coarse, "float64"))
+        # Depthwise kernels end with the two axes that its channels are made of.
+        of_pairs = step.shape[0] > 1 and step.shape[0] != prod(shape)
+        ratio = ops.reshape(ratio, weights.shape[-2:] if of_pairs else shape)
+        return ops.cast(_snapped(ops.cast(weights, "float64") * ratio), "float32"), coarse
 
     def _cast(self, sums: Any) -> Any:
         return keras.ops.cast(sums, "float64") if self.wide else sums

@@ -10,7 +10,9 @@ from qi.ir.dynamic import KIND as DYNAMIC
 from qi.ir.graph import Op
 from qi.ir.kinds import KINDS, kernel_of
 from qi.ir.litert import packed_bits
+from qi.ir.recurrent import RECURRENT
 from qi.ir.routing import route
+from qi.ir.told import told
 from qi.keras.exact_steps import EXACT_TARGETS
 from qi.keras.graph import Graph, Value
 from qi.keras.lower import lower_graph
@@ -119,7 +121,10 @@ class Routed:
                 raise self._refusal(
                     op,
                     "which it does in real numbers, adding them up in an order of its own",
-                    "give its weights and activations 8 bits by the recipe, as 'w8a8' does",
+                    # Recurrent layers compute in real numbers whatever the recipe says.
+                    ""
+                    if op.kind in RECURRENT
+                    else "give its weights and activations 8 bits by the recipe, as 'w8a8' does",
                 )
 
     def _check_bits(self, op: Op) -> None:
@@ -129,8 +134,8 @@ class Routed:
 
     def _refusal(self, op: Op, what: str, way_out: str) -> UnsupportedError:
         return UnsupportedError(
-            f"expected layers that Keras can compute as {self.target!r} does; received {op.source!r}, a {op.kind!r} {what}; do "
-            f"{way_out}, or leave out exact={self.target!r} (qi.emulate gives what the file gives)"
+            f"expected layers that Keras can compute as {self.target!r} does; received {told(op.source)}, a {op.kind!r} {what}; "
+            f"do {way_out + ', or ' if way_out else ''}leave out exact={self.target!r} (qi.emulate gives what the file gives)"
         )
 
 

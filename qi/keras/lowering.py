@@ -10,6 +10,7 @@ import numpy as np
 from qi.core import PerChannel, PerGroup, QParams, QTensor
 from qi.errors import UnsupportedError
 from qi.ir.graph import Op, QGraph, Tensor, take_name
+from qi.ir.told import told
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call
 from qi.keras.variables import to_numpy, weights_of
@@ -85,7 +86,7 @@ class Site:
     def refuse(self, what: str, way_out: str = "leave it out of the model that is deployed") -> UnsupportedError:
         """The error for something that can't be lowered."""
         return UnsupportedError(
-            f"expected layers that an integer graph can hold; received {self.call.path!r} of class "
+            f"expected layers that an integer graph can hold; received {told(self.call.path)} of class "
             f"{type(self.layer).__name__}, {what}; do {way_out}"
         )
 

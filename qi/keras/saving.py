@@ -19,8 +19,8 @@ __all__ = ["load_model", "save_model", "size_on_disk"]
 
 # What reading a damaged file may raise, from zipfile, zlib, h5py, JSON and the rebuilding of layers.
 _DAMAGE = (
-    AttributeError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError,
-    zipfile.BadZipFile, zlib.error,
+    ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError,
+    ValueError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

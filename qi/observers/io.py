@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ _VERSION = 1
 # What reading a damaged archive may raise, from zipfile, zlib, NumPy's header parser, JSON and from_state.
 _DAMAGE = (
     ConfigError, InputError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, MemoryError,
-    NotImplementedError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError, ValueError,
+    NotImplementedError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError, ValueError, tokenize.TokenError,
 )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ _HOW = (
 )
 _NAME = re.compile(
     r"w(?P<weights>[1-9][0-9]?)(?:a(?P<activations>[1-9][0-9]?))?"
-    r"(?:_(?P<granularity>pt|pc|g[1-9][0-9]*))?(?:_(?P<range>[a-z]{3,}))?"
+    r"(?:_(?P<granularity>pt|pc|g[1-9][0-9]{0,8}))?(?:_(?P<range>[a-z]{3,}))?"
 )
 _GRANULARITY = {None: "per_channel", "pc": "per_channel", "pt": "per_tensor"}
 _RANGES_FOR_WEIGHTS = ("minmax", "mse")

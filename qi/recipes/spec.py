@@ -23,6 +23,7 @@ GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 """One scale for the tensor; one per output channel; one per `group_size` consecutive weights of a channel."""
 
 _MAX_BITS = 16
+_MAX_GROUP = 2**31 - 1
 
 
 class RangeOptions(Mapping[str, float]):
@@ -102,7 +103,7 @@ class TensorSpec:
         _one_of("range", self.range, SELECTIONS.names())
         object.__setattr__(self, "range_options", RangeOptions(self.range_options))
         if self.granularity == "per_group":
-            object.__setattr__(self, "group_size", _integer("group_size", self.group_size, 2, None))
+            object.__setattr__(self, "group_size", _integer("group_size", self.group_size, 2, _MAX_GROUP))
         elif self.group_size is not None:
             raise ConfigError(
                 f"expected no group_size with granularity={self.granularity!r}; received "
@@ -139,14 +140,13 @@ class TensorSpec:
 _FIELDS = tuple(TensorSpec.__dataclass_fields__)
 
 
-def _integer(name: str, value: object, low: int, high: int | None) -> int:
-    bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
+def _integer(name: str, value: object, low: int, high: int) -> int:
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # whatever isn't an integer is refused below
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or number < low or (high is not None and number > high):
-        raise ConfigError(f"expected {name} to be an integer {bounds}; received {name}={value!r}")
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        raise ConfigError(f"expected {name} to be an integer from {low} to {high}; received {name}={value!r}")
     return number
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,30 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-8])
     with pytest.raises(FileFormatError, match="is damaged"):
         ArrayFile(tmp_path / "x.npy")["x"]
+    np.save(tmp_path / "x.npy", np.zeros((3, 4)))
+    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes().replace(b"4), }", b"4   }"))
+    with pytest.raises(FileFormatError, match=r"is damaged.*EOF in multi-line"):
+        ArrayFile(tmp_path / "x.npy")["x"]
+
+
+def test_a_directory_that_lies_before_the_file_is_damage(tmp_path: Path) -> None:
+    file = npz(tmp_path, x=np.zeros(3))
+    damaged = bytearray(file.path.read_bytes())
+    damaged[-10:-6] = (2**31).to_bytes(4, "little")  # the length of the directory
+    file.path.write_bytes(damaged)
+    with pytest.raises(FileFormatError, match="is damaged"):
+        ArrayFile(file.path)
+
+
+def test_what_the_disk_says_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = npz(tmp_path, x=np.zeros(3))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        file["x"]
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_several_inputs_and_outputs_go_by_name(tmp_path: Path, qi_command: Calla
     [
         ("y.npy", [], "ending in .npz"),
         ("y.npz", ["--target", "tpu"], "invalid choice: 'tpu'"),
-        ("y.npz", ["--batch-size", "0"], "a whole number from 1 on"),
+        ("y.npz", ["--batch-size", "0"], "a whole number from 1 to"),
     ],
 )
 def test_bad_options_are_refused_before_the_work(

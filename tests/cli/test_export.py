@@ -95,7 +95,7 @@ def test_strict_is_code_3_where_the_file_differs(
         ("m.pb", [], "ending in .tflite or .onnx"),
         ("no/m.onnx", [], "a folder that exists"),
         ("m.tflite", ["--opset", "18"], "--opset for .onnx files only"),
-        ("m.onnx", ["--opset", "x"], "a whole number from 1 on"),
+        ("m.onnx", ["--opset", "x"], "a whole number from 1 to"),
         ("m.onnx", ["--data", "no.npz"], "a file with samples"),
     ],
 )

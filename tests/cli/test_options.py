@@ -22,8 +22,9 @@ from qi.errors import InputError
 
 def test_counts() -> None:
     assert positive("64") == 64
-    for text in ("0", "-1", "1.5", "many", ""):
-        with pytest.raises(argparse.ArgumentTypeError, match="whole number from 1 on"):
+    assert positive("2147483647") == 2**31 - 1
+    for text in ("0", "-1", "1.5", "many", "", "2147483648", "9" * 5000):
+        with pytest.raises(argparse.ArgumentTypeError, match="whole number from 1 to 2147483647"):
             positive(text)
 
 

@@ -93,7 +93,7 @@ def test_a_quantized_model_is_refused_as_input(files: Path, tmp_path: Path, qi_c
         (["--stats", "no.npz"], "a file with statistics"),
         (["--data", "a", "--stats", "b"], "not allowed with argument --data"),
         (["--recipe", "w8", "--report", "r.pdf"], "ending in .html or .md"),
-        (["--recipe", "w8", "--batch-size", "0"], "a whole number from 1 on"),
+        (["--recipe", "w8", "--batch-size", "0"], "a whole number from 1 to"),
     ],
 )
 def test_bad_options_are_refused_before_the_work(

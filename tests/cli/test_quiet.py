@@ -45,13 +45,23 @@ def test_what_is_said_while_loading_is_held_back_unless_it_fails(checkout: Path)
 
 @pytest.mark.parametrize(
     ("error", "debug", "shown"),
-    [(None, "", False), (None, "1", True), (InputError("x"), "", False), (OSError("x"), "", True)],
+    [
+        (None, "", False),
+        (None, "1", True),
+        (InputError("x"), "", False),
+        (KeyboardInterrupt(), "", False),
+        (OSError("x"), "", True),
+    ],
 )
 def test_a_runtimes_chatter_shows_only_where_it_may_explain_an_error(
-    error: Exception | None, debug: str, shown: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: BaseException | None,
+    debug: str,
+    shown: bool,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("QI_DEBUG", debug)
-    with contextlib.suppress(InputError, OSError), without_chatter():
+    with contextlib.suppress(InputError, KeyboardInterrupt, OSError), without_chatter():
         os.write(2, b"chatter\n")
         if error is not None:
             raise error

@@ -72,7 +72,7 @@ def test_a_damaged_file_is_one_line_and_code_2(
         ([__file__, "--model", __file__], "ending in .tflite or .onnx"),
         ([__file__], "the following arguments are required: --model"),
         ([__file__, "--model", "q.keras", "--max-lsb", "-1"], "a number from 0 on"),
-        ([__file__, "--model", "q.keras", "--threads", "0"], "a whole number from 1 on"),
+        ([__file__, "--model", "q.keras", "--threads", "0"], "a whole number from 1 to"),
     ],
 )
 def test_bad_arguments_are_refused_before_the_work(

@@ -77,6 +77,13 @@ def test_an_empty_tensor_has_the_range_0_to_0(granularity):
     assert not granularity.absmax(np.zeros((0, 3))).any()
 
 
+def test_a_group_larger_than_its_axis_takes_no_more_memory():
+    granularity, x = PerGroup(0, 2**31 - 1), np.array([[1.0, -2.0], [3.0, -4.0], [5.0, 6.0]], "float32")
+    np.testing.assert_array_equal(granularity.absmax(x), [[5.0, 6.0]])
+    np.testing.assert_array_equal(granularity.expand(granularity.absmax(x), x.shape), [[5.0, 6.0]] * 3)
+    assert granularity.expand(granularity.absmax(x[:0]), (0, 2)).shape == (0, 2)
+
+
 def test_the_padding_of_a_partial_group_counts_neither_as_least_nor_as_greatest():
     lo, hi = PerGroup(0, 2).minmax([[1.0], [2.0], [3.0]])
     assert lo.tolist() == [[1.0], [3.0]]

@@ -215,6 +215,13 @@ def array_file(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def half_a_header() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("graph.npy", array_file(np.zeros(3)).replace(b",), }", b",   }"))
+    return buffer.getvalue()
+
+
 def object_archive() -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, graph=np.array([{}], dtype=object))
@@ -233,9 +240,22 @@ def object_archive() -> bytes:
         archive(graph=np.frombuffer(b"\xff\xfe", np.uint8)),
         archive(graph=np.frombuffer(b"[" * 100_000, np.uint8)),
         archive(graph=np.float64([np.nan])),
+        half_a_header(),
         object_archive(),
     ],
-    ids=["empty", "empty archive", "text", "npy", "no record", "half", "no text", "deep", "floats", "objects"],
+    ids=[
+        "empty",
+        "empty archive",
+        "text",
+        "npy",
+        "no record",
+        "half",
+        "no text",
+        "deep",
+        "floats",
+        "header",
+        "objects",
+    ],
 )
 def test_another_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "g").write_bytes(content)

@@ -15,6 +15,7 @@ from qi.errors import ConfigError
 from qi.keras.exact import ExactGrid, ExactPool, ExactSums
 from qi.keras.exact_steps import EXACT_TARGETS
 from qi.keras.variables import to_numpy
+from tests.keras.models import settle
 
 X = np.random.default_rng(0).normal(size=(96, 9, 9, 3)).astype("float32")
 Y = X.mean((1, 2)).argmax(-1)
@@ -182,3 +183,25 @@ def test_an_activation_within_the_layer() -> None:
     qmodel, _ = qi.quantize_model(model, "w8a8", x, exact="litert", progress=False)
     assert sum(isinstance(layer, ExactSums) for layer in qmodel.layers) == 2
     np.testing.assert_array_equal(qmodel.predict(x, verbose=0), qi.emulate(qmodel, x, "litert", progress=False))
+
+
+@pytest.mark.parametrize("target", EXACT_TARGETS)
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])
+@pytest.mark.parametrize(("kind", "share"), [("Conv2D", 1e-7), ("Dense", 1e-9), ("DepthwiseConv2D", 1e-8)])
+def test_channels_without_weights(kind: str, share: float, recipe: str, target: str) -> None:
+    """No int32 holds their biases at the scale of their weights, so those are coarser, here as in files."""
+    layer = {
+        "Conv2D": lambda: layers.Conv2D(4, 3),
+        "Dense": lambda: layers.Dense(4),
+        "DepthwiseConv2D": lambda: layers.DepthwiseConv2D(3, depth_multiplier=2),
+    }[kind]()
+    x = np.random.default_rng(0).normal(0.2, 1, (32, 6, 6, 2)).astype("float32")
+    model = settle(keras.Sequential([keras.Input((6, 6, 2)), layer, layers.ReLU()]))
+    kernel, bias = layer.get_weights()
+    kernel.reshape(-1, bias.size)[:, [1, 2]] *= share
+    bias[1:3] = 0.7, -0.7
+    layer.set_weights([kernel, bias])
+    found, _ = qi.quantize_model(model, recipe, x, exact=target, progress=False)
+    expected = np.asarray(qi.emulate(found, x, target, progress=False))
+    assert np.abs(expected[..., 1]).min() > 0.5
+    np.testing.assert_array_equal(found.predict(x, verbose=0), expected)

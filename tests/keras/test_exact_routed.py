@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -88,3 +90,14 @@ def test_unknown_targets() -> None:
     check_exact("onnxruntime")
     with pytest.raises(ConfigError, match="received exact='tflite'"):
         check_exact("tflite")
+
+
+def test_a_refused_recurrent_layer_has_the_name_its_user_gave_and_a_way_out_that_works(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((5, 3)), layers.LSTM(4, name="memory")])
+    x = np.random.default_rng(0).normal(size=(32, 5, 3)).astype("float32")
+    told = r"received 'memory' \('memory_raw' once quantized\), a 'lstm' .*; do leave out exact='litert'"
+    with pytest.raises(UnsupportedError, match=told):
+        qi.quantize_model(model, "w8a8", x, exact="litert", progress=False)
+    quantized, _ = qi.quantize_model(model, "w8a8", x, progress=False)
+    with pytest.raises(UnsupportedError, match=r"'lstm' of layer 'memory' .*; do export to \.tflite or \.onnx"):
+        qi.export(quantized, tmp_path / "memory.json", format="integers")

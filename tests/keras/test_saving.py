@@ -392,7 +392,9 @@ def test_codes_of_another_shape_are_refused(archive: bytes, tmp_path: Path) -> N
         load_model(path)
 
 
-@pytest.mark.parametrize("kind", [zlib.error, zipfile.BadZipFile, RuntimeError, AttributeError, KeyError, OSError])
+@pytest.mark.parametrize(
+    "kind", [zlib.error, zipfile.BadZipFile, OverflowError, RuntimeError, AttributeError, KeyError, OSError]
+)
 def test_whatever_reading_a_damaged_file_raises_is_one_error(
     kind: type[Exception], archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,14 @@ def npy(array):
     return buffer.getvalue()
 
 
+def with_header(content):
+    """An archive of one member, whole as far as a zip file goes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("header.npy", content)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -137,6 +145,7 @@ def npy(array):
         archive_of(header=header_of(names=[], samples=-1)),
         archive_of(header=header_of(names=[], samples="7")),
         archive_of(header=header_of(names=[], model=3)),
+        with_header(npy(np.zeros(3)).replace(b",), }", b",   }")),
         archive_of(header=header_of(names=[1])),
         archive_of(header=header_of(names=["a", "a"])),
         archive_of(header=header_of()),

@@ -62,6 +62,7 @@ def test_the_names_that_help_shows_exist(name):
         ("w8a17", "bits=17"),
         ("w1", "at least 2 bits"),
         ("w4_g1", "group_size=1"),
+        ("w4_g" + "9" * 5000, "expected the name of a recipe"),
         ("w8_entropy", "recipe 'w8_entropy': expected a range for weights"),
         ("w8_ema", "there are no activations"),
         ("w8a8_entropi", "recipe 'w8a8_entropi': .*range='entropi'. Did you mean 'entropy'"),
