@@ -6,12 +6,22 @@ import contextlib
 import errno
 import os
 import re
+import struct
 import time
+import tokenize
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from qi.errors import FileFormatError
+
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, ArithmeticError, AttributeError, EOFError, LookupError,
+    MemoryError, NotImplementedError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+"""What damaged archives, arrays and records make of zipfile, zlib, NumPy, JSON and the classes of QI."""
 
 _NAMED = 40  # characters of a file's name in that of the new one beside it, which has to fit into 255 bytes as well
 _STALE = 3600.0  # seconds since the last write to such a file
@@ -34,9 +44,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
         scratch.replace(target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (scratch, str(scratch)):
+            # The user knows the target alone.
+            raise OSError(error.errno or 0, error.strerror or str(error), os.fspath(path)) from error
         raise
     _sweep(target)
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -16,8 +13,9 @@ import numpy as np
 
 from qi.cli.options import check_input
 from qi.errors import FileFormatError, InputError
+from qi.files import DAMAGE
 
-__all__ = ["CALIBRATION", "EVALUATION", "ArrayFile", "Samples", "labelled", "samples"]
+__all__ = ["CALIBRATION", "EVALUATION", "ArrayFile", "Samples", "check_samples", "labelled", "samples"]
 
 Samples: TypeAlias = "np.ndarray | dict[str, np.ndarray]"
 """One array, or one for each input of a model by its name."""
@@ -28,10 +26,7 @@ CALIBRATION = ("x_calib", "x", "x_train", "x_test")
 EVALUATION = ("x_test", "x", "x_calib")
 """Names of samples to evaluate on, the best first."""
 
-_DAMAGE = (
-    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, EOFError, KeyError, NotImplementedError,
-    OverflowError, RuntimeError, SyntaxError, ValueError,
-)  # fmt: skip
+_UNNAMED = "arr_0"  # what np.savez calls the first array that it was given without a name
 
 
 class ArrayFile:
@@ -74,7 +69,7 @@ class ArrayFile:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (*_DAMAGE, OSError) as error:
+        except DAMAGE as error:
             # An offset before the begin of the file is no fault of the disk's.
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
@@ -90,7 +85,7 @@ class ArrayFile:
 
 
 def samples(file: ArrayFile, names: Sequence[str], inputs: Sequence[str]) -> tuple[str, Samples]:
-    """The samples of a file: an array called as one of `names`, or one for each input of the model.
+    """The samples of a file: an array called as one of `names`, the only one if it has no name, or one for each input.
 
     Args:
         file: where to look.
@@ -108,7 +103,8 @@ def samples(file: ArrayFile, names: Sequence[str], inputs: Sequence[str]) -> tup
         given = {name: file[name] for name in inputs}
         _check(given, file)
         return "", given if len(inputs) > 1 else given[inputs[0]]
-    name = next((name for name in names if name in file.names), None)
+    unnamed = (_UNNAMED,) if file.names == (_UNNAMED,) else ()
+    name = next((name for name in (*names, *unnamed) if name in file.names), None)
     if name is None or len(inputs) > 1:
         several = f"an array for each input of the model ({', '.join(inputs)})"
         wanted = several if len(inputs) > 1 else f"an array called {', '.join(names[:-1])} or {names[-1]}"
@@ -117,6 +113,19 @@ def samples(file: ArrayFile, names: Sequence[str], inputs: Sequence[str]) -> tup
     x = file[name]
     _check({name: x}, file)
     return name, x
+
+
+def check_samples(file: ArrayFile) -> None:
+    """Looks into a file before its model is loaded, which is slow: what no model could be given is refused.
+
+    Raises:
+        InputError: no arrays, or a single one without samples or numbers.
+        FileFormatError: a single one that can't be read.
+    """
+    if not file.names:
+        raise InputError(f"expected arrays of samples; received {file}; do write it with np.savez(path, x=...)")
+    if len(file.names) == 1:
+        _check({file.names[0]: file[file.names[0]]}, file)
 
 
 def labelled(file: ArrayFile, inputs: Sequence[str]) -> tuple[Samples, np.ndarray]:

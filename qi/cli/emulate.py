@@ -73,5 +73,6 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     with writing(arguments.out):
         write_atomically(arguments.out, buffer.getvalue())
     count = len(next(iter(outputs.values())))
-    console.say(f"{', '.join(outputs)} of {count} samples{name} on {arguments.target}")
+    what = "output" if len(outputs) == 1 else "outputs"
+    console.say(f"{what} {', '.join(map(repr, outputs))}: {count} samples{name} on {arguments.target}")
     console.say(f"saved {arguments.out}")

@@ -63,9 +63,10 @@ def load_with_samples(path: Path, data: Path, names: Sequence[str]) -> tuple[Any
     Raises:
         InputError, FileFormatError, OSError: as `load` and `qi.cli.data.samples`.
     """
-    from qi.cli.data import ArrayFile, samples
+    from qi.cli.data import ArrayFile, check_samples, samples
 
     file = ArrayFile(data)
+    check_samples(file)
     model = load(path)
     name, found = samples(file, names, input_names(model))
     return model, f" ({name})" if name else "", found

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from qi.cli.console import Console
 from qi.cli.exits import BAD_INPUT
 from qi.errors import InputError
+from qi.files import check_place
 
 __all__ = [
     "REPORTS",
@@ -122,7 +123,7 @@ def check_input(path: Path, what: str) -> None:
 
 
 def check_output(path: Path, suffixes: Sequence[str], inputs: Sequence[Path] = ()) -> None:
-    """Raises InputError where writing to `path` can't end well, before any work is done.
+    """Raises InputError, or OSError for want of permission, where writing to `path` can't end well, before any work is done.
 
     Args:
         path: as the user gave it; what is there already will be replaced.
@@ -138,6 +139,7 @@ def check_output(path: Path, suffixes: Sequence[str], inputs: Sequence[Path] = (
         raise InputError(f"expected the name of a file to write; received the folder {str(path)!r}")
     if path.exists() and any(other.exists() and path.samefile(other) for other in inputs):
         raise InputError(f"expected another file to write than to read; received {str(path)!r} for both")
+    check_place(path)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         from qi.cli.data import ArrayFile
 
         file = ArrayFile(arguments.data)
+        check_samples(file)
     elif arguments.stats is None and recipe.activations is not None:
         raise InputError(
             f"expected --data or --stats, for recipe {recipe.name} quantizes activations; received neither"

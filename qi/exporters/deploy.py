@@ -7,15 +7,15 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
 from qi.errors import QuantizationWarning, StrictError
-from qi.exporters.formats import Format, format_of
+from qi.exporters.formats import Format, check_suffix, format_of, path_of
 from qi.exporters.integers import export_integers
 from qi.exporters.manifest import Options, manifest
 from qi.exporters.proof import Proof, coded, made_samples, prove
@@ -25,6 +25,7 @@ from qi.ir import QGraph
 from qi.ir.dynamic import KIND as DYNAMIC
 from qi.ir.kinds import KINDS
 from qi.ir.routing import route
+from qi.ir.unquantized import told_real
 
 __all__ = ["export", "written"]
 
@@ -60,13 +61,16 @@ def export(
         format: "litert" or "onnx", where the path doesn't tell; or "integers": then the path is a folder, for kernels of other
             hardware, and the report an `IntegersReport`.
         integer_io: whether the file takes and gives codes (int8; ONNX: uint8) in place of real numbers.
-        integer_only: no float operation where an integer kernel exists, for microcontrollers and NPUs; by default some operations
-            whose integer kernels are slow are done in float, between codes.
+        integer_only: for microcontrollers and NPUs: no float operation where there is a way in integers; by default some
+            operations whose integer kernels are slow are done in float, between codes. What is left in float all the same (an
+            operation without such a way, a layer whose weights or activations aren't quantized) is named in a warning, with the
+            reason, and refused with `strict`.
         packed: whether weights below 8 bits are packed everywhere, for size; by default only where that costs no time.
         opset: of an ONNX file.
         dynamic: whether a Dense whose weights alone are quantized rounds its activations to 8 bits as they come, row by row,
             where the target has a fast kernel for that (LiteRT); the twin does so too. Otherwise it is done in float.
-        strict: raise where the runtime and the twin differ, and write nothing; a warning tells otherwise.
+        strict: raise where the runtime and the twin differ, or `integer_only` leaves an operation in float, and write nothing; a
+            warning tells otherwise.
         latency: whether to time the file beside one of the same model without quantization.
 
     Returns:
@@ -77,7 +81,7 @@ def export(
             and nothing is written.
         ConfigError: an unknown format or option.
         InputError: samples that don't fit.
-        StrictError: with `strict`, a difference.
+        StrictError: with `strict`, a difference, or a float operation where `integer_only` wants none.
         MissingDependencyError: the writer's or the runtime's package isn't installed.
         OSError: the file can't be written; one that was there survives.
 
@@ -96,15 +100,20 @@ def export(
     from qi.keras.lower import lower, lower_both
 
     options = Options(integer_io, integer_only, packed, opset, dynamic).checked()
+    target = path_of(path)
     if format == "integers":
+        check_suffix(target, format)
         arrays = None if samples is None else model_inputs(qmodel, samples)
         unfit = {"integer_io": integer_io, "opset": opset}
-        return export_integers(lower(qmodel), path, samples=arrays, packed=packed, unfit=unfit)
-    target = Path(path)
-    kind = format_of(target, format)
+        lowered = lower(qmodel)
+        left = _left_real(route(lowered, "reference", integer_only=True), strict) if integer_only else []
+        return replace(export_integers(lowered, path, samples=arrays, packed=packed, unfit=unfit), warnings=tuple(left))
+    kind = format_of(target, format, ("integers",))
+    check_suffix(target, kind.name)
     check_place(target)
     graph, plain_graph = lower_both(qmodel)
     routed = route(graph, kind.target, **options.arithmetic)
+    left = _left_real(routed, strict) if integer_only else []
     data = written(routed, kind, options)
     plain = kind.write(route(in_real_numbers(plain_graph), kind.target), Options(opset=opset), b"")
 
@@ -124,7 +133,26 @@ def export(
     integer = Counter(op.kind for op in routed.ops if op.quantized)
     real = tuple(f"{op.kind} ({op.source})" for op in _real_operations(routed))
     sizes = len(data), len(plain)
-    return ExportReport(str(path), kind.target, proof, dict(integer), real, *sizes, ours, floats, tuple(found))
+    return ExportReport(str(path), kind.target, proof, dict(integer), real, *sizes, ours, floats, (*left, *found))
+
+
+def _left_real(graph: QGraph, strict: bool) -> list[str]:
+    """Warns of what `integer_only` leaves in real numbers, and gives the text for the report.
+
+    Raises:
+        StrictError: with `strict`, where there is any.
+    """
+    told = told_real(graph)
+    if not told:
+        return []
+    if strict:
+        raise StrictError(
+            f"expected every operation in integers, as integer_only=True and strict=True ask; received {told}; do quantize or "
+            "replace those layers, or leave out one of the two"
+        )
+    text = f"integer_only=True leaves operations in real numbers: {told}"
+    warnings.warn(text, QuantizationWarning, stacklevel=3)
+    return [text]
 
 
 def _real_operations(graph: QGraph) -> list[Any]:

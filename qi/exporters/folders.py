@@ -69,8 +69,10 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         _swap(scratch, target, aside)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, OSError) and str(error.filename).startswith(str(scratch)):
+            raise OSError(error.errno or 0, error.strerror or str(error), str(target)) from error
         raise
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from qi.exporters.manifest import MANIFEST, Options, deflate, inflate
 from qi.ir import QGraph
 from qi.optional import require
 
-__all__ = ["FORMATS", "Format", "Places", "format_of"]
+__all__ = ["FORMATS", "Format", "Places", "check_suffix", "format_of", "path_of"]
 
 Places = Mapping[str, tuple[str, tuple[int, ...]]]
 """Name of a tensor of the graph -> (its name in the file, how its axes lie there)."""
@@ -138,22 +139,55 @@ FORMATS = {
 }
 
 
-def format_of(path: Path, name: str | None = None) -> Format:
+def path_of(path: object) -> Path:
+    """A path as a user gave it.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if not isinstance(path, (str, Path)) and not (
+        isinstance(path, os.PathLike) and isinstance(os.fspath(path), str)
+    ):
+        raise ConfigError(f"expected a path; received path={path!r}; do give text or a pathlib.Path")
+    return Path(path)
+
+
+def format_of(path: Path, name: str | None = None, others: Sequence[str] = ()) -> Format:
     """The format of a file to be written or read.
 
     Args:
         path: its suffix decides where no name is given.
         name: of `FORMATS`.
+        others: names that are known beside those, for errors.
 
     Raises:
         ConfigError: an unknown name or suffix.
     """
     if name is not None:
         if not isinstance(name, str) or name not in FORMATS:
-            raise ConfigError(f"expected format to be one of {sorted(FORMATS)}; received format={name!r}")
+            known = sorted((*FORMATS, *others))
+            raise ConfigError(f"expected format to be one of {known}; received format={name!r}")
         return FORMATS[name]
     for found in FORMATS.values():
         if path.suffix.lower() == found.suffix:
             return found
     suffixes = sorted(found.suffix for found in FORMATS.values())
     raise ConfigError(f"expected a path that ends in one of {suffixes}; received {str(path)!r}; do name the format")
+
+
+def check_suffix(path: Path, name: str) -> None:
+    """Refuses to write one format under the suffix of another.
+
+    Args:
+        path: to be written.
+        name: of the format.
+
+    Raises:
+        ConfigError: the suffix is that of another format.
+    """
+    meant = next((found for found in FORMATS.values() if path.suffix.lower() == found.suffix), None)
+    if meant is not None and meant.name != name:
+        raise ConfigError(
+            f"expected a path of another suffix for format={name!r}; received {str(path)!r}, which ends as files of "
+            f"{meant.name!r} do; do leave out the suffix or the format"
+        )

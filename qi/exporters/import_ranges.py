@@ -13,7 +13,7 @@ import numpy as np
 from qi.core import IntGrid, QParams
 from qi.errors import ConfigError, InputError, QuantizationWarning, StrictError
 from qi.exporters.call_views import view_of
-from qi.exporters.formats import format_of
+from qi.exporters.formats import format_of, path_of
 from qi.exporters.import_findings import findings
 from qi.exporters.match_graph import CallView, Matching, match, shaped_like
 from qi.exporters.match_parts import split_gains, split_swish
@@ -77,8 +77,10 @@ def import_ranges(path: str | os.PathLike[str], model: Any, *, strict: bool = Fa
     from qi.keras.prepare import prepare
     from qi.keras.verify import check_copies
 
-    file = _read(Path(path))
+    file = _read(path_of(path))
     job = _Import(file, Path(path).name)
+    if file.changed:
+        job.told.append(f"{job.name} was changed after QI wrote it: what it holds now is imported")
     ready = prepare(model, _RECIPE, planner=job.plan)
     check_copies(ready.given, ready.graph, [])
     result, rows = job.assemble(ready)

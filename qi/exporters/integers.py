@@ -74,7 +74,8 @@ class IntegersReport(ExportReport):
             ("constants", f"{sizes}{ratio}"),
         ]
         body = table(("", ""), rows, left=2)
-        lines = [f"Export: integers in {self.path}", "", *(f"  {line}" for line in body.splitlines() if line.strip())]
+        head = [f"Export: integers in {self.path}", *(f"  warning: {text}" for text in self.warnings), ""]
+        lines = [*head, *(f"  {line}" for line in body.splitlines() if line.strip())]
         return "\n".join(lines)
 
 

@@ -127,6 +127,9 @@ Over `axes`; they stay as sizes of 1 where `keepdims`. Their `count` is divided 
     "quantize": "From codes to codes of another scale: `y = clip(TWICE(x - zx, multiplier, shift) + zy)`.",
     "unary": "A function of one code: `y = table[x + 128]`. The attribute `function` only tells where the table came from.",
     "relu": "From 0 up to `max_value`, and to another scale: `y = table[x + 128]`.",
+    "table": """\
+Any functions of one code, one after the other, in a table: `y = table[x + place]`. The second input is the table, or the
+tables one after the other; the third tells where each element's entry for code 0 is, broadcast over x.""",
     "prelu": """\
 `slope` is the second input, with zero point `zs`, broadcast over x.
 `y = clip(TWICE(x - zx, multiplier, shift) + zy)` where `x >= zx`, else

@@ -9,6 +9,7 @@ import numpy as np
 from qi.exporters.litert_file import Draft
 from qi.exporters.litert_ops import activation, padding, refuse, rescale, window, writer
 from qi.ir.graph import Op, Tensor
+from qi.ir.tables import KIND as TABLE
 
 __all__ = ["LEAVE_IN_FLOAT", "Steps"]
 
@@ -193,6 +194,17 @@ def _unary(draft: Draft, op: Op) -> None:
     elif code == "LEAKY_RELU":
         options = draft.options("LeakyReluOptions", alpha=op.attrs["alpha"])
     _plain(draft, op, code, versions, options)
+
+
+@writer(TABLE)
+def _table(draft: Draft, op: Op) -> None:
+    """Codes as int32, the sum with their table's place, and the entry there."""
+    kinds, (x, table, places) = draft.fb.TensorType, op.inputs
+    whole, place = (draft.plain(f"{op.y.name}/{name}", op.y.shape, "int32") for name in ("whole", "place"))
+    cast = draft.options("CastOptions", inDataType=kinds.INT8, outDataType=kinds.INT32)
+    draft.operator("CAST", [draft.tensor(x)], [whole], 1, cast)
+    draft.operator("ADD", [whole, draft.tensor(places)], [place], 1, draft.options("AddOptions"))
+    draft.operator("GATHER", [draft.tensor(table), place], [draft.tensor(op.y)], 2, draft.options("GatherOptions"))
 
 
 class Steps:

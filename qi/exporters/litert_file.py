@@ -81,6 +81,10 @@ class Draft:
         """A further activation of real numbers."""
         return self._activation(self.unique(name), shape, "float32", None)
 
+    def plain(self, name: str, shape: Sequence[int | None], dtype: str) -> int:
+        """A further activation of plain numbers of another type."""
+        return self._activation(self.unique(name), shape, dtype, None)
+
     def state(self, name: str, shape: Sequence[int]) -> int:
         """A further tensor of real numbers that the runtime keeps from one run to the next; zeros at first."""
         number = self.real(name, shape)

@@ -16,6 +16,7 @@ from qi.exporters.litert_file import Draft
 from qi.ir.arithmetic import code_range
 from qi.ir.graph import Op, Tensor
 from qi.ir.kinds import KINDS
+from qi.ir.tables import KIND as TABLE
 from qi.registry import Registry
 
 __all__ = [
@@ -73,7 +74,9 @@ def write_operation(draft: Draft, op: Op) -> None:
 
 
 def _within(op: Op) -> bool:
-    """Whether an operation gives no code beyond those it takes."""
+    """Whether an operation gives no code beyond those it takes, or those that its table holds."""
+    if op.kind == TABLE:
+        return True
     taken = [t for t in op.inputs if t.quantized]
     return (KINDS.get(op.kind).moves or op.kind in _STAYS) and all(t.qparams == op.y.qparams for t in taken)
 

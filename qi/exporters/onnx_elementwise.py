@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from qi.exporters.onnx_builder import FIRST, LAST, Builder, refused, writer
+from qi.exporters.onnx_builder import FIRST, LAST, Builder, constant_data, refused, writer
 from qi.ir.graph import Op, Tensor
 from qi.ir.norms import OF_CODES
 from qi.ir.onnxruntime import integer_softmax, resize_factor
+from qi.ir.tables import KIND as TABLE
 from qi.registry import Registry
 
 __all__ = ["FUNCTIONS"]
@@ -116,6 +117,19 @@ def _unary(b: Builder, op: Op) -> None:
         raise refused(op, f"whose function is {name!r}", "use another activation function")
     layout, (x,) = b.operands(op)
     b.finish(op, FUNCTIONS.get(name)(b, op, x), layout)
+
+
+@writer(TABLE)
+def _table(b: Builder, op: Op) -> None:
+    """Codes as int32, the sum with their table's place, and the entry there; codes of the file lie 128 higher."""
+    x, table, places = op.inputs
+    rank = len(op.y.shape)
+    layout, (dtype, offset) = b.layout_of([x], rank), b.code_type(op.y)
+    whole = b.node("Cast", [b.codes(x, layout)], to=b.type_of(np.dtype(np.int32)))
+    at = b.constant_in(places, constant_data(places) - np.int32(b.code_type(x)[1]), rank, layout)
+    entries = b.constant((constant_data(table).astype(np.int64) + offset).astype(dtype), table.name)
+    place = b.node("Add", [whole, b.constant(at, places.name)])
+    b.put_codes(op.y, b.node("Gather", [entries, place], f"{op.y.name}:codes"), layout)
 
 
 def _simple(name: str, kind: str, **attrs: Any) -> None:

@@ -11,6 +11,7 @@ from qi.core.packing import unpack
 from qi.errors import FileFormatError, InputError
 from qi.exporters.flatbuffer import read
 from qi.exporters.litert_check import LAYOUT, check
+from qi.exporters.litert_file import DIGEST
 from qi.exporters.vendor import Constant, VendorGraph, VendorNode, VendorTensor, activation_params, along, attach_biases
 
 __all__ = ["CODES", "read_litert"]
@@ -111,8 +112,10 @@ def read_litert(data: bytes) -> VendorGraph:
     Raises:
         FileFormatError: damaged, cut off, or something else.
     """
-    check(data, changed=True)
-    return attach_biases(_Reader(data).graph())
+    contents = check(data, changed=True)
+    graph = attach_biases(_Reader(data).graph())
+    graph.changed = DIGEST in contents.metadata and not contents.sealed
+    return graph
 
 
 class _Reader:

@@ -125,6 +125,9 @@ class VendorGraph:
         inputs: (name, tensor) of what is fed.
         outputs: (name, tensor) of what comes out.
         nodes: in the order of their running.
+
+    Attributes:
+        changed: whether it is a file of ours that something changed since.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class VendorGraph:
         outputs: Sequence[tuple[str, VendorTensor]],
         nodes: list[VendorNode],
     ) -> None:
+        self.changed = False
         self.inputs, self.outputs, self.nodes = list(inputs), list(outputs), nodes
         self._producers = {id(tensor): node for node in nodes for tensor in node.outputs}
         self._consumers: dict[int, list[VendorNode]] = {}

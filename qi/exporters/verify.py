@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
 from qi.exporters.deploy import written
-from qi.exporters.formats import Format, format_of
+from qi.exporters.formats import Format, format_of, path_of
 from qi.exporters.isolated import run_isolated
 from qi.exporters.manifest import Options, options_of
 from qi.exporters.proof import Proof, made_samples, prove
@@ -125,7 +124,7 @@ def verify(
 
     if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
         raise ConfigError(f"expected threads from 1 to {_MOST_THREADS}; received threads={threads!r}")
-    kind = format_of(Path(path), format)
+    kind = format_of(path_of(path), format)
     data = read_limited(path, _MOST)
     text, takes_codes = kind.read(data)
     graph = lower(qmodel)
@@ -148,9 +147,7 @@ def verify(
             if proof.exact:
                 return found[-1]
     except (ConfigError, InputError) as error:  # the samples fit the model: so it is the file that doesn't
-        raise FileFormatError(
-            f"expected a file of model {graph.name!r}; received {os.fspath(path)!r}, where {error}"
-        ) from error
+        raise FileFormatError(f"{error}; {os.fspath(path)!r} is no file of model {graph.name!r}") from error
     return found[0]
 
 

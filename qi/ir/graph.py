@@ -175,6 +175,7 @@ class QGraph:
         input_structure: names of the inputs as the model nests them: a name, or lists and objects of names.
         output_structure: the outputs' likewise.
         target: the runtime it was routed for; "" before that.
+        merged: names of tensors that were reshaped on and so left out -> those that hold the same numbers.
     """
 
     name: str
@@ -184,6 +185,7 @@ class QGraph:
     input_structure: Any = None
     output_structure: Any = None
     target: str = ""
+    merged: dict[str, str] = field(default_factory=dict)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor once: inputs first, then in the order of the operations."""
@@ -221,7 +223,7 @@ class QGraph:
             for op in self.ops
         ]
         inputs, outputs = ([made[id(t)] for t in tensors] for tensors in (self.inputs, self.outputs))
-        return replace(self, inputs=inputs, outputs=outputs, ops=ops)
+        return replace(self, inputs=inputs, outputs=outputs, ops=ops, merged=dict(self.merged))
 
     def unique(self, name: str) -> str:
         """The name, or the first of name_1, name_2... that no tensor has."""

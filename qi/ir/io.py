@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 
 from qi.core import Granularity, IntGrid, PerChannel, PerGroup, PerTensor, QParams
 from qi.errors import FileFormatError
-from qi.files import read_limited, write_atomically
+from qi.files import DAMAGE, read_limited, write_atomically
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.validate import validate
 from qi.typing import Json
@@ -25,11 +23,6 @@ __all__ = ["from_record", "load_graph", "save_graph", "to_record"]
 
 _VERSION = 1
 _LIMIT = 2**32
-# What damaged archives, arrays and records make of zipfile, zlib, NumPy, JSON and the classes here.
-_DAMAGE = (
-    zipfile.BadZipFile, zlib.error, EOFError, LookupError, AttributeError, MemoryError, NotImplementedError, ArithmeticError,
-    OSError, RuntimeError, SyntaxError, TypeError, ValueError, tokenize.TokenError,
-)  # fmt: skip
 
 
 def to_record(graph: QGraph) -> tuple[Json, dict[str, np.ndarray]]:
@@ -119,7 +112,7 @@ def from_record(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
             str(record["target"]),
         )
         validate(graph)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise FileFormatError(
             f"expected a whole graph; received one that is damaged ({type(error).__name__}: {error})"
         ) from error
@@ -168,6 +161,6 @@ def load_graph(path: str | os.PathLike[str]) -> QGraph:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         record = json.loads(arrays.pop("graph").tobytes())
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise FileFormatError(f"expected a graph's .npz file; {path} is damaged or something else ({error})") from error
     return from_record(record, arrays)

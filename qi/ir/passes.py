@@ -85,10 +85,12 @@ def merge_reshapes(graph: QGraph) -> None:
         if before is not None and before.kind == "reshape" and before.x.qparams == op.x.qparams:
             if _only(graph, op.x, op):
                 graph.ops.remove(before)
+                graph.merged[before.y.name] = before.x.name
             op.inputs = [before.x]
         if op.x.shape == op.y.shape and all(t is not op.y for t in graph.outputs):
             graph.ops.remove(op)
             graph.substitute(op.y, op.x)
+            graph.merged[op.y.name] = op.x.name
 
 
 def fuse_activations(graph: QGraph) -> None:

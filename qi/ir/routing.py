@@ -16,6 +16,7 @@ from qi.ir.linear import EXACT32, LINEAR
 from qi.ir.margins import settle
 from qi.ir.norms import normalize_codes
 from qi.ir.softmax import soften_codes
+from qi.ir.tables import tabulate
 
 __all__ = ["ISLANDS", "LACKS", "input_quantizers", "island", "lacks", "route"]
 
@@ -56,7 +57,8 @@ def route(
     Args:
         graph: valid; from `qi.lower`.
         target: a name of `qi.ir.kinds.TARGETS`.
-        integer_only: no islands where an integer kernel exists, however slow it is.
+        integer_only: no islands where an integer kernel exists, however slow it is, or a table does the work of one
+            (`qi.ir.tables`); `qi.ir.unquantized` tells what is left in real numbers.
         packed: whether weights below 8 bits stay so wherever the target can do that exactly, for size; by default only where
             that costs no time, and lie in bytes elsewhere, with the same values.
         dynamic: whether products of real numbers with coded weights round their activations to 8 bits, row by row, where the
@@ -76,6 +78,8 @@ def route(
     if dynamic:
         make_dynamic(routed)
     prefers, unable = ISLANDS.get(target, _never), LACKS.get(target, _never)
+    if integer_only:
+        tabulate(routed, lambda op: _native(op, target))
     for op in list(routed.ops):
         if op.kind in ("quantize", "dequantize") or (KINDS.get(op.kind).moves and op.quantized):
             if op.kind == "quantize" and op.x.quantized and unable(op):
@@ -138,6 +142,13 @@ def _widen(graph: QGraph, packed: bool) -> None:
         if not keep and w.qparams is not None and w.grid.bits < 8:
             grid = IntGrid(8, narrow=w.grid.narrow)
             w.qparams = QParams(w.qparams.scale, w.qparams.zero_point, grid, w.qparams.granularity)
+
+
+def _native(op: Op, target: str) -> bool:
+    """Whether a target has an integer kernel for an operation on codes; ONNX Runtime has none for functions it prefers in float."""
+    if target not in KINDS.get(op.kind).kernels or LACKS.get(target, _never)(op):
+        return False
+    return not (target == "onnxruntime" and op.kind == "unary" and ISLANDS.get(target, _never)(op))
 
 
 def _never(op: Op) -> bool:

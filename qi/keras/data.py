@@ -13,10 +13,14 @@ from qi.errors import ConfigError, InputError
 from qi.keras.graph import Graph, Value
 from qi.keras.variables import to_numpy
 
-__all__ = ["batches", "count_batches", "elements"]
+__all__ = ["CALIBRATION", "batches", "count_batches", "elements"]
+
+CALIBRATION = "calibration data"
 
 
-def batches(data: Any, graph: Graph, batch_size: int) -> Iterator[tuple[list[np.ndarray], int]]:
+def batches(
+    data: Any, graph: Graph, batch_size: int, what: str = CALIBRATION
+) -> Iterator[tuple[list[np.ndarray], int]]:
     """Batches of the model's inputs; no batch is held on to once the next one is asked for.
 
     Args:
@@ -25,6 +29,7 @@ def batches(data: Any, graph: Graph, batch_size: int) -> Iterator[tuple[list[np.
             are tuples are (x, y[, sample_weight]); only x is used. A generator has to end.
         graph: whose inputs are fed.
         batch_size: for arrays; iterables bring their own batches.
+        what: the data are, for errors.
 
     Yields:
         (flat list of numpy inputs, number of samples); never an empty batch.
@@ -34,15 +39,16 @@ def batches(data: Any, graph: Graph, batch_size: int) -> Iterator[tuple[list[np.
         ConfigError: an illegal batch size.
     """
     index = samples = 0
-    for x in _elements(data, _positive(batch_size)):
-        flat = _checked_inputs(x, graph, index)
+    for x in _elements(data, _positive(batch_size), what):
+        flat = _checked_inputs(x, graph, index, what)
         index, count = index + 1, len(flat[0])
         samples += count
         if count:
             yield flat, count
         del x, flat
     if not samples:
-        raise InputError("expected calibration data; received no samples; do pass at least a few dozen")
+        few = "at least a few dozen" if what == CALIBRATION else "some"
+        raise InputError(f"expected {what}; received no samples; do pass {few}")
 
 
 def count_batches(data: Any, batch_size: int) -> int | None:
@@ -57,12 +63,11 @@ def count_batches(data: Any, batch_size: int) -> int | None:
         return None
 
 
-def _elements(data: Any, batch_size: int) -> Iterator[Any]:
+def _elements(data: Any, batch_size: int, what: str) -> Iterator[Any]:
     """The x of one batch after the other; `map` holds on to none of them."""
     if data is None:
-        raise InputError(
-            "expected calibration data; received None; this recipe quantizes activations and needs samples"
-        )
+        needs = "; this recipe quantizes activations and needs samples" if what == CALIBRATION else ""
+        raise InputError(f"expected {what}; received None{needs}")
     data = _plain(data)
     if _is_array(data) or isinstance(data, (list, dict)):
         return _slices(data, batch_size)
@@ -148,12 +153,12 @@ def _as_tuple(element: Any) -> Any:
     return tuple(element) if isinstance(element, list) else element
 
 
-def _checked_inputs(x: Any, graph: Graph, batch: int) -> list[np.ndarray]:
+def _checked_inputs(x: Any, graph: Graph, batch: int, what: str) -> list[np.ndarray]:
     """One batch in the order of the model's inputs."""
     flat = _flat_inputs(x, graph)
     for array, value in zip(flat, graph.flat_inputs(), strict=True):
         _check_shape(array, value.shape, value.name, batch)
-        _check_content(array, value, batch)
+        _check_content(array, value, batch, what)
     lengths = {len(array) for array in flat}
     if len(lengths) != 1:
         raise InputError(f"expected inputs of one length; received lengths {sorted(lengths)} in batch {batch}")
@@ -193,7 +198,7 @@ def _check_shape(array: np.ndarray, shape: tuple[int | None, ...], name: str, ba
         )
 
 
-def _check_content(array: np.ndarray, value: Value, batch: int) -> None:
+def _check_content(array: np.ndarray, value: Value, batch: int, what: str) -> None:
     name, text = value.name, value.dtype == "string"
     if text and array.dtype.kind not in "OSU":
         raise InputError(f"expected text for input {name!r}; received dtype={array.dtype} in batch {batch}")
@@ -202,6 +207,4 @@ def _check_content(array: np.ndarray, value: Value, batch: int) -> None:
     with np.errstate(over="ignore"):  # what float32 can't hold counts as infinite
         finite = "float" not in array.dtype.name or np.isfinite(array.astype(np.float32, copy=False)).all()
     if not finite:
-        raise InputError(
-            f"expected finite calibration data for input {name!r}; received NaN or infinity in batch {batch}"
-        )
+        raise InputError(f"expected finite {what} for input {name!r}; received NaN or infinity in batch {batch}")

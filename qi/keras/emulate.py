@@ -75,7 +75,7 @@ def emulate(
     graph = flatten_model(qmodel)
     bar = keras.utils.Progbar(count_batches(x, batch_size), unit_name="batch", verbose=int(progress))
     parts: list[list[np.ndarray]] = []
-    for flat, _ in batches(x, graph, batch_size):
+    for flat, _ in batches(x, graph, batch_size, "samples"):
         found = run(routed, flat)
         parts.append([_shown(tensor, found[tensor.name], target, raw) for tensor in routed.outputs])
         bar.update(len(parts), finalize=False)
@@ -99,7 +99,7 @@ def model_inputs(qmodel: keras.Model, x: Any, batch_size: int = 64) -> list[np.n
         InputError: samples that don't fit the model.
     """
     graph = flatten_model(qmodel)
-    parts = [flat for flat, _ in batches(x, graph, batch_size)]
+    parts = [flat for flat, _ in batches(x, graph, batch_size, "samples to compare on")]
     dtypes = [real_dtype(value.dtype) for value in graph.flat_inputs()]
     columns = zip(*parts, strict=True)
     return [np.concatenate(arrays).astype(dtype, copy=False) for arrays, dtype in zip(columns, dtypes, strict=True)]

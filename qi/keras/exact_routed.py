@@ -76,7 +76,10 @@ class Routed:
 
     def op_of(self, value: Value) -> Op | None:
         """The operation that gives a value, reshapes and transposes aside; None where fusing left the value out."""
-        op = self._made.get(self._names.get(id(value), ""))
+        name = self._names.get(id(value), "")
+        while name in self.graph.merged and name not in self._made:
+            name = self.graph.merged[name]
+        op = self._made.get(name)
         while op is not None and op.kind in ("reshape", "transpose"):
             op = self._made.get(op.x.name)
         return op
@@ -118,13 +121,12 @@ class Routed:
                     "leave its activations in float by a rule of the recipe",
                 )
             if not op.quantized and op.kind not in NEARLY:
+                if op.kind in RECURRENT:  # they compute in real numbers whatever the recipe says
+                    raise self._refusal(op, "and recurrent layers have no exact form", "")
                 raise self._refusal(
                     op,
                     "which it does in real numbers, adding them up in an order of its own",
-                    # Recurrent layers compute in real numbers whatever the recipe says.
-                    ""
-                    if op.kind in RECURRENT
-                    else "give its weights and activations 8 bits by the recipe, as 'w8a8' does",
+                    "give its weights and activations 8 bits by the recipe, as 'w8a8' does",
                 )
 
     def _check_bits(self, op: Op) -> None:
@@ -135,7 +137,7 @@ class Routed:
     def _refusal(self, op: Op, what: str, way_out: str) -> UnsupportedError:
         return UnsupportedError(
             f"expected layers that Keras can compute as {self.target!r} does; received {told(op.source)}, a {op.kind!r} {what}; "
-            f"do {way_out + ', or ' if way_out else ''}leave out exact={self.target!r} (qi.emulate gives what the file gives)"
+            f"do {way_out + ', or ' if way_out else ''}leave out exact={self.target!r} (it can be exported without, and qi.emulate gives what the file gives)"
         )
 
 

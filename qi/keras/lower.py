@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -19,10 +21,19 @@ from qi.ir.passes import fuse
 from qi.keras.exact_plain import plain
 from qi.keras.graph import Call, Graph, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
-from qi.keras.lowering import LOWERINGS, Site, real_dtype
+from qi.keras.lower_activations import CARRIED
+from qi.keras.lowering import LOWERINGS, WAY_OUT, Site, real_dtype
 from qi.keras.wrapper import KerasQuantizationWrapper
 
 __all__ = ["lower", "lower_both", "lower_graph"]
+
+_INSTEAD = {
+    "": "write what it computes with Keras' layers and keras.ops in the functional graph",
+    "Lambda": "write its function with keras.ops in the functional graph",
+    "Split": "slice the parts, as in x[:, :n] and x[:, n:]",
+    "Resizing": "use UpSampling2D",
+}
+"""What serves in the place of classes without a lowering."""
 
 
 def lower(qmodel: keras.Model, *, fused: bool = True) -> QGraph:
@@ -81,6 +92,7 @@ def lower_graph(graph: Graph, *, fused: bool = True) -> tuple[QGraph, dict[int, 
             tensors[id(value)] = tensor
     result.outputs = [tensors[id(value)] for value in graph.flat_outputs()]
     _part_outputs(result, names)
+    _name_outputs(result, graph.output_names)
     if fused:
         fuse(result)
     result.input_structure, result.output_structure = (_names(s) for s in _structures(graph, inputs, result.outputs))
@@ -102,6 +114,19 @@ def _part_outputs(graph: QGraph, names: set[str]) -> None:
             same = Tensor(take_name(tensor.name, names), tensor.shape, tensor.dtype)
             graph.ops.append(Op("reshape", [tensor], [same], {"shape": list(tensor.shape)}, tensor.name))
             graph.outputs = [same if t is tensor else t for t in graph.outputs]
+
+
+def _name_outputs(graph: QGraph, names: Sequence[str]) -> None:
+    """Gives outputs the names that Keras has for them, where each has its own; tensors within give way, inputs don't."""
+    once = {id(tensor): (tensor, name) for tensor, name in zip(graph.outputs, names, strict=True)} if names else {}
+    counts = Counter(name for _, name in once.values())
+    for tensor, name in once.values():
+        if tensor.name == name or counts[name] > 1:
+            continue
+        other = next((t for t in graph.tensors() if t.name == name), None)
+        if other is not None and all(t is not other for t in graph.inputs):
+            other.name = graph.unique(f"{name}/inner")
+        tensor.name = graph.unique(name)
 
 
 def _check_quantized(model: keras.Model, graph: Graph) -> None:
@@ -149,7 +174,8 @@ def _lowered(call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -
         return [_held(site, call.op.bound.current())]
     kind = site.kind
     if kind not in LOWERINGS.names():
-        raise site.refuse("which has no lowering yet" if kind else "which is no layer of Keras' own")
+        what = "which has no lowering" if kind else "which is no layer of Keras' own"
+        raise site.refuse(what, _way_out(kind))
     _check_arguments(site)
     site.cast_inputs()
     found = LOWERINGS.get(kind)(site)
@@ -159,6 +185,13 @@ def _lowered(call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -
     return (
         [_held(site, quantizer, tensor) for quantizer, tensor in zip(held, outputs, strict=True)] if held else outputs
     )
+
+
+def _way_out(kind: str) -> str:
+    """What to do about a class without a lowering."""
+    if kind.lower() in {name.replace("_", "") for name in dir(keras.activations)}:
+        return f"use one of {', '.join(CARRIED)}"
+    return _INSTEAD.get(kind, WAY_OUT)
 
 
 def _check_arguments(site: Site) -> None:

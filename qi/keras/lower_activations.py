@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 
 from qi.ir.graph import Tensor
 from qi.keras.fold import activation_name
 from qi.keras.lowering import Site, lowering
 
-__all__ = ["activate"]
+__all__ = ["CARRIED", "activate"]
 
 # Functions that are one of qi.ir's by another name.
 _UNARY = {
@@ -32,6 +33,10 @@ _UNARY = {
     "square": "square",
     "log": "log",
 }
+_WITH_OPTIONS = ("linear", "relu", "relu6", "gelu", "elu", "leaky_relu", "softmax")
+
+CARRIED = tuple(sorted(name for name in (*_WITH_OPTIONS, *_UNARY) if hasattr(keras.activations, name)))
+"""The functions of `keras.activations` that have a lowering."""
 
 
 def activate(site: Site, x: Tensor, name: str, **options: Any) -> Tensor:
@@ -61,7 +66,7 @@ def activate(site: Site, x: Tensor, name: str, **options: Any) -> Tensor:
         return emit("unary", function="leaky_relu", alpha=float(options.get("negative_slope", 0.2)))
     if name == "softmax":
         return emit("softmax", axis=_axis(site, x, options.get("axis", -1)))
-    raise site.refuse(f"whose activation {name!r} has no integer form", "use one of Keras' own")
+    raise site.refuse(f"whose activation {name!r} has no integer form", f"use one of {', '.join(CARRIED)}")
 
 
 def _axis(site: Site, x: Tensor, axis: Any) -> int:
@@ -79,11 +84,11 @@ def _activation(site: Site) -> Tensor:
 def _relu(site: Site) -> Tensor:
     layer = site.layer
     if layer.threshold:
-        raise site.refuse(f"with threshold={layer.threshold}")
+        raise site.refuse(f"with threshold={layer.threshold}", "train it with threshold=0")
     top = None if layer.max_value is None else float(layer.max_value)
     if layer.negative_slope:
         if top is not None:
-            raise site.refuse("with negative_slope and max_value")
+            raise site.refuse("with negative_slope and max_value", "use LeakyReLU, and keras.ops.minimum behind it")
         return activate(site, site.x, "leaky_relu", negative_slope=layer.negative_slope)
     return site.emit("relu", [site.x], max_value=top)
 

@@ -10,6 +10,7 @@ import numpy as np
 from qi.core import PerChannel, PerGroup, QParams, QTensor
 from qi.errors import UnsupportedError
 from qi.ir.graph import Op, QGraph, Tensor, take_name
+from qi.ir.kinds import TARGETS
 from qi.ir.told import told
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call
@@ -17,9 +18,12 @@ from qi.keras.variables import to_numpy, weights_of
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.registry import Registry
 
-__all__ = ["LOWERINGS", "Site", "lowering", "real_dtype"]
+__all__ = ["LOWERINGS", "WAY_OUT", "Site", "lowering", "real_dtype"]
 
 _TAKES_INDICES = ("Embedding", "Take", "Cast")
+
+WAY_OUT = "train with another layer in its place, or use the model in Keras alone"
+"""Where nothing better is known."""
 
 LOWERINGS: Registry[Callable[[Site], Any]] = Registry("lowering")
 
@@ -83,10 +87,10 @@ class Site:
         args, kwargs = self.call.arguments(self.inputs)
         return list(args), dict(kwargs)
 
-    def refuse(self, what: str, way_out: str = "leave it out of the model that is deployed") -> UnsupportedError:
+    def refuse(self, what: str, way_out: str = WAY_OUT) -> UnsupportedError:
         """The error for something that can't be lowered."""
         return UnsupportedError(
-            f"expected layers that an integer graph can hold; received {told(self.call.path)} of class "
+            f"expected layers that integer graphs for {', '.join(sorted(TARGETS))} hold; received {told(self.call.path)} of class "
             f"{type(self.layer).__name__}, {what}; do {way_out}"
         )
 

@@ -11,17 +11,14 @@ from __future__ import annotations
 import io
 import json
 import os
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qi.errors import ConfigError, FileFormatError, InputError
-from qi.files import write_atomically
+from qi.errors import FileFormatError
+from qi.files import DAMAGE, write_atomically
 from qi.observers.calibrated import CalibratedStatistics
 from qi.observers.statistics import State, TensorStatistics
 
@@ -29,11 +26,6 @@ __all__ = ["load_statistics", "save_statistics"]
 
 _FORMAT = "qi.statistics"
 _VERSION = 1
-# What reading a damaged archive may raise, from zipfile, zlib, NumPy's header parser, JSON and from_state.
-_DAMAGE = (
-    ConfigError, InputError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, MemoryError,
-    NotImplementedError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError, ValueError, tokenize.TokenError,
-)  # fmt: skip
 
 
 def save_statistics(path: str | os.PathLike[str], statistics: Mapping[str, TensorStatistics]) -> Path:
@@ -90,7 +82,7 @@ def load_statistics(path: str | os.PathLike[str]) -> CalibratedStatistics:
         return CalibratedStatistics(found, samples=header.get("samples"), model=header.get("model", ""))
     except FileFormatError as error:
         raise FileFormatError(f"{error}; the file is {os.fspath(path)}") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise FileFormatError(
             f"expected a file of statistics as save_statistics writes it; received {os.fspath(path)}, "
             f"which is damaged or something else ({type(error).__name__}: {error}); calibrate again"

@@ -29,7 +29,7 @@ def test_outputs_are_saved_by_name(
     out = tmp_path / "y.npz"
     done = qi_command("emulate", files / "quantized.keras", "--data", files / "data.npz", "-o", out, *options)
     assert (done.code, done.err) == (0, "")
-    assert done.out == f"head of 64 samples (x_test) on {target}\nsaved {out}\n"
+    assert done.out == f"output 'head': 64 samples (x_test) on {target}\nsaved {out}\n"
     model = qi.load_model(files / "quantized.keras")
     expected = emulate(model, samples["x_test"], target, progress=False)
     with np.load(out) as found:

@@ -72,6 +72,13 @@ def test_an_output_is_checked_before_the_work(tmp_path: Path) -> None:
             check_output(path, [".keras"], inputs)
 
 
+def test_a_folder_that_is_closed_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="a folder that can be written") as raised:
+        check_output(tmp_path / "out.keras", [".keras"])
+    assert raised.value.filename == str(tmp_path)
+
+
 def test_a_failure_to_write_names_the_file() -> None:
     with pytest.raises(OSError, match="File too large") as raised, writing(Path("out.keras")):
         raise OSError(errno.EFBIG, "File too large")

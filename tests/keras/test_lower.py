@@ -85,6 +85,26 @@ def test_inputs_and_outputs_keep_their_structure() -> None:
     assert (graph.input_structure, graph.output_structure) == ("image", graph.outputs[0].name)
 
 
+@pytest.mark.parametrize("recipe", ["w8", "w8a8"])
+def test_outputs_have_the_names_that_keras_gives_them(recipe: str) -> None:
+    """What layers do inside has other names; where only weights are quantized, that is what gives the output."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8,), name="feat")
+    inner = keras.Sequential([keras.Input((8,)), layers.Dense(2, activation="sigmoid", name="sub")], name="inner")
+    outputs = {
+        "a": layers.Dense(4, name="out")(x),
+        "b": layers.Dense(3, activation="sigmoid", name="mask")(x),
+        "c": layers.Activation("tanh", name="act")(layers.Dense(3, activation="relu", name="relu")(x)),
+        "d": inner(x),
+    }
+    data = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    model, _ = qi.quantize_model(keras.Model(x, outputs), recipe, data, progress=False)
+    for graph in (lower(model), *lower_both(model)):
+        assert graph.output_structure == {"a": "out", "b": "mask", "c": "act", "d": "inner"}
+        assert [tensor.name for tensor in graph.outputs] == flatten_model(model).output_names
+        validate(graph)
+
+
 def test_one_output_given_twice_is_one_tensor() -> None:
     _, graph = lowered("list_io")
     assert graph.outputs[1] is graph.outputs[2]

@@ -85,7 +85,9 @@ def test_hash_array() -> None:
     assert len({hashed, *map(Quantizer.hash_array, others)}) == 5
 
 
-@pytest.mark.parametrize("bad", [[1, 2, 3], "abc", 5, None, np.array([object()])], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "bad", [[1, 2, 3], "abc", 5, None, np.array([object()])], ids=lambda value: type(value).__name__
+)
 def test_hash_array_raises(bad: Any) -> None:
     """`TypeError`: If input is not a numpy array."""
     with pytest.raises(TypeError, match="expected a numpy array"):

@@ -1,0 +1,62 @@
+"""What of a routed graph is still done in real numbers, and why: what `integer_only` promises to tell."""
+
+from __future__ import annotations
+
+from qi.ir.graph import Op, QGraph, Tensor
+from qi.ir.linear import LINEAR
+from qi.ir.told import told
+
+__all__ = ["real_operations", "told_real"]
+
+_CONSTANTS = "weights or constants that aren't codes"
+_GIVEN = "given real numbers"
+_GIVES = "a result that isn't made codes"
+_KERNEL = "no integer kernel for it with these scales and bits"
+
+
+def real_operations(graph: QGraph) -> list[tuple[Op, str]]:
+    """(operation, why) for each that takes or gives real numbers.
+
+    Borders don't count: a "quantize" of what comes in, a "dequantize" of what goes out or enters an operation that is named here
+    itself. Where codes become other codes through real numbers, that "quantize" does.
+
+    Args:
+        graph: routed.
+    """
+    producers = graph.producers()
+    found = []
+    for op in graph.ops:
+        if op.kind == "quantize":
+            before = producers.get(id(op.x))
+            if before is not None and before.kind == "dequantize":
+                found.append((op, _KERNEL))
+        elif op.kind != "dequantize" and not op.quantized and any(_real(t) for t in (*op.inputs, *op.outputs)):
+            found.append((op, _why(graph, producers, op)))
+    return found
+
+
+def told_real(graph: QGraph) -> str:
+    """What `real_operations` finds, as text by reason: "" if there is nothing."""
+    groups: dict[str, dict[str, None]] = {}
+    for op, why in real_operations(graph):
+        name = str(op.attrs["function"]) if op.kind == "unary" else op.kind
+        groups.setdefault(why, {})[f"{name} in layer {told(op.source)}"] = None
+    return "; ".join(f"{', '.join(names)} ({why})" for why, names in groups.items())
+
+
+def _real(tensor: Tensor) -> bool:
+    return tensor.dtype.startswith("float") and not tensor.quantized
+
+
+def _why(graph: QGraph, producers: dict[int, Op], op: Op) -> str:
+    weights = op.inputs[:2] if op.kind in LINEAR else op.inputs  # `route` makes a bias real with what it belongs to
+    if any(t.constant and _real(t) for t in weights):
+        return _CONSTANTS
+    taken = [producers.get(id(t)) for t in op.inputs if not t.constant and _real(t)]
+    if any(before is None or before.kind != "dequantize" for before in taken):
+        return _GIVEN
+    consumers, outputs = graph.consumers(), {id(t) for t in graph.outputs}
+    given = [t for t in op.outputs if _real(t)]
+    if any(id(t) in outputs or any(user.kind != "quantize" for user in consumers.get(id(t), [])) for t in given):
+        return _GIVES
+    return _KERNEL
