@@ -96,3 +96,10 @@ def test_reading_stops_at_the_limit(tmp_path):
     assert read_limited(path, 5) == b"12345"
     with pytest.raises(FileFormatError, match=r"at most 4 bytes; .*a\.bin is larger"):
         read_limited(path, 4)
+
+
+def test_an_error_names_the_file_and_not_the_one_beside_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as found:
+        write_atomically(tmp_path / "missing" / "a.txt", "text")
+    assert found.value.filename == str(tmp_path / "missing" / "a.txt")
+    assert ".tmp" not in str(found.value)

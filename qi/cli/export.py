@@ -23,8 +23,8 @@ from qi.errors import InputError, StrictError
 
 __all__ = ["SUFFIXES", "add", "run"]
 
-SUFFIXES = (".tflite", ".onnx")
-"""Of the files that can be written."""
+SUFFIXES = {".tflite": "litert", ".onnx": "onnx"}
+"""Of the files that can be written -> their format."""
 
 
 def add(commands: Any) -> None:
@@ -36,8 +36,13 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("model", metavar="MODEL", type=Path, help="a quantized .keras file")
     parser.add_argument(
-        "-o", "--out", metavar="OUT", type=Path, required=True, help=f"the file to write ({' or '.join(SUFFIXES)})"
-    )
+        "-o", "--out", metavar="OUT", type=Path, required=True,
+        help=f"the file to write ({' or '.join(SUFFIXES)}), or the folder of integers",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", choices=[*SUFFIXES.values(), "integers"],
+        help="by default as OUT ends; integers: a folder of plain integers, for kernels of other hardware",
+    )  # fmt: skip
     add_samples(parser, required=False)
     parser.add_argument("--integer-io", action="store_true", help="codes as inputs and outputs, in place of float32")
     parser.add_argument("--opset", metavar="N", type=positive, help="of an .onnx file")
@@ -51,9 +56,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Writes the file and prints its report."""
     check_input(arguments.model, "a model")
-    check_output(arguments.out, SUFFIXES, [path for path in (arguments.model, arguments.data) if path is not None])
-    if arguments.opset is not None and arguments.out.suffix.lower() != ".onnx":
-        raise InputError(f"expected --opset for .onnx files only; received {str(arguments.out)!r}")
+    _check_out(arguments)
     from qi.cli.models import load_to_compare
 
     model, data = load_to_compare(arguments.model, arguments.data)
@@ -66,6 +69,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
                 model,
                 arguments.out,
                 samples=data,
+                format=arguments.format,
                 integer_io=arguments.integer_io,
                 opset=arguments.opset,
                 **arithmetic_of(arguments),
@@ -75,3 +79,22 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     except StrictError as error:
         raise RefusedError(str(error)) from error
     console.say(json.dumps(report.to_dict(), indent=1) if arguments.json else f"{report}\n\nsaved {arguments.out}")
+
+
+def _check_out(arguments: argparse.Namespace) -> None:
+    """Raises InputError where what is to be written, and where, can't be."""
+    out, format = arguments.out, arguments.format
+    meant = SUFFIXES.get(out.suffix.lower())
+    if format is not None and meant not in (None, format):
+        raise InputError(f"expected another name for --format {format}; received {str(out)!r}, as {meant} files end")
+    if arguments.opset is not None and "onnx" not in (format, meant):
+        raise InputError(f"expected --opset for .onnx files only; received {str(out)!r}")
+    if format != "integers":
+        suffixes = list(SUFFIXES) if format is None else [out.suffix.lower()]
+        check_output(out, suffixes, [path for path in (arguments.model, arguments.data) if path is not None])
+    elif arguments.integer_io:
+        raise InputError(
+            "expected --integer-io for files only; received --format integers, which takes codes in any case"
+        )
+    elif not out.parent.is_dir():
+        raise InputError(f"expected a folder that exists; received {str(out.parent)!r}; do create it first")

@@ -66,7 +66,7 @@ def add_json(parser: Any) -> None:
 
 
 _ARITHMETIC = {
-    "integer_only": ("--integer-only", True, "no float operation where an integer kernel exists, however slow"),
+    "integer_only": ("--integer-only", True, "no float operation where there is a way in integers, however slow"),
     "packed": ("--packed", True, "pack weights below 8 bits even where that costs time"),
     "dynamic": ("--no-dynamic", False, "Dense layers of which the weights alone are quantized stay in float"),
 }

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     recipe = get_recipe(arguments.recipe)
     file = None
     if arguments.data is not None:
-        from qi.cli.data import ArrayFile
+        from qi.cli.data import ArrayFile, check_samples
 
         file = ArrayFile(arguments.data)
         check_samples(file)

@@ -29,7 +29,8 @@ def add(commands: Any) -> None:
     add_samples(parser, required=False)
     parser.add_argument(
         "--max-lsb", metavar="D", type=tolerance, default=0.0,
-        help="allow differences of so many steps of the output's scale (default: 0)",
+        help="allow differences of so many steps of the output's scale; of real numbers: 255ths of the largest (default: 0, and "
+        "float rounding)",
     )  # fmt: skip
     parser.add_argument("--threads", metavar="N", type=positive, default=1, help="of the runtime (default: 1)")
     add_json(parser)
@@ -47,14 +48,20 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
     model, data = load_to_compare(arguments.model, arguments.data)
     from qi.cli.quiet import without_chatter
+    from qi.exporters.report import told_difference
     from qi.exporters.verify import verify
 
     with without_chatter():
         found = verify(arguments.file, model, data, threads=arguments.threads, **arithmetic_of(arguments))
     console.say(json.dumps(found.to_dict(), indent=1) if arguments.json else found)
-    if not found.proof.max_lsb <= arguments.max_lsb:
+    if not (found.equal or found.proof.max_lsb <= arguments.max_lsb):
         first = f", first in {found.proof.first.name!r}" if found.proof.first is not None else ""
+        way_out = (
+            "look at the runtime's version and at this processor, as the file is what an export gives"
+            if found.identical
+            else "export the model again"
+        )
         raise RefusedError(
-            f"expected {str(arguments.file)!r} to give what {str(arguments.model)!r} gives; {found.proof.share:.3%} of the "
-            f"outputs differ, by at most {found.proof.max_lsb:.3g} steps{first}; do export the model again"
+            f"expected {str(arguments.file)!r} to give what {str(arguments.model)!r} gives; {told_difference(found.proof)}"
+            f"{first}; do {way_out}"
         )

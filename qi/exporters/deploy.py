@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from qi.errors import QuantizationWarning, StrictError
-from qi.exporters.formats import Format, check_suffix, format_of, path_of
+from qi.exporters.code_io import check_codes
+from qi.exporters.formats import Format, format_of, path_of
 from qi.exporters.integers import export_integers
 from qi.exporters.manifest import Options, manifest
 from qi.exporters.proof import Proof, coded, made_samples, prove
-from qi.exporters.report import ExportReport
+from qi.exporters.report import ExportReport, told_difference
 from qi.files import check_place, write_atomically
 from qi.ir import QGraph
-from qi.ir.dynamic import KIND as DYNAMIC
 from qi.ir.kinds import KINDS
 from qi.ir.routing import route
 from qi.ir.unquantized import told_real
@@ -31,8 +31,6 @@ __all__ = ["export", "written"]
 
 _RUNS, _MOST_SECONDS = 100, 1.0
 _MANIFEST_SHARE = 0.01
-_ROUNDING = 0.01  # steps: below it, it is the order in which real numbers were added
-_ROUNDED = 0.99  # steps: likewise where such numbers are rounded to codes afterwards, within a dynamic product
 
 
 def export(
@@ -60,7 +58,8 @@ def export(
         samples: inputs to compare on, as ``predict`` takes them; by default 64 seeded ones, uniform over the calibrated range.
         format: "litert" or "onnx", where the path doesn't tell; or "integers": then the path is a folder, for kernels of other
             hardware, and the report an `IntegersReport`.
-        integer_io: whether the file takes and gives codes (int8; ONNX: uint8) in place of real numbers.
+        integer_io: whether the file takes and gives codes (int8; ONNX: uint8) in place of real numbers; inputs and outputs that
+            have none stay as they are, and the report names them.
         integer_only: for microcontrollers and NPUs: no float operation where there is a way in integers; by default some
             operations whose integer kernels are slow are done in float, between codes. What is left in float all the same (an
             operation without such a way, a layer whose weights or activations aren't quantized) is named in a warning, with the
@@ -74,12 +73,13 @@ def export(
         latency: whether to time the file beside one of the same model without quantization.
 
     Returns:
-        the report; ``report.exact`` says whether everything was equal, ``print(report)`` shows the rest.
+        the report; ``report.exact`` says whether everything was equal bit for bit, ``report.equal`` whether outputs that are real
+        numbers differ by float rounding at most, ``print(report)`` shows the rest.
 
     Raises:
         UnsupportedError: a float model, one that still trains, or a layer or operation that the target can't carry; it is named,
             and nothing is written.
-        ConfigError: an unknown format or option.
+        ConfigError: an unknown format or option, or `integer_io` for a model whose inputs and outputs have no codes.
         InputError: samples that don't fit.
         StrictError: with `strict`, a difference, or a float operation where `integer_only` wants none.
         MissingDependencyError: the writer's or the runtime's package isn't installed.
@@ -100,20 +100,19 @@ def export(
     from qi.keras.lower import lower, lower_both
 
     options = Options(integer_io, integer_only, packed, opset, dynamic).checked()
-    target = path_of(path)
+    target = path_of(path, format)
     if format == "integers":
-        check_suffix(target, format)
         arrays = None if samples is None else model_inputs(qmodel, samples)
         unfit = {"integer_io": integer_io, "opset": opset}
         lowered = lower(qmodel)
         left = _left_real(route(lowered, "reference", integer_only=True), strict) if integer_only else []
         return replace(export_integers(lowered, path, samples=arrays, packed=packed, unfit=unfit), warnings=tuple(left))
     kind = format_of(target, format, ("integers",))
-    check_suffix(target, kind.name)
     check_place(target)
     graph, plain_graph = lower_both(qmodel)
     routed = route(graph, kind.target, **options.arithmetic)
     left = _left_real(routed, strict) if integer_only else []
+    left += check_codes(routed) if integer_io else []
     data = written(routed, kind, options)
     plain = kind.write(route(in_real_numbers(plain_graph), kind.target), Options(opset=opset), b"")
 
@@ -121,11 +120,12 @@ def export(
     source = "seeded, over the calibrated range" if samples is None else "given"
     proof = prove(data, routed, kind, arrays, source=source, options=options)
     found = _warnings(routed, proof, kind)
-    if strict and not proof.exact:
-        raise StrictError(
-            f"expected {kind.target} to give what the twin gives; {found[0]}; do look at the first difference"
+    if strict and found:
+        way_out = (
+            "look at the first difference" if proof.first is not None else "export without strict to see the report"
         )
-    for text in found if proof.max_lsb > _tolerance(routed) else ():
+        raise StrictError(f"expected {kind.target} to give what the twin gives; {found[0]}; do {way_out}")
+    for text in found:
         warnings.warn(text, QuantizationWarning, stacklevel=2)
     fed = coded(routed, kind, arrays) if integer_io else arrays
     ours, floats = _latencies(kind, (data, fed), (plain, arrays)) if latency else (None, None)
@@ -133,7 +133,11 @@ def export(
     integer = Counter(op.kind for op in routed.ops if op.quantized)
     real = tuple(f"{op.kind} ({op.source})" for op in _real_operations(routed))
     sizes = len(data), len(plain)
-    return ExportReport(str(path), kind.target, proof, dict(integer), real, *sizes, ours, floats, (*left, *found))
+    notes = kind.notes(routed)
+    weights_only = not any(tensor.quantized and not tensor.constant for tensor in routed.tensors())
+    return ExportReport(
+        str(path), kind.target, proof, dict(integer), real, *sizes, ours, floats, (*left, *found), weights_only, notes
+    )
 
 
 def _left_real(graph: QGraph, strict: bool) -> list[str]:
@@ -157,22 +161,15 @@ def _left_real(graph: QGraph, strict: bool) -> list[str]:
 
 def _real_operations(graph: QGraph) -> list[Any]:
     borders = ("quantize", "dequantize")
-    return [op for op in graph.ops if not op.quantized and op.kind not in borders and op.y.dtype.startswith("float")]
-
-
-def _tolerance(graph: QGraph) -> float:
-    """Steps by which the runtime may differ without a warning: nothing, unless real numbers are added."""
-    kinds = {op.kind for op in _real_operations(graph) if not KINDS.get(op.kind).moves}
-    if not kinds - {DYNAMIC}:
-        return 0.0
-    return _ROUNDED if DYNAMIC in kinds else _ROUNDING
+    real = [op for op in graph.ops if not op.quantized and op.kind not in borders and op.y.dtype.startswith("float")]
+    return [op for op in real if not KINDS.get(op.kind).moves]
 
 
 def _warnings(graph: QGraph, proof: Proof, kind: Format) -> list[str]:
-    if proof.exact:
+    if proof.equal:
         return []
     where = f", first in {proof.first.name!r}" if proof.first is not None else ""
-    told = f"{proof.share:.3%} of the outputs differ, by at most {proof.max_lsb:.3g} steps{where}"
+    told = f"{told_difference(proof)}{where}"
     islands = sorted({op.kind for op in _real_operations(graph)})
     because = f" (behind float operations: {', '.join(islands)})" if islands else ""
     return [f"{kind.target} and the twin differ: {told}{because}"]

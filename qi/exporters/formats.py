@@ -17,7 +17,10 @@ from qi.exporters.manifest import MANIFEST, Options, deflate, inflate
 from qi.ir import QGraph
 from qi.optional import require
 
-__all__ = ["FORMATS", "Format", "Places", "check_suffix", "format_of", "path_of"]
+__all__ = ["FORMATS", "INTEGERS", "Format", "Places", "format_of", "path_of"]
+
+INTEGERS = "integers"
+"""The format of folders, which no runtime reads."""
 
 Places = Mapping[str, tuple[str, tuple[int, ...]]]
 """Name of a tensor of the graph -> (its name in the file, how its axes lie there)."""
@@ -36,6 +39,7 @@ class Format:
         places: says where the activations of a graph are in the file that was written of it with some options.
         run: gives outputs by name from bytes and inputs; with ``here=True`` in this process, whatever the bytes do to it.
         session: gives a function that runs inputs again and again, for timing.
+        notes: says of a routed graph what to know when using its file.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Format:
     places: Callable[[bytes, QGraph, Options], Places]
     run: Callable[..., Mapping[str, np.ndarray]]
     session: Callable[..., Callable[[Sequence[np.ndarray]], Any]]
+    notes: Callable[[QGraph], tuple[str, ...]] = lambda graph: ()
 
 
 def _write_litert(graph: QGraph, options: Options, manifest: bytes) -> bytes:
@@ -85,6 +90,14 @@ def _litert_session(data: bytes, threads: int = 1) -> Callable[[Sequence[np.ndar
     from qi.exporters import litert
 
     return litert.session(data, threads=threads)
+
+
+def _litert_notes(graph: QGraph) -> tuple[str, ...]:
+    from qi.exporters.litert_recurrent import one_by_one
+
+    layers = one_by_one(graph)
+    told = f"LSTM layer{'s' if len(layers) > 1 else ''} {', '.join(map(repr, layers))}"
+    return (f"the file takes one sample at a time: {told}",) if layers else ()
 
 
 def _write_onnx(graph: QGraph, options: Options, manifest: bytes) -> bytes:
@@ -133,22 +146,34 @@ def _onnx_session(data: bytes, threads: int = 1) -> Callable[[Sequence[np.ndarra
 
 FORMATS = {
     "litert": Format(
-        "litert", ".tflite", "litert", _write_litert, _read_litert, _litert_places, _run_litert, _litert_session
+        "litert",
+        ".tflite",
+        "litert",
+        _write_litert,
+        _read_litert,
+        _litert_places,
+        _run_litert,
+        _litert_session,
+        _litert_notes,
     ),
     "onnx": Format("onnx", ".onnx", "onnxruntime", _write_onnx, _read_onnx, _onnx_places, _run_onnx, _onnx_session),
 }
 
 
-def path_of(path: object) -> Path:
+def path_of(path: object, format: object = None) -> Path:
     """A path as a user gave it.
 
+    Args:
+        path: text, or a path.
+        format: that will be written there, if it is named.
+
     Raises:
-        ConfigError: something else.
+        ConfigError: something else, or a suffix of another format.
     """
-    if not isinstance(path, (str, Path)) and not (
-        isinstance(path, os.PathLike) and isinstance(os.fspath(path), str)
-    ):
+    if not isinstance(path, (str, Path)) and not (isinstance(path, os.PathLike) and isinstance(os.fspath(path), str)):
         raise ConfigError(f"expected a path; received path={path!r}; do give text or a pathlib.Path")
+    if isinstance(format, str):
+        _check_suffix(Path(path), format)
     return Path(path)
 
 
@@ -175,18 +200,18 @@ def format_of(path: Path, name: str | None = None, others: Sequence[str] = ()) -
     raise ConfigError(f"expected a path that ends in one of {suffixes}; received {str(path)!r}; do name the format")
 
 
-def check_suffix(path: Path, name: str) -> None:
+def _check_suffix(path: Path, name: str) -> None:
     """Refuses to write one format under the suffix of another.
 
     Args:
         path: to be written.
-        name: of the format.
+        name: of the format; unknown ones are refused elsewhere.
 
     Raises:
         ConfigError: the suffix is that of another format.
     """
     meant = next((found for found in FORMATS.values() if path.suffix.lower() == found.suffix), None)
-    if meant is not None and meant.name != name:
+    if meant is not None and meant.name != name and name in (*FORMATS, INTEGERS):
         raise ConfigError(
             f"expected a path of another suffix for format={name!r}; received {str(path)!r}, which ends as files of "
             f"{meant.name!r} do; do leave out the suffix or the format"

@@ -13,13 +13,13 @@ import numpy as np
 import qi.exporters.litert_elementwise
 import qi.exporters.litert_linear
 import qi.exporters.litert_moves
-import qi.exporters.litert_norms
-import qi.exporters.litert_recurrent  # noqa: F401 - the modules register what they write
+import qi.exporters.litert_norms  # noqa: F401 - the modules register what they write
 from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
 from qi.exporters.isolated import run_isolated
 from qi.exporters.litert_check import check, with_outputs
 from qi.exporters.litert_file import Draft
 from qi.exporters.litert_ops import WRITERS, write_operation
+from qi.exporters.litert_recurrent import one_by_one
 from qi.ir.graph import QGraph, Tensor
 from qi.ir.routing import input_quantizers
 from qi.optional import require
@@ -32,7 +32,8 @@ _TARGETS = ("litert", "reference")
 def write(graph: QGraph, *, integer_io: bool = False, metadata: Mapping[str, bytes] | None = None) -> bytes:
     """A graph as a LiteRT file.
 
-    Tensors keep their names; the signature "serving_default" calls inputs and outputs as the graph does. The batch is open.
+    Tensors keep their names; the signature "serving_default" calls inputs and outputs as the graph does. The batch is open,
+    but for graphs with a fused LSTM, whose files take one sample at a time.
 
     Args:
         graph: routed for "litert" or "reference" (`qi.ir.routing.route`).
@@ -52,7 +53,7 @@ def write(graph: QGraph, *, integer_io: bool = False, metadata: Mapping[str, byt
             f"expected a graph routed for one of {_TARGETS}; received target={graph.target!r}; do call route first"
         )
     _check(graph)
-    draft = Draft()
+    draft = Draft(batch=1 if one_by_one(graph) else None)
     draft.reserve([tensor for tensor in graph.tensors() if not tensor.constant])
     inputs, skipped = _inputs(graph, integer_io)
     for tensor in inputs:
@@ -113,7 +114,8 @@ def run(
 
     Args:
         data: the file.
-        inputs: one array for each input, the batch in front; any size of batch.
+        inputs: one array for each input, the batch in front; any size of batch: where the file takes one sample at a time, they
+            are run so.
         threads: for the runtime.
         reference: with its reference kernels instead of XNNPACK's.
         tensors: names of tensors within, whose arrays (codes where they hold codes) are wanted as well.
@@ -145,7 +147,11 @@ def _execute(
 ) -> dict[str, np.ndarray]:
     """Runs a file in this process; `wanted` has numbers of tensors by the names under which they are wanted."""
     interpreter = _interpreter(data, threads, reference)
-    _check_inputs(interpreter.get_input_details(), inputs)
+    details = interpreter.get_input_details()
+    if _takes_one(details, inputs):
+        _check_inputs(details, [array[:1] for array in inputs])
+        return _one_by_one(interpreter, inputs, wanted)
+    _check_inputs(details, inputs)
     try:
         return _ran(interpreter, inputs, wanted)
     except (ValueError, RuntimeError) as error:
@@ -153,6 +159,13 @@ def _execute(
         if len(batch) != 1 or batch.pop() < 2:
             raise FileFormatError(f"expected a file that LiteRT runs; it says: {error}") from error
     return _one_by_one(_interpreter(data, threads, reference), inputs, wanted)
+
+
+def _takes_one(details: Sequence[Any], inputs: Sequence[np.ndarray]) -> bool:
+    """Whether a file of one sample at a time was given several."""
+    sizes = {len(array) if array.ndim else 0 for array in inputs}
+    ones = all(len(entry["shape_signature"]) and entry["shape_signature"][0] == 1 for entry in details)
+    return ones and len(sizes) == 1 and sizes.pop() > 1 and len(details) == len(inputs)
 
 
 def _one_by_one(interpreter: Any, inputs: Sequence[np.ndarray], wanted: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -39,12 +39,16 @@ def schema() -> Any:
 class Draft:
     """A model that grows.
 
+    Args:
+        batch: the only one that the file takes; None: any.
+
     Attributes:
         fb: the schema's module.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int | None = None) -> None:
         self.fb = schema()
+        self._batch = batch
         self._buffers: list[np.ndarray] = [np.zeros(0, np.uint8)]
         self._shared: dict[bytes, int] = {}
         self._tensors: list[Any] = []
@@ -133,6 +137,8 @@ class Draft:
     def _add(
         self, name: str, shape: Sequence[int | None], kind: str, buffer: int, qparams: QParams | None, axis: int
     ) -> int:
+        if shape and shape[0] is None:
+            shape = [self._batch, *shape[1:]]
         tensor = self.fb.TensorT()
         tensor.name, tensor.type, tensor.buffer = name, getattr(self.fb.TensorType, kind), buffer
         tensor.shape = [1 if n is None else int(n) for n in shape]

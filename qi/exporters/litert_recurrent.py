@@ -12,13 +12,18 @@ from qi.core import IntGrid, PerGroup
 from qi.exporters.litert_file import Draft
 from qi.exporters.litert_ops import writer
 from qi.exporters.litert_unrolled import columns_of, real_kernel, unrolled_lstm
-from qi.ir.graph import Op, Tensor
+from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.recurrent import GATES, split_bias
 
-__all__: list[str] = []
+__all__ = ["one_by_one"]
 
 _FUSED = {"tanh": "TANH", "relu": "RELU"}
 _RESET = np.float32(1e30)  # closes gates whose weights have the smallest of scales
+
+
+def one_by_one(graph: QGraph) -> list[str]:
+    """The layers for which a file takes one sample at a time: those that the fused operator does."""
+    return list(dict.fromkeys(op.source for op in graph.ops if op.kind == "lstm" and _fuses(op)))
 
 
 def _fuses(op: Op) -> bool:

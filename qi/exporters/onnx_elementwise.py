@@ -66,8 +66,21 @@ def _binary(kind: str, name: str) -> None:
         b.finish(op, b.node(name, names), layout)
 
 
-for _kind, _name in {"add": "Add", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}.items():
+for _kind, _name in {"add": "Add", "mul": "Mul", "div": "Div"}.items():
     _binary(_kind, _name)
+
+
+@writer("maximum", "minimum")
+def _maximum(b: Builder, op: Op) -> None:
+    """On codes of one scale as numbers of int32, whose order is theirs."""
+    name = {"maximum": "Max", "minimum": "Min"}[op.kind]
+    if not op.quantized:
+        layout, names = b.operands(op)
+        b.finish(op, b.node(name, names), layout)
+        return
+    layout, (dtype, _) = b.layout_of(op.inputs, len(op.y.shape)), b.code_type(op.y)
+    whole = [b.node("Cast", [b.codes(t, layout)], to=b.type_of(np.dtype(np.int32))) for t in op.inputs]
+    b.put_codes(op.y, b.node("Cast", [b.node(name, whole)], f"{op.y.name}:codes", to=b.type_of(dtype)), layout)
 
 
 @writer("sub")

@@ -65,6 +65,11 @@ class Agreement:
         return self.equal or (self.relative is not None and self.relative <= MOVED)
 
     @property
+    def apart(self) -> int:
+        """How many elements aren't equal: codes that differ at all, real numbers beyond float rounding."""
+        return self.differing if self.relative is None else self.beyond
+
+    @property
     def share(self) -> float:
         """The share of differing elements, 0 to 1."""
         return self.differing / self.elements if self.elements else 0.0
@@ -99,14 +104,9 @@ class Proof:
     def equal(self) -> bool:
         """Whether the file gives what the twin gives: codes bit for bit, real numbers within float rounding.
 
-        Behind dynamic products, also where they are a step of 8 bits apart: `share_beyond` says how many are.
+        Behind dynamic products, also where they are a step of 8 bits apart: `share_apart` says how many are.
         """
         return all(output.moved if self.dynamic else output.equal for output in self.outputs)
-
-    @property
-    def real(self) -> bool:
-        """Whether all that differs are real numbers."""
-        return all(output.differing == 0 or output.relative is not None for output in self.outputs)
 
     @property
     def relative(self) -> float:
@@ -114,10 +114,10 @@ class Proof:
         return max((output.relative or 0.0 for output in self.outputs), default=0.0)
 
     @property
-    def share_beyond(self) -> float:
-        """The share of outputs, 0 to 1, that are real numbers and differ by more than float rounding."""
+    def share_apart(self) -> float:
+        """The share of outputs that aren't equal, 0 to 1: codes that differ at all, real numbers beyond float rounding."""
         elements = sum(output.elements for output in self.outputs)
-        return sum(output.beyond for output in self.outputs) / elements if elements else 0.0
+        return sum(output.apart for output in self.outputs) / elements if elements else 0.0
 
     @property
     def max_lsb(self) -> float:
@@ -140,7 +140,7 @@ class Proof:
             "max_lsb": self.max_lsb if np.isfinite(self.max_lsb) else "inf",
             "max_relative": self.relative if np.isfinite(self.relative) else "inf",
             "share_differing": self.share,
-            "share_beyond_rounding": self.share_beyond,
+            "share_apart": self.share_apart,
             "first_difference": self.first.name if self.first else None,
         }
 

@@ -31,7 +31,12 @@ _INTEGER = ("leaky_relu", "sigmoid", "square")  # the functions of one number th
 
 @island("onnxruntime")
 def _prefers_float(op: Op) -> bool:
-    """A function that has no integer kernel, though a look-up table would do, and a softmax that isn't small."""
+    """A function that has no integer kernel, though a look-up table would do, and a softmax that isn't small.
+
+    Likewise the greatest and the least of two, which take codes as numbers of int32.
+    """
+    if op.kind in ("maximum", "minimum"):
+        return True
     if op.kind == "softmax":
         count = op.x.shape[op.attrs["axis"]] or 1
         large = math.prod(n or 1 for n in op.x.shape) > _SMALL or count > _FEW
@@ -48,6 +53,8 @@ def _real_only(op: Op) -> bool:
         return True
     if op.kind == "conv2d_transpose" and op.inputs[1].qparams.zero_point.any():  # type: ignore[union-attr]
         return True  # it is written as a convolution with gaps between the weights, which are codes of 0
+    if op.kind in ("maximum", "minimum") and any(t.constant or t.qparams != op.y.qparams for t in op.inputs):
+        return True
     return _steep(op) or (op.kind == "softmax" and not integer_softmax(op))
 
 

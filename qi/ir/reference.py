@@ -47,6 +47,8 @@ def _without_kernel(target: str) -> Callable[[Op], bool]:
             function = op.attrs["function"]
             if function not in INTEGER_FUNCTIONS[target] or _held(op, _FIXED.get(function)):
                 return True
+            if function == "elu" and op.attrs["alpha"] != 1:
+                return True
         if op.kind == "softmax":
             # Of so small a scale, the kernel ends the process.
             crowded = target == "reference" and (op.y.shape[op.attrs["axis"]] or 0) >= _CLASSES
@@ -168,14 +170,14 @@ def _batch_matmul(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return clipped(op, fixed.multiplied_twice(*matrix_products(op, a, b)) + op.y.zero_point)
 
 
-@kernel("maximum", "litert", "reference")
+@kernel("maximum", "litert", "onnxruntime", "reference")
 def _maximum(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of codes with one scale."""
     del op
     return np.asarray(np.maximum(a, b))
 
 
-@kernel("minimum", "litert", "reference")
+@kernel("minimum", "litert", "onnxruntime", "reference")
 def _minimum(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of codes with one scale."""
     del op

@@ -145,7 +145,7 @@ def _widen(graph: QGraph, packed: bool) -> None:
 
 
 def _native(op: Op, target: str) -> bool:
-    """Whether a target has an integer kernel for an operation on codes; ONNX Runtime has none for functions it prefers in float."""
+    """Whether a target has an integer kernel for an operation on codes: ONNX Runtime none for functions it prefers in float."""
     if target not in KINDS.get(op.kind).kernels or LACKS.get(target, _never)(op):
         return False
     return not (target == "onnxruntime" and op.kind == "unary" and ISLANDS.get(target, _never)(op))

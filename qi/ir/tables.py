@@ -1,7 +1,7 @@
 """Tables: any function of one code, as a look-up that every runtime does in integers.
 
-What integer kernels lack (functions such as swish; factors, shifts and slopes by constants) is tabulated where no real numbers
-may be left: each of the 256 codes has its result in a table, one table for each constant's element. The look-up is
+What integer kernels lack (functions such as swish; factors, shifts and slopes that are constants) is tabulated where no real
+numbers may be left: each of the 256 codes has its result in a table, one table for each constant's element. The look-up is
 ``y = table[x + places]``: codes as int32, a sum of integers, a gather; so it rounds nothing, and the table rounds but once.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from qi.ir.graph import Op, QGraph, Tensor
 from qi.ir.kinds import KINDS, kernel, real_kind
+from qi.ir.scaled import scaled
 
 __all__ = ["KIND", "tabulate"]
 
@@ -38,22 +39,43 @@ def _looked_up(op: Op, x: np.ndarray, table: np.ndarray, places: np.ndarray) -> 
 def tabulate(graph: QGraph, native: Callable[[Op], bool]) -> None:
     """Puts a "table" where functions of one tensor of codes, one after the other, end in codes again.
 
+    A factor and a shift for each channel become a convolution instead (`qi.ir.scaled`), which is smaller and faster.
+
     Args:
         graph: changed in place.
         native: whether the target does an operation on codes in integers by itself; then it stays.
     """
     for op in list(graph.ops):
-        if any(op is other for other in graph.ops) and not (op.quantized and native(op)):
+        left = any(op is other for other in graph.ops)  # it isn't gone with a former one
+        if left and not (op.quantized and native(op)):
+            _bring_together(graph, op)
             chain = _chain(graph, op)
-            table = _table(graph, chain) if chain else None
-            if table is not None:
+            made = (scaled(graph, chain, native) or _table(graph, chain)) if chain else []
+            if made:
                 at = graph.ops.index(op)
+                graph.ops[at:at] = made
                 graph.ops = [other for other in graph.ops if all(other is not gone for gone in chain)]
-                graph.ops.insert(at, table)
+
+
+def _bring_together(graph: QGraph, op: Op) -> None:
+    """Gives the greatest or least of tensors of codes inputs of its own scale, of which it can be told by the codes.
+
+    Rounding keeps the order of numbers, so what comes out is the code of the greatest (or least) number all the same.
+    """
+    if op.kind not in ("maximum", "minimum") or not op.quantized:
+        return
+    if any(t.constant or t.grid.bits > 8 for t in (*op.inputs, *op.outputs)):
+        return
+    for i, tensor in enumerate(op.inputs):
+        if tensor.qparams != op.y.qparams:
+            same = Tensor(graph.unique(f"{tensor.name}/rescaled"), tensor.shape, tensor.dtype, op.y.qparams)
+            at = graph.ops.index(op)
+            graph.ops[at:at] = _table(graph, [Op("quantize", [tensor], [same], {}, op.source)])
+            op.inputs[i] = same
 
 
 def _chain(graph: QGraph, op: Op) -> list[Op]:
-    """The operations from this one on up to codes of at most 8 bits, each a function of the former's result; [] if there is none."""
+    """The operations from this one up to codes of at most 8 bits, each a function of the former's result; [] without those."""
     x = _variable(op)
     if x is None or not x.quantized or x.grid.bits > 8:
         return []
@@ -74,15 +96,18 @@ def _variable(op: Op) -> Tensor | None:
     return taken[0] if op.kind in _FUNCTIONS and len(taken) == 1 and taken[0].shape == op.y.shape else None
 
 
-def _table(graph: QGraph, chain: Sequence[Op]) -> Op | None:
-    """The look-up that does what a chain does; None where that takes too many tables, or gives no numbers."""
+def _table(graph: QGraph, chain: Sequence[Op]) -> list[Op]:
+    """The look-up that does what a chain does; none where that takes too many tables.
+
+    Its entries are computed in double precision, so that every machine rounds them to the same codes.
+    """
     x, y = next(t for t in chain[0].inputs if not t.constant), chain[-1].y
     rank = len(x.shape)
-    shapes = [(1,) * (rank - len(t.shape)) + t.shape for op in chain for t in op.inputs if t.constant]
+    shapes = [t.values().shape for op in chain for t in op.inputs if t.constant]
     shape = np.broadcast_shapes((1,) * rank, *shapes)
     count = int(np.prod(shape))
     if shape[0] != 1 or count > _MOST:
-        return None
+        return []
     codes = np.arange(-_CODES // 2, _CODES // 2).clip(x.grid.qmin, x.grid.qmax)
     real = ((codes - x.zero_point) * np.float64(x.scale)).reshape(_CODES, *(1,) * (rank - 1))
     with np.errstate(all="ignore"):
@@ -90,8 +115,7 @@ def _table(graph: QGraph, chain: Sequence[Op]) -> Op | None:
             if op.kind != "quantize":
                 given = [t.values().astype(np.float64) if t.constant else real for t in op.inputs]
                 real = KINDS.get(op.kind).real(op, *given)
-    if np.isnan(real).any():
-        return None
+    real = np.where(np.isnan(real), 0, real)  # beyond where a function is defined, as logarithms below 0
     steps = np.broadcast_to(np.rint(real / np.float64(y.scale)), (_CODES, *shape[1:])).reshape(_CODES, count)
     entries = np.clip(steps + y.zero_point, y.grid.qmin, y.grid.qmax).T.reshape(-1).astype(np.int8)
     places = (np.arange(count, dtype=np.int32) * _CODES + _CODES // 2).reshape(shape[1:])
@@ -99,4 +123,4 @@ def _table(graph: QGraph, chain: Sequence[Op]) -> Op | None:
         Tensor(graph.unique(f"{y.name}/table"), entries.shape, "float32", y.qparams, entries),
         Tensor(graph.unique(f"{y.name}/places"), places.shape, "int32", data=places),
     ]
-    return Op(KIND, [x, *constants], [y], {}, chain[0].source)
+    return [Op(KIND, [x, *constants], [y], {}, chain[0].source)]

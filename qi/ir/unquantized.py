@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from qi.ir.graph import Op, QGraph, Tensor
+from qi.ir.kinds import KINDS
 from qi.ir.linear import LINEAR
 from qi.ir.told import told
 
 __all__ = ["real_operations", "told_real"]
 
-_CONSTANTS = "weights or constants that aren't codes"
+_WEIGHTS = "weights that aren't codes"
 _GIVEN = "given real numbers"
 _GIVES = "a result that isn't made codes"
-_KERNEL = "no integer kernel for it with these scales and bits"
+_KIND = "no integer kernel for it"
+_KERNEL = "no integer kernel for it with these scales, bits or constants"
+_OF_CODES = "_of_codes"  # ends the name of what takes codes for the sake of its sums, as `qi.ir.norms` has it
 
 
 def real_operations(graph: QGraph) -> list[tuple[Op, str]]:
@@ -39,7 +42,7 @@ def told_real(graph: QGraph) -> str:
     """What `real_operations` finds, as text by reason: "" if there is nothing."""
     groups: dict[str, dict[str, None]] = {}
     for op, why in real_operations(graph):
-        name = str(op.attrs["function"]) if op.kind == "unary" else op.kind
+        name = str(op.attrs["function"]) if op.kind == "unary" else op.kind.removesuffix(_OF_CODES)
         groups.setdefault(why, {})[f"{name} in layer {told(op.source)}"] = None
     return "; ".join(f"{', '.join(names)} ({why})" for why, names in groups.items())
 
@@ -49,12 +52,13 @@ def _real(tensor: Tensor) -> bool:
 
 
 def _why(graph: QGraph, producers: dict[int, Op], op: Op) -> str:
-    weights = op.inputs[:2] if op.kind in LINEAR else op.inputs  # `route` makes a bias real with what it belongs to
-    if any(t.constant and _real(t) for t in weights):
-        return _CONSTANTS
     taken = [producers.get(id(t)) for t in op.inputs if not t.constant and _real(t)]
     if any(before is None or before.kind != "dequantize" for before in taken):
         return _GIVEN
+    if graph.target not in KINDS.get(op.kind).kernels:
+        return _KIND
+    if op.kind in LINEAR and any(t.constant and _real(t) for t in op.inputs[:2]):
+        return _WEIGHTS
     consumers, outputs = graph.consumers(), {id(t) for t in graph.outputs}
     given = [t for t in op.outputs if _real(t)]
     if any(id(t) in outputs or any(user.kind != "quantize" for user in consumers.get(id(t), [])) for t in given):

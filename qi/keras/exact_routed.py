@@ -122,7 +122,7 @@ class Routed:
                 )
             if not op.quantized and op.kind not in NEARLY:
                 if op.kind in RECURRENT:  # they compute in real numbers whatever the recipe says
-                    raise self._refusal(op, "and recurrent layers have no exact form", "")
+                    raise self._refusal(op, "(recurrent layers have no exact form)", "")
                 raise self._refusal(
                     op,
                     "which it does in real numbers, adding them up in an order of its own",
@@ -137,7 +137,8 @@ class Routed:
     def _refusal(self, op: Op, what: str, way_out: str) -> UnsupportedError:
         return UnsupportedError(
             f"expected layers that Keras can compute as {self.target!r} does; received {told(op.source)}, a {op.kind!r} {what}; "
-            f"do {way_out + ', or ' if way_out else ''}leave out exact={self.target!r} (it can be exported without, and qi.emulate gives what the file gives)"
+            f"do {way_out + ', or ' if way_out else ''}leave out exact={self.target!r} (the model can be exported without it, "
+            "and qi.emulate gives what the file gives)"
         )
 
 

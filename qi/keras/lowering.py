@@ -90,8 +90,8 @@ class Site:
     def refuse(self, what: str, way_out: str = WAY_OUT) -> UnsupportedError:
         """The error for something that can't be lowered."""
         return UnsupportedError(
-            f"expected layers that integer graphs for {', '.join(sorted(TARGETS))} hold; received {told(self.call.path)} of class "
-            f"{type(self.layer).__name__}, {what}; do {way_out}"
+            f"expected layers that integer graphs for {', '.join(sorted(TARGETS))} hold; received {told(self.call.path)} of "
+            f"class {type(self.layer).__name__}, {what}; do {way_out}"
         )
 
     def has(self, path: str) -> bool:

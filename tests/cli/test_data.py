@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qi.cli.data import CALIBRATION, EVALUATION, ArrayFile, labelled, samples
+from qi.cli.data import CALIBRATION, EVALUATION, ArrayFile, check_samples, labelled, samples
 from qi.errors import FileFormatError, InputError
 
 X = np.arange(12.0, dtype="float32").reshape(4, 3)
@@ -140,3 +140,25 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ArrayFile(tmp_path / "x.csv")
     with pytest.raises(InputError, match="doesn't exist"):
         ArrayFile(tmp_path / "x.npz")
+
+
+def test_the_only_array_needs_no_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", X)
+    name, x = samples(ArrayFile(tmp_path / "one.npz"), EVALUATION, ["image"])
+    assert name == "arr_0"
+    assert np.array_equal(x, X)
+    np.savez(tmp_path / "two.npz", X, X)
+    for file, inputs in (("one", ["left", "right"]), ("two", ["image"])):
+        with pytest.raises(InputError, match="received arr_0"):
+            samples(ArrayFile(tmp_path / f"{file}.npz"), EVALUATION, inputs)
+
+
+def test_a_file_is_looked_into_before_the_model(tmp_path: Path) -> None:
+    check_samples(npz(tmp_path, x=X))
+    check_samples(npz(tmp_path, x=X[:0], image=X))  # the model decides which is taken
+    with pytest.raises(InputError, match="received no arrays"):
+        check_samples(npz(tmp_path))
+    with pytest.raises(InputError, match="at least one sample"):
+        check_samples(npz(tmp_path, x=X[:0]))
+    with pytest.raises(FileFormatError, match="holds Python objects"):
+        check_samples(npz(tmp_path, x=np.array([{}], dtype=object)))

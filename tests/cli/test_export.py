@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from qi.exporters import deploy, proof
+from qi.exporters.integers import FILES
 
 
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
@@ -40,6 +41,21 @@ def test_a_real_process_keeps_its_streams_clean(
         done = subprocess.run([*command, *step], env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert "equal, bit for bit, on 64 samples" in done.stdout
+
+
+def test_integers_go_to_a_folder(files: Path, tmp_path: Path, qi_command: Callable[..., Any]) -> None:
+    done = qi_command("export", files / "quantized.keras", "-o", tmp_path / "out", "--format", "integers")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"Export: integers in {tmp_path / 'out'}\n")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_the_format_may_be_named(files: Path, tmp_path: Path, qi_command: Callable[..., Any]) -> None:
+    arguments = "export", files / "quantized.keras", "-o", tmp_path / "m.bin", "--no-latency", "--format", "onnx"
+    assert qi_command(*arguments).code == 0
+    import onnx
+
+    assert [output.name for output in onnx.load(tmp_path / "m.bin").graph.output] == ["head"]
 
 
 def test_json_tells_all(files: Path, tmp_path: Path, qi_command: Callable[..., Any]) -> None:
@@ -97,6 +113,10 @@ def test_strict_is_code_3_where_the_file_differs(
         ("m.tflite", ["--opset", "18"], "--opset for .onnx files only"),
         ("m.onnx", ["--opset", "x"], "a whole number from 1 to"),
         ("m.onnx", ["--data", "no.npz"], "a file with samples"),
+        ("m.onnx", ["--format", "integers"], "another name for --format integers"),
+        ("no/m", ["--format", "integers"], "a folder that exists"),
+        ("m", ["--format", "integers", "--integer-io"], "--integer-io for files only"),
+        ("m", ["--format", "integers", "--opset", "18"], "--opset for .onnx files only"),
     ],
 )
 def test_bad_options_are_refused_before_the_work(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import qi
+from qi.exporters import proof, verify as verifying
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,21 @@ def test_a_file_that_agrees_is_code_0(name: str, deployed: Path, files: Path, qi
     done = qi_command("verify", deployed / name, "--model", files / "quantized.keras", "--data", files / "data.npz")
     assert (done.code, done.err) == (0, "")
     assert "equal, bit for bit, on 64 samples (given)" in done.out
+
+
+@pytest.mark.parametrize("name", ["m.tflite", "m.onnx"])
+def test_outputs_without_codes_may_differ_by_float_rounding(
+    name: str, deployed: Path, files: Path, tmp_path: Path, qi_command: Callable[..., Any], monkeypatch: Any
+) -> None:
+    done = qi_command("verify", deployed / name, "--model", files / "quantized.keras", "--json")
+    assert json.loads(done.out)["equal"] is True
+    for relative, beyond, code in ((1e-6, 0, 0), (1e-3, 4, 3)):
+        told = proof.Agreement("head", 10, 5, 255 * relative, relative, beyond)
+        monkeypatch.setattr(verifying, "prove", lambda *given, told=told, **options: proof.Proof(64, "given", (told,)))
+        done = qi_command("verify", deployed / name, "--model", files / "quantized.keras")
+        assert done.code == code
+    assert "40.000% of the outputs differ, by at most 0.001 of an output's largest value; do look at" in done.error
+    assert "do export" not in done.error  # for the bytes are what that gives
 
 
 @pytest.mark.parametrize("name", ["m.tflite", "m.onnx"])

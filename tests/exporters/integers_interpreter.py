@@ -185,6 +185,9 @@ class Interpreter:
 
     _unary = _relu = _looked_up
 
+    def _table(self, op: Entry, x: np.ndarray, table: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return table[x + places]
+
     def _softmax(self, op: Entry, x: np.ndarray) -> np.ndarray:
         table, x = self._number(op, "table"), np.moveaxis(x, op["attributes"]["axis"], 0)
         assert table.dtype == np.int32

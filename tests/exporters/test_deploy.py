@@ -128,6 +128,58 @@ def test_a_difference_is_warned_of_and_the_first_tensor_named(wrong: None, model
     assert (tmp_path / "m.tflite").exists()
 
 
+@pytest.fixture(scope="module")
+def weights_only() -> Any:
+    """An image model with real activations, of several sums in float32."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Conv2D(16, 3, activation="swish"), keras.layers.Conv2D(16, 3), keras.layers.Flatten()]
+    model = keras.Sequential([keras.Input((8, 8, 3), name="image"), *layers, keras.layers.Dense(5, name="out")])
+    return qi.quantize_model(model, "w8", progress=False)[0]
+
+
+@SUFFIXES
+def test_real_numbers_need_only_be_equal_within_float_rounding(suffix: str, weights_only: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QuantizationWarning)
+        report = export(weights_only, tmp_path / f"m{suffix}", strict=True, latency=False, dynamic=False)
+    assert (report.exact, report.equal, report.warnings) == (False, True, ())
+    assert "equal within float rounding (largest difference " in str(report)
+    assert "all of it: only weights are in integers" in str(report)
+    assert "reshape" not in {name.partition(" ")[0] for name in report.float_operations}
+    assert [tensor.name for tensor in report.proof.outputs] == ["out"]  # as Keras calls it
+
+
+def test_strict_points_at_no_tensor_where_none_was_found(
+    weights_only: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = FORMATS["litert"]
+    run = lambda *given, **options: {name: 1.1 * array for name, array in kind.run(*given, **options).items()}
+    monkeypatch.setitem(formats.FORMATS, "litert", replace(kind, run=run))
+    with pytest.raises(
+        StrictError, match=r"differ, by at most 0.1 of an output's largest value .*; do export without strict"
+    ):
+        export(weights_only, tmp_path / "m.tflite", strict=True, latency=False)
+
+
+@SUFFIXES
+def test_codes_are_not_asked_of_a_model_without_any(suffix: str, weights_only: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="inputs and outputs have no codes; do leave integer_io out"):
+        export(weights_only, tmp_path / f"m{suffix}", integer_io=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_one_sample_at_a_time_says_so(tmp_path: Path) -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((5, 3)), keras.layers.LSTM(4, name="memory"), keras.layers.Dense(2)])
+    quantized, _ = qi.quantize_model(model, "w8", progress=False)
+    report = export(quantized, tmp_path / "m.tflite", latency=False)
+    assert report.notes == ("the file takes one sample at a time: LSTM layer 'memory'",)
+    assert export(quantized, tmp_path / "m.onnx", latency=False).notes == ()
+
+
 def test_strict_writes_nothing_where_the_runtime_differs(wrong: None, model: Any, tmp_path: Path) -> None:
     with pytest.raises(StrictError, match=r"expected litert to give what the twin gives; .* first in 'add_quant'"):
         export(model, tmp_path / "m.tflite", strict=True, latency=False)
@@ -142,11 +194,65 @@ def test_strict_is_no_matter_where_all_is_equal(suffix: str, model: Any, tmp_pat
     assert (tmp_path / f"m{suffix}").exists()
 
 
+LEFT = r"layer_norm in layer 'norm' \(no integer kernel for it\)"
+
+
+@pytest.mark.parametrize("name", ["m.tflite", "m.onnx", "m"])
+def test_integer_only_never_leaves_float_in_silence(name: str, tmp_path: Path) -> None:
+    islands, options = quantized(islands=True), {"samples": data(), "latency": False}
+    options |= {"format": "integers"} if name == "m" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QuantizationWarning)
+        export(islands, tmp_path / name, **options)
+    with warned() as found:
+        report = export(islands, tmp_path / name, integer_only=True, **options)
+    (warning,) = (w for w in found if "integer_only" in str(w.message))
+    assert re.fullmatch(f"integer_only=True leaves operations in real numbers: {LEFT}", str(warning.message))
+    assert warning.filename == __file__
+    assert str(warning.message) in report.warnings
+    assert str(warning.message) in str(report)
+    assert len(report.float_operations) == 1
+    before = sorted(tmp_path.rglob("*")), (tmp_path / name).stat().st_mtime_ns
+    with pytest.raises(StrictError, match=f"expected every operation in integers.*; received {LEFT}; do "):
+        export(islands, tmp_path / name, integer_only=True, strict=True, **options)
+    assert (sorted(tmp_path.rglob("*")), (tmp_path / name).stat().st_mtime_ns) == before
+
+
+def test_integer_only_has_a_way_for_layers_without_kernels(tmp_path: Path) -> None:
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    x = keras.Input((6, 6, 2))
+    y = layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(0.5, offset=0.1)(x))
+    y = layers.Conv2D(4, 1, activation="swish")(layers.BatchNormalization(name="bn")(y))
+    y = layers.PReLU(alpha_initializer="random_uniform")(layers.Conv2D(4, 1)(y))
+    y = layers.Maximum()([layers.Conv2D(4, 1, activation="hard_sigmoid")(y), layers.Conv2D(4, 1)(y)])
+    model = keras.Model(x, layers.Dense(3, activation="softplus")(layers.Flatten()(y)))
+    for i, weight in enumerate(model.get_layer("bn").weights):
+        weight.assign(np.random.default_rng(i).uniform(0.5, 1.5, weight.shape))
+    qmodel, _ = qi.quantize_model(model, "w8a8", data(), progress=False)
+    for name in ("m.tflite", "m.onnx"):
+        report = export(
+            qmodel, tmp_path / name, samples=data(), integer_only=True, integer_io=True, strict=True, latency=False
+        )
+        assert report.exact
+        assert report.float_operations == report.warnings == ()
+        assert report.operations["table"] >= 5
+        assert report.operations["depthwise_conv2d"] == 1
+    by_tables = qi.emulate(qmodel, data(), "litert", integer_only=True)
+    assert np.abs(by_tables - qmodel.predict(data(), verbose=0)).max() < 0.1
+    report = export(qmodel, tmp_path / "m", format="integers", samples=data(), integer_only=True, strict=True)
+    assert report.float_operations == ()
+
+
 @pytest.mark.parametrize(
     ("path", "options", "problem"),
     [
         ("m.pb", {}, "ends in one of"),
-        ("m.onnx", {"format": "tf"}, "expected format to be one of"),
+        ("m.onnx", {"format": "tf"}, r"expected format to be one of \['integers', 'litert', 'onnx'\]"),
+        ("m.tflite", {"format": "integers"}, "another suffix for format='integers'; received .*m.tflite"),
+        ("m.onnx", {"format": "litert"}, "which ends as files of 'onnx' do"),
         ("m.tflite", {"opset": 18}, "opset for ONNX files only"),
         ("m.onnx", {"opset": 7}, "expected opset from 18"),
     ],
@@ -165,7 +271,7 @@ def test_wrong_options_are_refused(
     [
         (np.zeros((4, 7), "float32"), r"expected shape \('n', 6, 6, 2\) for input 'image'; received \(4, 7\)"),
         (np.zeros((6, 6, 2), "float32"), "do batch them"),
-        (np.zeros((0, 6, 6, 2), "float32"), "no samples"),
+        (np.zeros((0, 6, 6, 2), "float32"), "expected samples to compare on; received no samples"),
         (np.full((2, 6, 6, 2), np.nan, "float32"), "NaN or infinity"),
         ([np.zeros((2, 6, 6, 2), "float32")] * 2, "expected 1 inputs"),
     ],

@@ -104,3 +104,10 @@ def test_a_failed_change_of_places_leaves_the_old_folder(
         write_folder(target, {"a": b"ours, new"})
     assert contents(target) == {"a": b"ours"}
     assert [path.name for path in tmp_path.iterdir()] == ["dir"]
+
+
+def test_an_error_names_the_folder_and_not_the_one_beside_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as found:
+        write_folder(tmp_path / "missing" / "dir", {"a": b""})
+    assert found.value.filename == str(tmp_path / "missing" / "dir")
+    assert ".tmp" not in str(found.value)

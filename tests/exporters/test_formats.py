@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qi.errors import ConfigError, FileFormatError
-from qi.exporters.formats import FORMATS, format_of
+from qi.exporters.formats import FORMATS, format_of, path_of
 from qi.exporters.manifest import MANIFEST, Options
 from tests.exporters.exported import graph
 
@@ -85,3 +85,18 @@ def test_a_manifest_that_was_tampered_with_is_refused(text: str) -> None:
     onnx.helper.set_model_props(model, {MANIFEST: text})
     with pytest.raises(FileFormatError, match="manifest"):
         FORMATS["onnx"].read(model.SerializeToString())
+
+
+@pytest.mark.parametrize("path", [None, 3, b"m.onnx", ["m.onnx"]])
+def test_a_path_is_text_or_a_path(path: object) -> None:
+    with pytest.raises(ConfigError, match="expected a path; received path="):
+        path_of(path)
+    assert path_of("m.onnx") == path_of(Path("m.onnx")) == Path("m.onnx")
+
+
+def test_one_format_is_not_written_under_the_suffix_of_another() -> None:
+    for path, name in (("a.tflite", "litert"), ("a.bin", "onnx"), ("a", "integers"), ("a.v1", "integers")):
+        assert path_of(path, name) == Path(path)
+    for path, name in (("a.TFLITE", "onnx"), ("a.onnx", "integers")):
+        with pytest.raises(ConfigError, match="another suffix"):
+            path_of(path, name)

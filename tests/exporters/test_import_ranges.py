@@ -452,7 +452,11 @@ def test_a_file_of_ours_that_another_tool_changed(quantized: keras.Model, model:
     with pytest.raises(FileFormatError, match="as qi wrote it"):
         check(bytes(data))
     assert not check(bytes(data), changed=True).sealed
-    qmodel, _ = imported(bytes(data), model, tmp_path, strict=True)
+    with warned() as told:
+        qmodel, report = imported(bytes(data), model, tmp_path, strict=True)
+    text = "vendor.tflite was changed after QI wrote it: what it holds now is imported"
+    assert text in report.warnings
+    assert text in [str(w.message) for w in told]
     changed, before = (wrapped(m)["logits"] for m in (qmodel, quantized))
     assert np.count_nonzero(changed.codes != before.codes) == 1
 

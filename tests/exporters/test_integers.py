@@ -26,7 +26,7 @@ RNG = np.random.default_rng
 def differing(folder: Path, graph: QGraph, inputs: list[np.ndarray]) -> tuple[int, int]:
     """(codes of the export, how many of them aren't the twin's); every tensor is compared."""
     found = Interpreter(folder)
-    expected, compared, wrong = run(route(graph, "reference"), inputs, every=True), 0, 0
+    expected, compared, wrong = run(route(graph, "reference", integer_only=True), inputs, every=True), 0, 0
     for name, array in found.run(inputs).items():
         tensor = found.graph["tensors"][name]
         if not tensor.get("constant"):
@@ -292,12 +292,20 @@ def test_the_record_reads_well(tmp_path: Path) -> None:
 
 def test_float_islands_are_listed(tmp_path: Path) -> None:
     x, y = codes_of("x", 4), codes_of("y", 4)
-    graph = graph_of(Op("unary", [x], [y], {"function": "silu", "alpha": None}, "swish"), inputs=[x])
+    graph = graph_of(Op("layer_norm", [x], [y], {"axes": [1], "epsilon": 1e-3}, "norm"), inputs=[x])
     report = export_integers(graph, tmp_path)
-    assert report.float_operations == ("unary (swish)",)
-    assert "silu" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert report.float_operations == ("layer_norm (norm)",)
+    assert "### layer_norm" in (tmp_path / "README.md").read_text(encoding="utf-8")
     domains = [op["domain"] for op in json.loads((tmp_path / "graph.json").read_text())["operations"]]
     assert domains == ["border", "real", "border"]
+
+
+def test_functions_without_a_kernel_are_tables(tmp_path: Path) -> None:
+    x, y = codes_of("x", 4), codes_of("y", 4)
+    graph = graph_of(Op("unary", [x], [y], {"function": "silu", "alpha": None}, "swish"), inputs=[x])
+    report = export_integers(graph, tmp_path / "net")
+    assert (report.operations, report.float_operations) == ({"table": 1}, ())
+    assert "### table" in (tmp_path / "net" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_former_export_is_replaced_and_nothing_else(tmp_path: Path) -> None:

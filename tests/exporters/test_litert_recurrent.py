@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qi.errors import InputError
 from qi.exporters import litert
+from qi.exporters.formats import FORMATS
 from qi.exporters.litert_check import check
 from qi.exporters.litert_file import schema
+from qi.exporters.litert_recurrent import one_by_one
 from qi.ir import QGraph, run
 from qi.ir.routing import route
 from tests.ir.graphs import grouped, per_channel
@@ -62,6 +65,24 @@ def test_it_gives_what_the_twin_gives(options: dict[str, Any], all_steps: bool) 
     routed, data = written(**options, all_steps=all_steps)
     x = sequences(5, options.get("steps", 7))
     np.testing.assert_allclose(litert.run(data, [x])["y"], run(routed, [x])["y"], rtol=2e-6, atol=2e-6)
+
+
+def test_the_file_says_that_it_takes_one_sample_at_a_time() -> None:
+    routed, data = written(steps=None)
+    made = interpreter(data)
+    for entry in made.get_input_details() + made.get_output_details():
+        assert entry["shape_signature"][0] == 1
+    assert made.get_input_details()[0]["shape_signature"][1] == -1
+    assert one_by_one(routed) == [routed.ops[0].source]
+    assert FORMATS["litert"].notes(routed) == (
+        f"the file takes one sample at a time: LSTM layer {routed.ops[0].source!r}",
+    )
+    for wrong in (sequences(3)[0], sequences(3, features=9)):
+        with pytest.raises(InputError, match="of shape"):
+            litert.run(data, [wrong])
+    routed, data = written(activation="sigmoid")  # step by step
+    assert (one_by_one(routed), FORMATS["litert"].notes(routed), FORMATS["onnx"].notes(routed)) == ([], (), ())
+    assert interpreter(data).get_input_details()[0]["shape_signature"][0] == -1
 
 
 def test_each_run_begins_anew() -> None:

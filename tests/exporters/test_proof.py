@@ -11,7 +11,7 @@ import pytest
 from qi.errors import InputError
 from qi.exporters.formats import FORMATS, Format
 from qi.exporters.manifest import Options
-from qi.exporters.proof import Agreement, Proof, coded, made_samples, prove, stored
+from qi.exporters.proof import ROUNDING, Agreement, Proof, coded, made_samples, prove, stored
 from qi.ir import Op, QGraph, Tensor
 from qi.ir.routing import route
 from tests.exporters.exported import graph
@@ -88,7 +88,7 @@ def test_outputs_of_another_name_or_shape_are_refused(name: str) -> None:
     kind, routed, data = file_of(name)
     samples = made_samples(routed)
     for change in (
-        lambda found: {"z": found["y"]},
+        lambda found: {"z": found["y"], "w": found["y"]},
         lambda found: {"y": found["y"][:, :1]},
         lambda found: {"y": found["y"].astype(str)},
     ):
@@ -113,7 +113,41 @@ def test_outputs_in_float_are_measured_by_their_largest() -> None:
     data = kind.write(routed, Options(), b"")
     samples = [np.full((2, 4), 255, "float32")]
     assert prove(data, routed, kind, samples).exact
-    assert prove(data, routed, changing(kind, {"y": 2 / 255}), samples).max_lsb == pytest.approx(2)
+    proof = prove(data, routed, changing(kind, {"y": 2 / 255}), samples)
+    assert proof.max_lsb == pytest.approx(2)
+    assert proof.relative == pytest.approx(2 / 255)
+    assert (proof.equal, proof.share_apart) == (False, 1 / 8)
+    proof = prove(data, routed, changing(kind, {"y": ROUNDING / 2}), samples)
+    assert (proof.equal, proof.exact, proof.first, proof.share_apart) == (True, False, None, 0)
+    record = proof.to_dict()
+    assert (record["equal"], record["share_apart"]) == (True, 0)
+    assert record["max_relative"] == pytest.approx(ROUNDING / 2, rel=0.01)
+    assert prove(data, routed, changing(kind, {"y": np.nan}), samples).to_dict()["max_relative"] == "inf"
+    assert not prove(data, routed, changing(kind, {"y": np.inf}), samples).equal
+
+
+def test_behind_dynamic_products_a_step_of_8_bits_is_equal() -> None:
+    x, y = real("x", 4), real("y", 3)
+    w = Tensor("w", (4, 3), "float32", act(), np.arange(-6, 6).reshape(4, 3))
+    dense = Op("dense", [x, w], [y], {"activation": "none"})
+    routed = route(graph_of(dense, inputs=[x]), "litert")
+    kind = FORMATS["litert"]
+    data = kind.write(routed, Options(), b"")
+    samples = [np.random.default_rng(0).normal(size=(8, 4)).astype("float32")]
+    largest = float(np.abs(kind.run(data, samples)["y"]).max())
+    for steps, equal in ((0.0, True), (0.5, True), (1.5, False)):
+        proof = prove(data, routed, changing(kind, {"y": steps * largest / 255}), samples)
+        assert proof.dynamic
+        assert (proof.equal, proof.share_apart) == (equal, (steps > 0) / 24)
+    plain = route(graph_of(dense, inputs=[x]), "litert", dynamic=False)
+    data = kind.write(plain, Options(), b"")
+    assert not prove(data, plain, changing(kind, {"y": 0.5 * largest / 255}), samples).equal
+
+
+def test_codes_have_no_rounding() -> None:
+    kind, routed, data = file_of("litert")
+    proof = prove(data, routed, changing(kind, {"y": routed.outputs[0].scale}), made_samples(routed))
+    assert (proof.equal, proof.share_apart, proof.relative) == (False, 1 / 128, 0)
 
 
 def test_codes_are_stored_as_each_runtime_has_them() -> None:
@@ -151,3 +185,18 @@ def test_made_samples_meet_all_codes_and_are_always_the_same() -> None:
 
 def test_a_proof_of_nothing_shares_nothing() -> None:
     assert (Proof(0, "given", ()).share, Proof(0, "given", ()).max_lsb, Agreement("a", 0, 0, 0).share) == (0, 0, 0)
+
+
+@KINDS
+def test_the_only_output_may_have_another_name(name: str) -> None:
+    kind, routed, data = file_of(name)
+
+    def run(data: bytes, inputs: Any, **options: Any) -> Any:
+        found = kind.run(data, inputs, **options)
+        return found if options.get("tensors") else {"output_0": found["y"]}
+
+    renamed = replace(kind, run=run)
+    assert prove(data, routed, renamed, made_samples(routed, 4)).exact
+    two = replace(kind, run=lambda *given, **options: {"a": run(*given)["output_0"], "b": run(*given)["output_0"]})
+    with pytest.raises(InputError, match=r"the outputs \['y'\]; received one with \['a', 'b'\]"):
+        prove(data, routed, two, made_samples(routed, 4))

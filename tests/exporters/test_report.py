@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from qi.exporters.proof import Agreement, Proof
-from qi.exporters.report import ExportReport, rows_of
+from qi.exporters.report import ExportReport, rows_of, told_difference
 
 EQUAL = Proof(64, "given", (Agreement("y", 100, 0, 0.0),))
 WRONG = Proof(64, "given", (Agreement("y", 100, 3, 2.0),), Agreement("conv", 50, 1, 1.0))
@@ -54,6 +54,43 @@ def test_the_record_is_plain_json() -> None:
     assert (found["exact"], found["first_difference"], found["latency"]) == (False, "conv", None)
     assert (found["operations"], found["float_operations"]) == ({"dense": 2, "add": 1}, ["layer_norm (norm)"])
     assert found["warnings"] == ["look"]
+
+
+def real(relative: float, beyond: int = 0, *, dynamic: bool = False) -> Proof:
+    """Of an output that has no codes."""
+    return Proof(64, "given", (Agreement("y", 200, 90, 255 * relative, relative, beyond),), dynamic=dynamic)
+
+
+def test_real_numbers_are_told_of_by_their_size() -> None:
+    (row,) = rows_of(real(3e-7))
+    told = "equal within float rounding (largest difference 3e-07 of the output's largest value), on 64 samples (given)"
+    assert row == ("file against twin", told)
+    (row,) = rows_of(real(2e-3, 3))
+    assert row[1].startswith("1.5 % of outputs differ, by at most 0.002 of an output's largest value")
+    (row,) = rows_of(real(2e-3, 3, dynamic=True))
+    assert row[1].startswith(
+        "equal within rounding: 1.5 % of outputs are up to 0.002 of an output's largest value apart"
+    )
+    assert (
+        told_difference(real(2e-3, 3)) == "1.500% of the outputs differ, by at most 0.002 of an output's largest value"
+    )
+    both = Proof(64, "given", (*real(2e-3, 3).outputs, *WRONG.outputs))
+    assert told_difference(both).endswith("by at most 2 steps or 0.002 of an output's largest value")
+    assert (report(real(3e-7)).equal, report(real(3e-7)).exact, report(real(2e-3, 3)).equal) == (True, False, False)
+
+
+def test_where_all_is_in_float_no_list_is_shown() -> None:
+    found = report(weights_only=True, float_operations=("dynamic_dense (a)", "softmax (b)"))
+    told = "all of it: only weights are in integers; 1 of them round their inputs to 8 bits as they come"
+    assert f"float operations    {told}" in str(found)
+    assert "round" not in str(report(weights_only=True))
+    assert found.to_dict()["float_operations"] == ["dynamic_dense (a)", "softmax (b)"]
+
+
+def test_notes_are_shown() -> None:
+    found = report(notes=("the file takes one sample at a time",))
+    assert "note                the file takes one sample at a time" in str(found)
+    assert found.to_dict()["notes"] == ["the file takes one sample at a time"]
 
 
 def test_the_rows_of_a_proof() -> None:

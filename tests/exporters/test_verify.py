@@ -108,6 +108,24 @@ def test_options_that_lead_nowhere_are_not_tried(tmp_path: Path, monkeypatch: py
 
 
 @NAMES
+def test_real_numbers_agree_within_float_rounding(name: str, tmp_path: Path) -> None:
+    import keras
+
+    import qi
+
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Conv2D(16, 3, activation="swish"), keras.layers.Flatten(), keras.layers.Dense(5)]
+    model, _ = qi.quantize_model(keras.Sequential([keras.Input((8, 8, 3)), *layers]), "w8", progress=False)
+    export(model, tmp_path / name, latency=False, dynamic=False)
+    found = verify(tmp_path / name, model, dynamic=False)
+    assert (found.exact, found.equal, found.identical) == (False, True, True)
+    assert "equal within float rounding" in str(found)
+    assert found.to_dict()["equal"] is True
+    model.layers[-1].layer.bias.assign(model.layers[-1].layer.bias + 1)
+    assert not verify(tmp_path / name, model, dynamic=False).equal
+
+
+@NAMES
 def test_a_file_of_other_weights_differs(name: str, files: Path, other: Any) -> None:
     found = verify(files / name, other)
     assert not found.exact
@@ -128,7 +146,7 @@ def test_a_file_of_another_model_is_refused(name: str, files: Path) -> None:
     x = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")
     small = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, name="head")])
     foreign, _ = qi.quantize_model(small, "w8a8", x, progress=False)
-    with pytest.raises(FileFormatError, match=r"expected a file of model .*, where expected .* of shape"):
+    with pytest.raises(FileFormatError, match=r"^expected .* of shape .*; received .*; '.*' is no file of model '"):
         verify(files / name, foreign)
 
 

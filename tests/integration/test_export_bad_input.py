@@ -41,7 +41,7 @@ def model() -> Any:
         ({"dynamic": None}, "expected dynamic to be true or false"),
         ({"opset": "18"}, "expected opset to be a whole number; received opset='18'"),
         ({"opset": 18.0}, "expected opset to be a whole number"),
-        ({"format": ["onnx"]}, r"expected format to be one of \['litert', 'onnx'\]"),
+        ({"format": ["onnx"]}, r"expected format to be one of \['integers', 'litert', 'onnx'\]"),
     ],
 )
 def test_options(options: dict[str, Any], message: str, model: Any, tmp_path: Path) -> None:

@@ -65,7 +65,18 @@ def test_functions_whose_output_is_held_to_one_scale(target: str, function: str,
     graph = graph_of(Op("unary", [x], [y], {"function": function, "alpha": None}, "f"), inputs=[x])
     assert [op.kind for op in route(graph, target).ops] == ["unary"]
     y.qparams = act(scale, zero_point + 1)
-    assert "dequantize" in [op.kind for op in route(graph, target, integer_only=True).ops]
+    assert "dequantize" in [op.kind for op in route(graph, target).ops]
+    assert [op.kind for op in route(graph, target, integer_only=True).ops] == ["table"]
+
+
+@pytest.mark.parametrize("target", ["litert", "reference"])
+def test_elu_of_another_slope_has_no_kernel(target: str) -> None:
+    x, y = codes_of("x", 4), codes_of("y", 4)
+    op = Op("unary", [x], [y], {"function": "elu", "alpha": 0.5}, "f")
+    graph = graph_of(op, inputs=[x])
+    assert [o.kind for o in route(graph, target).ops] == ["dequantize", "unary", "quantize"]
+    op.attrs["alpha"] = 1.0
+    assert [o.kind for o in route(graph, "litert").ops] == ["unary"]
 
 
 @pytest.mark.parametrize("kind", ["add", "mul", "dense", "relu", "avg_pool2d", "mean"])
@@ -78,4 +89,7 @@ def test_steps_too_steep_for_fixed_point_are_done_in_float(kind: str) -> None:
         graph = case(kind, 2)
         assert "dequantize" not in [op.kind for op in route(graph, target, integer_only=True).ops]
         graph.ops[-1].y.qparams = QParams(np.float32(1e-7), -128, IntGrid(8))
-        assert "dequantize" in [op.kind for op in route(graph, target, integer_only=True).ops]
+        assert "dequantize" in [op.kind for op in route(graph, target).ops]
+        assert ("table" if kind == "relu" else "dequantize") in [
+            op.kind for op in route(graph, target, integer_only=True).ops
+        ]

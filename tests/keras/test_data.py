@@ -288,3 +288,16 @@ def test_a_list_for_a_model_that_takes_a_mapping_is_refused() -> None:
     x = np.zeros((4, 2), "float32")
     with pytest.raises(InputError, match="mapping with the keys"):
         list(batches([x, x], graph, 4))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (X[:0], "expected samples to compare on; received no samples; do pass some$"),
+        (None, "expected samples to compare on; received None$"),
+        (with_bad_value(np.nan), "expected finite samples to compare on for input 'a'"),
+    ],
+)
+def test_data_are_called_what_they_are_for(data: Any, message: str, one: Graph) -> None:
+    with pytest.raises(InputError, match=message):
+        list(batches(data, one, 5, "samples to compare on"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 import qi
@@ -86,3 +89,22 @@ def test_holders_and_wrappers_are_found_inside() -> None:
     found = list(exact._flatten_layers())
     assert sum(isinstance(layer, KerasQuantizationWrapper) for layer in found) == 2
     assert sum(isinstance(layer, KerasActivationQuantizationHolder) for layer in found) >= 5
+
+
+@pytest.mark.parametrize("target", ["litert", "onnxruntime", "reference"])
+@pytest.mark.parametrize("kind", ["separable", "convolutions"])
+def test_sequences_are_convolved_twice(kind: str, target: str, tmp_path: Path) -> None:
+    """Between images of height 1, whose reshapes cancel each other out and take the value between them away."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(64, 12, 4)).astype("float32")
+    inputs = keras.Input((12, 4))
+    if kind == "separable":
+        y = layers.SeparableConv1D(5, 3, depth_multiplier=2, activation="relu")(inputs)
+    else:
+        y = layers.Conv1D(3, 2, padding="same")(layers.Conv1D(5, 3, padding="causal", activation="relu")(inputs))
+    qmodel, _ = qi.quantize_model(keras.Model(inputs, y), "w8a8", x, progress=False, exact=target)
+    assert sum(isinstance(layer, ExactSums) for layer in qmodel.layers) == 2
+    np.testing.assert_array_equal(qmodel.predict(x, verbose=0), qi.emulate(qmodel, x, target, progress=False))
+    suffix = {"litert": "m.tflite", "onnxruntime": "m.onnx"}.get(target)
+    if suffix is not None:
+        assert qi.export(qmodel, tmp_path / suffix, samples=x, strict=True, latency=False).exact

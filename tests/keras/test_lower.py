@@ -17,6 +17,7 @@ from qi.ir.routing import route
 from qi.ir.twin import real_values
 from qi.keras.graph import flatten_model
 from qi.keras.lower import _int8, lower, lower_both
+from qi.keras.lower_activations import CARRIED
 from tests.keras.lowered import agrees, in_integers, kinds, refusal, weights_only
 from tests.keras.models import build, samples, settle
 
@@ -225,9 +226,36 @@ def test_layers_that_nobody_knows_are_named() -> None:
     x = keras.Input((4,), name="x")
     dense = layers.Dense(4, name="dense")
     text = refusal(x, Mine(name="mine")(dense(x)))
-    assert "received 'mine' of class Mine, which is no layer of Keras' own; do leave it out" in text
+    assert "received 'mine' of class Mine, which is no layer of Keras' own; do write what it computes with" in text
     assert "class Dense, which is no layer of Keras' own" in refusal(x, Dense(4, name="other")(dense(x)))
-    assert "received 'cumsum' of class Cumsum, which has no lowering yet" in refusal(x, ops.cumsum(dense(x), 1))
+    assert "received 'cumsum' of class Cumsum, which has no lowering; do train with another layer" in refusal(
+        x, ops.cumsum(dense(x), 1)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:1 layers can't be copied")
+def test_a_refusal_names_targets_and_what_serves_instead() -> None:
+    x = keras.Input((4, 4, 2), name="x")
+    dense = layers.Dense(4, name="dense")
+    text = refusal(x, layers.Lambda(lambda y: y * 2)(dense(x)))
+    assert "for litert, onnxruntime, reference" in text
+    assert "do write its function with keras.ops" in text
+    assert "do slice the parts, as in x[:, :n]" in refusal(x, ops.split(dense(x), 2, 1)[1])
+    assert "do use UpSampling2D" in refusal(x, layers.Resizing(8, 8)(dense(x)))
+    assert "do use one of elu, exponential, gelu," in refusal(x, ops.selu(dense(x)))
+
+
+def test_what_a_refusal_names_is_carried() -> None:
+    x = keras.Input((4, 4, 2), name="x")
+    y = layers.Dense(4)(x)
+    serve = [
+        layers.Concatenate(axis=1)([y[:, :2] * 2, y[:, 2:]]),
+        layers.UpSampling2D(2)(y),
+        keras.ops.minimum(layers.LeakyReLU(0.1)(y), 2.0),
+        *(layers.Activation(name)(y) for name in CARRIED),
+    ]
+    qmodel, graph = weights_only(keras.Model(x, serve))
+    agrees(qmodel, graph)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ ONNX Runtime divides and rounds half to even as the engine does: there is no exc
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -54,7 +56,9 @@ def oracle(x: np.ndarray, kind: str, symmetric: bool) -> tuple[np.ndarray, np.nd
         scale, zero = max(-lo, hi) / (2 ** (bits - 1) - 1), (qmin + qmax + 1) // 2
     else:
         scale = (hi - lo) / (qmax - qmin)
-        zero = qmin + int(np.floor(-lo / scale + 0.5)) if scale else qmin
+        # Exactly: ties are ties, and go up.
+        ratio = -Fraction(lo) * (qmax - qmin) / (Fraction(hi) - Fraction(lo)) if scale else Fraction(0)
+        zero = qmin + math.floor(ratio + Fraction(1, 2))
     scale = float(np.float32(scale or 1.0))
     codes = np.clip(np.rint(x.astype(np.float64) / scale) + zero, qmin, qmax)
     return codes, (codes - zero) * scale, scale, zero
