@@ -136,7 +136,7 @@ def labelled(file: ArrayFile, inputs: Sequence[str]) -> tuple[Samples, np.ndarra
         FileFormatError: an array can't be read.
     """
     name, x = samples(file, EVALUATION, inputs)
-    wanted = (f"y{name[1:]}",) if name else ("y_test", "y")
+    wanted = (f"y{name[1:]}",) if name.startswith("x") else ("y_test", "y")
     label = next((label for label in wanted if label in file.names), None)
     if label is None:
         beside = name or ", ".join(inputs)

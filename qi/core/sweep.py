@@ -33,7 +33,7 @@ __all__ = [
     "unspread",
 ]
 
-BLOCK = 1 << 15
+BLOCK = 1 << 17  # of so many float32 a cache of 1 MiB holds all; fewer would have threads wait for the interpreter
 LUT_BLOCK = 1 << 13  # looking up takes 64-bit indices beside
 _SHORT_ROW = 256  # numpy's cost of a row is that of a hundred values: shorter ones are repeated to a tile
 

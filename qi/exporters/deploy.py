@@ -119,12 +119,7 @@ def export(
     arrays = made_samples(routed) if samples is None else model_inputs(qmodel, samples)
     source = "seeded, over the calibrated range" if samples is None else "given"
     proof = prove(data, routed, kind, arrays, source=source, options=options)
-    found = _warnings(routed, proof, kind)
-    if strict and found:
-        way_out = (
-            "look at the first difference" if proof.first is not None else "export without strict to see the report"
-        )
-        raise StrictError(f"expected {kind.target} to give what the twin gives; {found[0]}; do {way_out}")
+    found = _warnings(routed, proof, kind, strict)
     for text in found:
         warnings.warn(text, QuantizationWarning, stacklevel=2)
     fed = coded(routed, kind, arrays) if integer_io else arrays
@@ -165,14 +160,22 @@ def _real_operations(graph: QGraph) -> list[Any]:
     return [op for op in real if not KINDS.get(op.kind).moves]
 
 
-def _warnings(graph: QGraph, proof: Proof, kind: Format) -> list[str]:
+def _warnings(graph: QGraph, proof: Proof, kind: Format, strict: bool) -> list[str]:
+    """What is to be told of a proof.
+
+    Raises:
+        StrictError: with `strict`, where there is any.
+    """
     if proof.equal:
         return []
     where = f", first in {proof.first.name!r}" if proof.first is not None else ""
-    told = f"{told_difference(proof)}{where}"
     islands = sorted({op.kind for op in _real_operations(graph)})
     because = f" (behind float operations: {', '.join(islands)})" if islands else ""
-    return [f"{kind.target} and the twin differ: {told}{because}"]
+    told = f"{kind.target} and the twin differ: {told_difference(proof)}{where}{because}"
+    if strict:
+        way_out = "look at the first difference" if where else "export without strict to see the report"
+        raise StrictError(f"expected {kind.target} to give what the twin gives; {told}; do {way_out}")
+    return [told]
 
 
 def written(graph: QGraph, kind: Format, options: Options) -> bytes:

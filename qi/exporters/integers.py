@@ -1,7 +1,7 @@
 """Export of plain integers for other hardware: a folder with all that a kernel writer needs, and nothing that needs a library.
 
-The arithmetic is that of LiteRT's reference kernels, as microcontrollers run them; `qi.emulate(..., target="reference")`
-tells what kernels must give.
+The arithmetic is that of LiteRT's reference kernels, as microcontrollers run them;
+`qi.emulate(..., "reference", integer_only=True)` tells what kernels must give.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def export_integers(
 ) -> IntegersReport:
     """Writes a folder of integers: graph.json, arrays.npz, model.h, README.md and check.npz; whole or not at all.
 
-    Operations without an integer kernel stay, marked as real, between codes; README.md tells how each is computed.
+    Operations without a way in integers stay, marked as real, between codes; README.md tells how each is computed.
 
     Args:
         graph: from `qi.lower`.

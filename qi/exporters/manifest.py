@@ -27,7 +27,7 @@ class Options:
 
     Attributes:
         integer_io: whether it takes and gives codes.
-        integer_only: whether no float islands are made where an integer kernel exists.
+        integer_only: whether no float islands are made where there is a way in integers.
         packed: whether weights below 8 bits are packed everywhere.
         opset: of ONNX; None: the least that serves.
         dynamic: whether products of real numbers with coded weights round their activations row by row, where that is fast.

@@ -18,7 +18,7 @@ _OF_CODES = "_of_codes"  # ends the name of what takes codes for the sake of its
 
 
 def real_operations(graph: QGraph) -> list[tuple[Op, str]]:
-    """(operation, why) for each that takes or gives real numbers.
+    """(operation, why) for each that computes with real numbers; what only moves them doesn't.
 
     Borders don't count: a "quantize" of what comes in, a "dequantize" of what goes out or enters an operation that is named here
     itself. Where codes become other codes through real numbers, that "quantize" does.
@@ -33,8 +33,9 @@ def real_operations(graph: QGraph) -> list[tuple[Op, str]]:
             before = producers.get(id(op.x))
             if before is not None and before.kind == "dequantize":
                 found.append((op, _KERNEL))
-        elif op.kind != "dequantize" and not op.quantized and any(_real(t) for t in (*op.inputs, *op.outputs)):
-            found.append((op, _why(graph, producers, op)))
+        elif op.kind != "dequantize" and not KINDS.get(op.kind).moves and not op.quantized:
+            if any(_real(t) for t in (*op.inputs, *op.outputs)):
+                found.append((op, _why(graph, producers, op)))
     return found
 
 

@@ -45,7 +45,8 @@ def emulate(
             microcontrollers).
         raw: the codes themselves (int8; uint8 for ONNX Runtime) in place of what they stand for. Outputs that stay in float are
             given as they are.
-        integer_only: no float islands where an integer kernel exists; this and the next two as of `qi.export`.
+        integer_only: no float islands where there is a way in integers; this and the next two as of `qi.export`. Exports of
+            plain integers have none.
         packed: whether weights below 8 bits are packed everywhere, which other kernels of LiteRT may compute.
         dynamic: whether Dense layers whose weights alone are quantized round their activations row by row, where the target has a
             kernel for that.

@@ -147,6 +147,8 @@ def test_the_only_array_needs_no_name(tmp_path: Path) -> None:
     name, x = samples(ArrayFile(tmp_path / "one.npz"), EVALUATION, ["image"])
     assert name == "arr_0"
     assert np.array_equal(x, X)
+    with pytest.raises(InputError, match="true values called y_test or y beside arr_0"):
+        labelled(ArrayFile(tmp_path / "one.npz"), ["image"])
     np.savez(tmp_path / "two.npz", X, X)
     for file, inputs in (("one", ["left", "right"]), ("two", ["image"])):
         with pytest.raises(InputError, match="received arr_0"):

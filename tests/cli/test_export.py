@@ -135,6 +135,18 @@ def test_bad_options_are_refused_before_the_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["export", "emulate", "quantize"])
+def test_samples_are_looked_into_before_the_model_is_loaded(
+    command: str, files: Path, tmp_path: Path, qi_command: Callable[..., Any], no_packages: Any
+) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((0, 3)))
+    no_packages("keras", "tensorflow")
+    out = tmp_path / {"export": "m.onnx", "emulate": "y.npz", "quantize": "q.keras"}[command]
+    done = qi_command(command, files / "quantized.keras", "--data", tmp_path / "x.npz", "-o", out)
+    assert done.code == 2
+    assert "expected arrays of at least one sample" in done.error
+
+
 def test_a_float_model_is_refused(files: Path, tmp_path: Path, qi_command: Callable[..., Any]) -> None:
     done = qi_command("export", files / "float.keras", "-o", tmp_path / "m.tflite")
     assert done.code == 2

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qi.core import PerGroup
+from qi.core import PerGroup, sweep
 from qi.core.affine import dequantize, quantize
 from qi.engine.config import QuantizationConfig
 from qi.engine.quantizer import Quantizer
@@ -287,7 +287,8 @@ def test_the_size_of_pieces_changes_nothing_but_memory(settings: dict[str, Any],
     np.testing.assert_array_equal(quantizer.quantize(x), expected)
 
 
-def test_without_pieces_scratch_is_as_large_as_the_array() -> None:
+def test_without_pieces_scratch_is_as_large_as_the_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "BLOCK", 1 << 13)
     x = np.ones(65_000, np.float32)  # too few for compiled functions, which need no scratch
     peaks = []
     for optimize in (True, False):

@@ -60,3 +60,9 @@ def test_a_function_is_told_by_its_name_and_each_layer_once() -> None:
     routed = route(graph_of(*ops, inputs=[x]), "litert", integer_only=True)
     assert len(real_operations(routed)) == 2
     assert told_real(routed) == "tanh in layer 'f' (given real numbers)"
+
+
+def test_what_only_moves_numbers_computes_nothing() -> None:
+    x, y = real("x", 4), real("y", 2, 2)
+    graph = graph_of(Op("reshape", [x], [y], {"shape": [None, 2, 2]}, "same"), inputs=[x])
+    assert real_operations(route(graph, "litert", integer_only=True)) == []

@@ -35,7 +35,7 @@ def test_random_graphs_with_what_is_faster_in_real_numbers() -> None:
 def test_every_kind_with_an_integer_kernel_occurs(target: str) -> None:
     found = {op.kind for _, g in graphs(COUNT) for op in route(g, target, integer_only=True).ops if op.quantized}
     kinds = {kind.name for _, kind in KINDS.items() if kind.moves or target in kind.kernels}
-    assert kinds - {"dequantize"} <= found  # "quantize" among them: of codes
+    assert kinds - {"dequantize", "table"} <= found  # "quantize" among them: of codes; tables: test_tables
 
 
 def test_graphs_are_the_same_from_every_seed_and_use_their_codes() -> None:
