@@ -33,9 +33,8 @@ def real_operations(graph: QGraph) -> list[tuple[Op, str]]:
             before = producers.get(id(op.x))
             if before is not None and before.kind == "dequantize":
                 found.append((op, _KERNEL))
-        elif op.kind != "dequantize" and not KINDS.get(op.kind).moves and not op.quantized:
-            if any(_real(t) for t in (*op.inputs, *op.outputs)):
-                found.append((op, _why(graph, producers, op)))
+        elif op.kind != "dequantize" and _computes(op):
+            found.append((op, _why(graph, producers, op)))
     return found
 
 
@@ -46,6 +45,12 @@ def told_real(graph: QGraph) -> str:
         name = str(op.attrs["function"]) if op.kind == "unary" else op.kind.removesuffix(_OF_CODES)
         groups.setdefault(why, {})[f"{name} in layer {told(op.source)}"] = None
     return "; ".join(f"{', '.join(names)} ({why})" for why, names in groups.items())
+
+
+def _computes(op: Op) -> bool:
+    """Whether an operation computes with real numbers."""
+    reals = any(_real(t) for t in (*op.inputs, *op.outputs))
+    return reals and not op.quantized and not KINDS.get(op.kind).moves
 
 
 def _real(tensor: Tensor) -> bool:
