@@ -22,10 +22,10 @@ def predict_ratios(name: str) -> None:
     """Median predict time of quantized models over the float model's, interleaved."""
     data = load_data()
     models = {"float": load_float(name)}
-    for recipe in ("w8", "w8a8"):
-        models[recipe], _ = qi.quantize_model(
-            models["float"], recipe, data.x_calib if "a" in recipe else None, progress=False
-        )
+    for recipe, exact in (("w8", None), ("w8a8", None), ("w8a8", "litert"), ("w8a8", "onnxruntime")):
+        samples = data.x_calib if "a" in recipe else None
+        key = f"{recipe} exact={exact}" if exact else recipe
+        models[key], _ = qi.quantize_model(models["float"], recipe, samples, exact=exact, progress=False)
     x = data.x_test[:IMAGES]
     actions = {key: (lambda m=model: m.predict(x, batch_size=BATCH, verbose=0)) for key, model in models.items()}
     seconds = interleaved(actions, ROUNDS)
