@@ -99,7 +99,16 @@ class QParams:
         )
 
     def __hash__(self) -> int:
-        return hash((self.grid, self.granularity, self.scale.tobytes(), self.zero_point.tobytes()))
+        found: int | None = self.__dict__.get("_hash")
+        if found is None:  # once: it takes as long as reading all scales
+            found = hash((self.grid, self.granularity, self.scale.tobytes(), self.zero_point.tobytes()))
+            self.__dict__["_hash"] = found
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of scales and zero points."""
+        return int(self.scale.nbytes + self.zero_point.nbytes)
 
     def check_shape(self, shape: Shape) -> None:
         """Raises InputError unless these parameters fit a tensor of `shape`."""

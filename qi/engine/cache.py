@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LIMIT_BYTES", "ResultCache"]
+__all__ = ["LIMIT_BYTES", "OVERHEAD", "ResultCache"]
 
 LIMIT_BYTES = 64 << 20
 """All results of one cache together, with the codes they came from."""
 
 LARGEST = 1 << 14
 """Bytes of the longest codes whose result is kept: beyond, finding a result takes as long as computing it."""
+
+
+OVERHEAD = 512
+"""Bytes of the objects around one result."""
 
 
 class ResultCache:
@@ -74,4 +78,5 @@ class ResultCache:
 
 
 def _size(key: Any, result: np.ndarray) -> int:
-    return len(key[0]) + result.nbytes
+    codes, _, _, params = key
+    return len(codes) + result.nbytes + getattr(params, "nbytes", 0) + OVERHEAD

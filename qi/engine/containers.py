@@ -315,6 +315,10 @@ def _write_safetensors(path: Path, layout: Mapping[str, Layout], metadata: Mappi
 
 
 def _header(file: IO[bytes], layout: Layout) -> IO[bytes]:
+    if layout.dtype.isbuiltin == 2:  # defined elsewhere: numpy would write bytes without a meaning
+        raise ConfigError(
+            f"expected arrays of numpy's own dtypes; received {layout.dtype}; do: write a .safetensors file"
+        )
     fields = {"descr": np.lib.format.dtype_to_descr(layout.dtype), "fortran_order": False, "shape": layout.shape}
     np.lib.format.write_array_header_1_0(file, fields)
     return file

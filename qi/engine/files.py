@@ -47,7 +47,7 @@ from qi.engine.inputs import refuse
 from qi.engine.progress import Progress
 from qi.engine.ranges import params_of, requantized, see
 from qi.engine.types import QuantizationType
-from qi.errors import ConfigError, FileFormatError, QiError
+from qi.errors import ConfigError, FileFormatError, QiError, UnsupportedError
 from qi.typing import Shape
 
 __all__ = ["FileReport", "FileRow", "dequantize_file", "load_quantized", "quantize_file"]
@@ -153,19 +153,24 @@ def quantize_file(
         [[1.0, 0.0], [0.0, 1.0]]
     """
     config = QuantizationConfig() if config is None else config
+    if not isinstance(config, QuantizationConfig):
+        raise UnsupportedError(f"expected a QuantizationConfig; received {type(config).__name__}")
     arrays = open_arrays(source)
     alone = Path(source).suffix.lower() == ".npy"
     jobs = {name: _job(name, like, config, channel_dim, alone) for name, like in arrays.layout.items()}
     layout: dict[str, Layout] = {}
+    beside = {
+        f"{job.name}.{part}" for job in jobs.values() if job.config is not None for part in ("scale", "zero_point")
+    }
     for job in jobs.values():
         for name, entry in job.layout().items():
-            if name in layout:
+            if name in layout or (name == job.name and name in beside):
                 raise ConfigError(
                     f"expected names that stay apart; received an array called {name!r} beside {job.name!r}"
                 )
             layout[name] = entry
     facts = {job.name: job.facts() for job in jobs.values() if job.config is not None}
-    metadata = {"qi": json.dumps({"version": _VERSION, "arrays": facts})}
+    metadata = arrays.metadata | {"qi": json.dumps({"version": _VERSION, "arrays": facts})}
     total = sum(math.prod(job.like.shape) * (1 + (job.config is not None)) for job in jobs.values())
     rows = []
     with Progress("Quantizing", total, progress) as bar, writing(target, layout, metadata) as sink:
@@ -193,7 +198,8 @@ def dequantize_file(
     layout = {name: arrays.layout[name] for name in arrays if not _beside(name, stored)}
     layout |= {name: Layout(numpy_dtype(own.dtype), own.shape) for name, own in stored.items()}
     total = sum(math.prod(entry.shape) for entry in layout.values())
-    with Progress("Dequantizing", total, progress) as bar, writing(target, layout, {}) as sink:
+    metadata = {key: value for key, value in arrays.metadata.items() if key != "qi"}
+    with Progress("Dequantizing", total, progress) as bar, writing(target, layout, metadata) as sink:
         for name, entry in layout.items():
             if name not in stored:
                 _copy(name, arrays[name], sink, bar)
@@ -271,6 +277,7 @@ class _Job:
             "dtype": self.like.dtype.name,
             "bits": grid.bits,
             "signed": grid.signed,
+            "zero_point": f"{self.name}.zero_point" in self.layout(),
             "granularity": granularity_to_dict(self.granularity),
         }
 
@@ -331,8 +338,8 @@ def _job(name: str, like: Layout, config: QuantizationConfig, channel_dim: int |
     own = config.for_layer(name)
     sharing = own.sharing(channel_dim)
     reason = ""
-    if like.dtype.kind != "f" and like.dtype not in _FLOATS:
-        reason = "no real numbers"
+    if like.dtype.newbyteorder("=") not in _FLOATS:
+        reason = "no real numbers of 16, 32 or 64 bits"
     elif len(like.shape) < 2 and not alone:
         reason = "fewer than 2 dimensions"
     elif not config.should_quantize(name) or own.quantization_type is QuantizationType.NONE:
@@ -401,7 +408,7 @@ def _one(name: str, own: Mapping[str, Any], arrays: Arrays) -> _Stored:
     grid = IntGrid(own["bits"], signed=own["signed"])
     granularity = granularity_from_dict(own["granularity"])
     scale = arrays[f"{name}.scale"]
-    zero_point = arrays[f"{name}.zero_point"] if f"{name}.zero_point" in arrays else np.zeros((), np.int32)
+    zero_point = arrays[f"{name}.zero_point"] if own["zero_point"] else np.zeros((), np.int32)
     params = QParams(np.asarray(scale), np.asarray(zero_point), grid, granularity)
     params.check_shape(shape)
     expected = Layout(grid.storage_dtype, shape)
@@ -437,9 +444,11 @@ def _pieces(shape: Shape, granularity: Granularity) -> Iterator[tuple[slice, ...
 
 def _at(params: QParams, where: tuple[slice, ...], shape: Shape) -> QParams:
     """The parameters of a piece."""
+    if params.scale.size == 1:
+        return params
     groups = blocked.groups_of(shape, params.scale, params.granularity)
     own = [blocked.part_of(param, where, groups) for param in (params.scale, params.zero_point)]
     return QParams(own[0], own[1], params.grid, params.granularity)
 
 
-_FLOATS = (numpy_dtype("bfloat16"),)
+_FLOATS = tuple(numpy_dtype(name) for name in ("float16", "bfloat16", "float32", "float64"))

@@ -35,6 +35,8 @@ def array_of(data: Any, *, validate: bool) -> np.ndarray:
             ) from error
     if data.dtype.kind not in "fiub" and "float" not in data.dtype.name:
         raise UnsupportedError(f"expected an array of real numbers; received dtype={data.dtype}")
+    if data.dtype.itemsize == 1 and "float" in data.dtype.name:
+        return np.asarray(data.astype(np.float32))  # numpy knows too little of these
     return np.asarray(data)
 
 
@@ -57,7 +59,7 @@ def codes_of(data: Any, config: QuantizationConfig) -> np.ndarray:
             f"expected codes of {config.quantization_type.name} with {grid.bits} bits, {grid.qmin} to {grid.qmax}; "
             f"received {codes.min()} to {codes.max()}"
         )
-    return codes.astype(grid.storage_dtype)
+    return codes.astype(grid.storage_dtype, copy=False)
 
 
 def refuse(nans: int, infs: int, config: QuantizationConfig) -> None:

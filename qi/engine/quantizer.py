@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -129,6 +129,8 @@ class Quantizer(SeedNames):
                 as it was.
         """
         given = [calibration_data] if isinstance(calibration_data, np.ndarray) else calibration_data
+        if not isinstance(given, Iterable):
+            raise UnsupportedError(f"expected a list of arrays; received {type(given).__name__}")
         arrays = [array_of(x, validate=True) for x in given]
         with self._changing:
             config = self.config
@@ -287,6 +289,8 @@ class Quantizer(SeedNames):
             return numbers
         codes = codes_of(data, config)
         params = self._parameters_of_codes(state, config, codes.ndim, channel_dim, layer_name)
+        if state is not self._state:  # replaced meanwhile: the parameters may be of the new one
+            return self.dequantize(data, channel_dim, layer_name, out=out, num_threads=num_threads)
         key = self._cache.key(codes, params) if config.enable_cache and out is None else None
         found = self._cache.get(key) if key is not None else None
         if found is None:

@@ -5,12 +5,18 @@ import threading
 import numpy as np
 import pytest
 
+from qi.core import IntGrid, PerChannel, QParams
 from qi.engine import cache
 from qi.engine.cache import ResultCache
 
 
 def codes(value: int, size: int = 4) -> np.ndarray:
     return np.full(size, value, np.int8)
+
+
+@pytest.fixture(autouse=True)
+def without_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "OVERHEAD", 0)  # so that bytes can be counted here
 
 
 def test_a_result_comes_back_as_a_copy_for_equal_arrays_only() -> None:
@@ -98,3 +104,10 @@ def test_threads_find_whole_results() -> None:
         thread.join()
     assert wrong == []
     assert kept.nbytes == 8 * len(kept.results)
+
+
+def test_parameters_and_objects_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "OVERHEAD", 512)
+    kept, params = ResultCache(4), QParams(np.ones((4, 1)), 0, IntGrid(8), PerChannel(0))
+    kept.put(kept.key(codes(1), params), np.zeros(4, np.float32))
+    assert kept.nbytes == 4 + 16 + 32 + 512

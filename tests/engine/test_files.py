@@ -21,6 +21,7 @@ from qi.engine import (
     load_quantized,
     quantize_file,
 )
+from qi.engine.containers import open_arrays
 from qi.errors import ConfigError, FileFormatError, InputError
 
 CONFIGS = [
@@ -84,7 +85,7 @@ def test_the_report_says_what_became_of_each_array(tmp_path, checkpoint):
     rows = {row.name: row for row in report.rows}
     assert rows["double"].reason == "skipped by the configuration"
     assert rows["bias"].reason == "fewer than 2 dimensions"
-    assert rows["steps"].reason == "no real numbers"
+    assert rows["steps"].reason == "no real numbers of 16, 32 or 64 bits"
     assert rows["dense/kernel"].bits == 8
     assert rows["dense/kernel"].stored_nbytes == 70 * 33 + 4
     assert "dense/kernel  70x33" in str(report)
@@ -199,3 +200,56 @@ def test_damaged_metadata_and_arrays_give_errors(tmp_path):
                 archive.writestr(name, text if name == "qi.json" else data)
         with pytest.raises(FileFormatError):
             load_quantized(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", PerGroup(-1, 64, 0)])
+def test_one_channel_or_group_is_no_special_case(tmp_path, granularity):
+    x = np.arange(-32, 32, dtype=np.float32).reshape(1, 64)
+    save_file({"head": x}, tmp_path / "m.safetensors")
+    config = QuantizationConfig(granularity=granularity)
+    quantize_file(tmp_path / "m.safetensors", tmp_path / "q.npz", config)
+    dequantize_file(tmp_path / "q.npz", tmp_path / "back.npz")
+    np.testing.assert_array_equal(np.load(tmp_path / "back.npz")["head"], Quantizer(config).quantize_dequantize(x))
+
+
+def test_an_array_called_like_a_zero_point_is_refused(tmp_path):
+    np.savez(tmp_path / "m.npz", **{"foo": np.eye(2, dtype=np.float32), "foo.zero_point": np.array([[5]], np.int32)})
+    with pytest.raises(ConfigError, match=r"received an array called 'foo\.zero_point'"):
+        quantize_file(tmp_path / "m.npz", tmp_path / "q.npz")
+
+
+def test_a_lost_zero_point_is_told(tmp_path):
+    np.save(tmp_path / "x.npy", np.float32([[0.0, 1.0], [2.0, 3.0]]))
+    quantize_file(tmp_path / "x.npy", tmp_path / "q.npz", QuantizationConfig(symmetric=False))
+    with zipfile.ZipFile(tmp_path / "q.npz") as archive, zipfile.ZipFile(tmp_path / "cut.npz", "w") as cut:
+        for name in archive.namelist():
+            if "zero_point" not in name:
+                cut.writestr(name, archive.read(name))
+    with pytest.raises(FileFormatError, match=r"array\.zero_point"):
+        load_quantized(tmp_path / "cut.npz")
+
+
+def test_dtypes_that_numpy_files_can_not_hold_are_refused(tmp_path):
+    save_file(
+        {"w": np.ones((2, 2), ml_dtypes.bfloat16), "b": np.ones(2, ml_dtypes.bfloat16)}, tmp_path / "m.safetensors"
+    )
+    quantize_file(tmp_path / "m.safetensors", tmp_path / "q.safetensors")
+    with pytest.raises(ConfigError, match=r"do: write a \.safetensors file"):
+        quantize_file(tmp_path / "m.safetensors", tmp_path / "q.npz")
+    with pytest.raises(ConfigError, match=r"do: write a \.safetensors file"):
+        dequantize_file(tmp_path / "q.safetensors", tmp_path / "back.npz")
+
+
+def test_other_reals_are_copied(tmp_path):
+    np.savez(tmp_path / "m.npz", w=np.ones((2, 2), np.longdouble))
+    (row,) = quantize_file(tmp_path / "m.npz", tmp_path / "q.npz").rows
+    assert row.reason == "no real numbers of 16, 32 or 64 bits"
+    np.testing.assert_array_equal(load_quantized(tmp_path / "q.npz")["w"], np.ones((2, 2), np.longdouble))
+
+
+def test_metadata_of_the_checkpoint_stay(tmp_path):
+    save_file({"w": np.ones((2, 2), np.float32)}, tmp_path / "m.safetensors", metadata={"format": "pt"})
+    quantize_file(tmp_path / "m.safetensors", tmp_path / "q.safetensors")
+    dequantize_file(tmp_path / "q.safetensors", tmp_path / "back.safetensors")
+    for name in ("q.safetensors", "back.safetensors"):
+        assert open_arrays(tmp_path / name).metadata["format"] == "pt"

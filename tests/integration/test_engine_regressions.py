@@ -17,6 +17,7 @@ import pytest
 
 from qi.core import blocked
 from qi.engine import QuantizationConfig, QuantizationType, Quantizer
+from qi.engine.cache import OVERHEAD
 from qi.errors import NotCalibratedError
 
 NORMAL = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
@@ -147,7 +148,9 @@ def test_b11_cache_returns_the_stored_array() -> None:
     large = calibrated(np.float32([1.0]), cache_size=1 << 20)
     for i in range(12):
         large.dequantize(np.full(8192, i, np.int8))
-        assert large._cache.nbytes == sum(result.nbytes + 8192 for result in large._value_cache.values())
+        assert large._cache.nbytes == sum(
+            result.nbytes + 8192 + key[3].nbytes + OVERHEAD for key, result in large._value_cache.items()
+        )
 
 
 def test_b12_cache_keeps_what_is_faster_computed() -> None:
