@@ -194,16 +194,13 @@ def dequantize(
     return out
 
 
-def minmax(
-    x: Any, granularity: Granularity, *, num_threads: int = 1, body: str = "auto"
-) -> tuple[np.ndarray, np.ndarray, int, int]:
+def minmax(x: Any, granularity: Granularity, *, num_threads: int = 1) -> tuple[np.ndarray, np.ndarray, int, int]:
     """The least and the greatest finite value for each scale, and how many values aren't finite, in one pass.
 
     Args:
         x: real array of any shape and dtype.
         granularity: which values share a range.
         num_threads: as in `quantize`.
-        body: as in `quantize`.
 
     Returns:
         (lo, hi, nans, infs): float64 arrays of the granularity's ``param_shape``, both 0 where no value is finite;
@@ -217,7 +214,6 @@ def minmax(
     """
     x = real(x)
     kept = granularity.param_shape(x.shape)
-    check_body(body)
     if math.prod(kept) == 1 and 0 < x.size <= _LONG and x.dtype == np.float32:
         with np.errstate(invalid="ignore"):
             least, greatest = float(x.min()), float(x.max())  # NaN shows in both

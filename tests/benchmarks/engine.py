@@ -44,7 +44,7 @@ def actions(x: np.ndarray, bodies: tuple[str, ...]) -> tuple[Actions, dict[str, 
         return np.clip(np.round(x / s), -128, 127).astype(np.int8)
 
     def dynamic(body: str) -> object:
-        lo, hi, _, _ = blocked.minmax(x, PerTensor(), body=body)
+        lo, hi, _, _ = blocked.minmax(x, PerTensor())
         return blocked.quantize(x, QParams(np.maximum(-lo, hi) / 127, 0, IntGrid(8), PerTensor()), body=body)
 
     found: Actions = {
