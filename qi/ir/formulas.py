@@ -71,9 +71,12 @@ def fixed_sum(a: Array, ratio_a: Array, b: Array, ratio_b: Array, *, sign: int =
     """
     xp = namespace_of(a, b, ratio_a)
     point = _power_above(xp.maximum(ratio_a, ratio_b), xp)
-    fa, fb = (xp.round(xp.multiply(xp.cast(ratio, "float64"), point)) for ratio in (ratio_a, ratio_b))
-    sums = xp.cast(a, "float64") * fa + sign * xp.cast(b, "float64") * fb
-    return xp.cast(xp.floor(xp.divide(sums, point) + 0.5), "float32")
+    # Divided by the point, a power of two, the factors and all that follows stay exact.
+    fa, fb = (
+        xp.divide(xp.round(xp.multiply(xp.cast(ratio, "float64"), point)), point) for ratio in (ratio_a, ratio_b)
+    )
+    sums = xp.cast(a, "float64") * fa + xp.cast(b, "float64") * (sign * fb)
+    return xp.cast(xp.floor(sums + 0.5), "float32")
 
 
 def fused_sum(a: Array, ratio_a: Array, b: Array, ratio_b: Array, offset: Array) -> Array:

@@ -65,7 +65,9 @@ class ExactSums(_Exact):
         """
         ops, wrapper = keras.ops, self.wrapper
         step = ops.stop_gradient(wrapper.bounds["kernel"].parameters()[0])
-        weights = _snapped(wrapper.quantized_weight("kernel", training) / step)
+        weights = wrapper.quantized_weight("kernel", training) / step
+        # A frozen weight has no gradient to keep, and two passes over it are dear beside a product with few rows.
+        weights = ops.round(weights) if wrapper.frozen else _snapped(weights)
         scale, shape = ops.stop_gradient(scale), step.shape
         step = self._by_channel(step, weights)
         has_bias = "bias" in wrapper.layer_weights
@@ -99,12 +101,17 @@ class ExactSums(_Exact):
         bias = ops.stop_gradient(ops.cast(ops.reshape(self.wrapper.layer_weights["bias"].value, (-1,)), "float64"))
         least = ops.abs(bias) / (most_steps(self.wrapper.bounds["kernel"].quantizer.num_bits) * scale)
         least = ops.maximum(least if step.shape[0] > 1 else ops.max(least, keepdims=True), SMALLEST / scale)
-        coarse = ops.cast(ops.maximum(wide, least), "float32")
-        ratio = ops.where(wide >= least, ops.ones_like(wide), wide / ops.cast(coarse, "float64"))
-        # Depthwise kernels end with the two axes that its channels are made of.
-        of_pairs = step.shape[0] > 1 and step.shape[0] != prod(shape)
-        ratio = ops.reshape(ratio, weights.shape[-2:] if of_pairs else shape)
-        return ops.cast(_snapped(ops.cast(weights, "float64") * ratio), "float32"), coarse
+
+        def coarse() -> tuple[Any, Any]:
+            coarse = ops.cast(ops.maximum(wide, least), "float32")
+            ratio = ops.where(wide >= least, ops.ones_like(wide), wide / ops.cast(coarse, "float64"))
+            # Depthwise kernels end with the two axes that its channels are made of.
+            of_pairs = step.shape[0] > 1 and step.shape[0] != prod(shape)
+            ratio = ops.reshape(ratio, weights.shape[-2:] if of_pairs else shape)
+            return ops.cast(_snapped(ops.cast(weights, "float64") * ratio), "float32"), coarse
+
+        # Seldom is there such a channel, and working through all weights isn't free.
+        return ops.cond(ops.any(wide < least), coarse, lambda: (weights, step))
 
     def _cast(self, sums: Any) -> Any:
         return keras.ops.cast(sums, "float64") if self.wide else sums
@@ -171,6 +178,8 @@ class ExactPool(_Exact):
     def _sums(self, x: Any) -> Any:
         """Zeros stand for what lies outside."""
         rank = len(self.layer.pool_size)
+        if self.whole(x.shape):
+            return keras.ops.sum(x, axis=tuple(range(1, 1 + rank)), keepdims=True)
         axes = [
             self._window(size, *w)
             for size, *w in zip(x.shape[1 : 1 + rank], self.layer.pool_size, self.layer.strides, strict=True)

@@ -21,7 +21,7 @@ from qi.keras.exact_islands import island_layer
 from qi.keras.exact_kernels import ExactBilinear, ExactRealBilinear, ExactRows, ExactSoftmax, ExactTable
 from qi.keras.exact_routed import Routed, check_exact, is_dynamic, product_kind, table_of
 from qi.keras.exact_softmax import ExactFixedSoftmax
-from qi.keras.fold import activation_name
+from qi.keras.fold import FUSED_ACTIVATIONS, activation_name, split_activation
 from qi.keras.graph import Call, Graph, Value, build_model, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.traits import Role, is_fusable_activation, role_of
@@ -71,13 +71,15 @@ def make_exact(model: keras.Model, target: str) -> keras.Model:
     """A model of the same layers that computes as a runtime does.
 
     Args:
-        model: with wrappers and holders, inferable or trainable.
+        model: with wrappers and holders, inferable or trainable. Layers are used as they are, but for activations that are split
+            off: a model to be kept as it was must be given as a copy.
         target: one of `EXACT_TARGETS`.
 
     Raises:
         UnsupportedError: a layer that Keras can't compute as the runtime does; it is named.
     """
     graph = flatten_model(model)
+    _split_fused(graph)
     writer = _Writer(graph, target)
     for call in graph.calls:
         writer.write(call)
@@ -85,6 +87,22 @@ def make_exact(model: keras.Model, target: str) -> keras.Model:
     outputs = [writer.real(value, name) for value, name in zip(graph.flat_outputs(), graph.output_names, strict=True)]
     graph.calls, graph.outputs = writer.calls, keras.tree.pack_sequence_as(graph.outputs, outputs)
     return build_model(graph, build_tensors(graph), kind=type(model))
+
+
+def _split_fused(graph: Graph) -> None:
+    """Takes the activation out of linear layers whose results are quantized, where exact sums have to come before it."""
+    consumers = graph.consumers()
+    for calls in graph.calls_of().values():
+        op = calls[0].op
+        after = [consumers.get(id(call.outputs[0]), []) for call in calls]
+        held = all(len(found) == 1 and _is_held(found[0]) for found in after)
+        if not held or not isinstance(op, KerasQuantizationWrapper) or not _is_linear(op):
+            continue
+        # ReLU commutes with a positive factor and rounding: a layer may apply it to its sums, if they are in one part.
+        name = activation_name(op.layer)
+        if name == "relu6" or (name == "relu" and _needs_halves(op)):
+            split_activation(graph, calls, op.layer, op)
+            op.layer.activation = keras.activations.linear
 
 
 class _Writer:
@@ -233,7 +251,8 @@ class _Writer:
     def _sums(self, call: Call, op: Op, codes: _Codes) -> _Recipe | None:
         by = product_kind(op, self.target)
         halves = _needs_halves(call.op) or (by != "float" and largest_sum(op) >= EXACT32)
-        if halves and activation_name(call.op.layer) != "linear":
+        applied = activation_name(call.op.layer)
+        if applied == "relu6" or (halves and applied != "linear"):
             return None
 
         def take() -> list[Value]:
@@ -379,8 +398,8 @@ def _is_linear(wrapper: KerasQuantizationWrapper) -> bool:
     layer, bounds = wrapper.layer, wrapper.bounds
     if type(layer).__name__ not in _LINEAR or not type(layer).__module__.startswith("keras"):
         return False
-    if set(bounds) != {"kernel"} or activation_name(layer) not in ("linear", "relu"):
-        return False  # ReLU commutes with a positive factor and rounding: the layer may apply it to the sums
+    if set(bounds) != {"kernel"} or activation_name(layer) not in FUSED_ACTIVATIONS:
+        return False
     quantizer = bounds["kernel"].quantizer
     grouped = getattr(quantizer, "group_size", None) is not None
     integers = isinstance(quantizer.grid, IntGrid) and quantizer.grid.signed and not grouped

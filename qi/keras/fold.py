@@ -20,6 +20,7 @@ __all__ = [
     "fold_batch_norms",
     "fold_gain",
     "folds_into_scales",
+    "split_activation",
     "split_activations",
 ]
 
@@ -199,11 +200,23 @@ def split_activations(graph: Graph, has_policy: Any, fused: Collection[str] = FU
             linear = rebuild_layer(op, {"activation": "linear"})
         except NotRebuildableError:
             continue
-        activation = op.activation
-        if not isinstance(activation, keras.layers.Layer):
-            activation = keras.layers.Activation(activation, name=f"{op.name}_{name}", dtype=op.dtype_policy)
-        for call in calls:
-            _split(graph, call, linear, activation, name)
+        split_activation(graph, calls, op, linear)
+
+
+def split_activation(graph: Graph, calls: list[Call], op: Any, linear: Any) -> None:
+    """Puts a layer without an activation, and a layer for that, in the place of one.
+
+    Args:
+        graph: changed in place.
+        calls: all of the layer's.
+        op: the layer with the activation.
+        linear: what is called in its place.
+    """
+    activation, name = op.activation, activation_name(op)
+    if not isinstance(activation, keras.layers.Layer):
+        activation = keras.layers.Activation(activation, name=f"{op.name}_{name}", dtype=op.dtype_policy)
+    for call in calls:
+        _split(graph, call, linear, activation, name)
 
 
 def _split(graph: Graph, call: Call, linear: Any, activation: Any, name: str) -> None:

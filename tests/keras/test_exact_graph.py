@@ -13,6 +13,7 @@ import qi
 from qi.keras.exact import ExactDecode, ExactGrid, ExactSums
 from qi.keras.exact_graph import make_exact
 from qi.keras.exact_plain import exact_target, plain
+from qi.keras.exact_steps import EXACT_TARGETS
 from qi.keras.graph import flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.wrapper import KerasQuantizationWrapper
@@ -108,3 +109,25 @@ def test_sequences_are_convolved_twice(kind: str, target: str, tmp_path: Path) -
     suffix = {"litert": "m.tflite", "onnxruntime": "m.onnx"}.get(target)
     if suffix is not None:
         assert qi.export(qmodel, tmp_path / suffix, samples=x, strict=True, latency=False).exact
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("target", EXACT_TARGETS)
+def test_an_activation_comes_after_sums_in_two_parts(activation: str, target: str) -> None:
+    x = np.random.default_rng(0).normal(size=(32, 4, 4, 80)).astype(np.float32) * 8
+    keras.utils.set_random_seed(0)
+    wide = keras.layers.Dense(5, activation=activation, kernel_initializer="random_normal")
+    convolution = keras.layers.Conv2D(4, 3, padding="same", activation=activation, kernel_initializer="random_normal")
+    model = keras.Sequential([keras.Input((4, 4, 80)), convolution, keras.layers.Flatten(), wide])
+    qmodel, report = qi.quantize_model(model, "w8a8", x, exact=target, progress=False)
+    found = qmodel.predict(x, verbose=0)
+    assert np.unique(found).size > 5
+    np.testing.assert_array_equal(found, qi.emulate(qmodel, x, target, progress=False))
+    assert [row.layer for row in report.rows] == [
+        row.layer for row in qi.quantize_model(model, "w8a8", x, progress=False)[1].rows
+    ]
+    qat = qi.prepare_qat(model, "w8a8", x, exact=target, progress=False)
+    qat.compile("sgd", "mse")
+    qat.fit(x, np.zeros((32, 5), np.float32), verbose=0)
+    converted = qi.convert(qat).predict(x, verbose=0)
+    np.testing.assert_array_equal(converted, qat.predict(x, verbose=0))
