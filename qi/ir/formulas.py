@@ -72,17 +72,27 @@ def fixed_sum(a: Array, ratio_a: Array, b: Array, ratio_b: Array, *, sign: int =
     xp = namespace_of(a, b, ratio_a)
     point = _power_above(xp.maximum(ratio_a, ratio_b), xp)
     # Divided by the point, a power of two, the factors and all that follows stay exact.
-    fa, fb = (
-        xp.divide(xp.round(xp.multiply(xp.cast(ratio, "float64"), point)), point) for ratio in (ratio_a, ratio_b)
-    )
+    fa, fb = (xp.divide(xp.round(xp.multiply(xp.cast(ratio, "float64"), point)), point) for ratio in (ratio_a, ratio_b))
     sums = xp.cast(a, "float64") * fa + xp.cast(b, "float64") * (sign * fb)
     return xp.cast(xp.floor(sums + 0.5), "float32")
 
 
-def fused_sum(a: Array, ratio_a: Array, b: Array, ratio_b: Array, offset: Array) -> Array:
-    """ONNX Runtime's addition of uint8 codes as they are: ``fma(a, ra, fma(b, rb, offset))`` in float32, unrounded."""
+def fused_sum(a: Array, ratio_a: Array, b: Array, ratio_b: Array, offset: Array, zero_b: Array | None = None) -> Array:
+    """ONNX Runtime's addition of uint8 codes as they are: ``fma(a, ra, fma(b, rb, offset))`` in float32, unrounded.
+
+    Args:
+        a: codes as they are.
+        ratio_a: float32: their scale over that of the result.
+        b: the other operand; less `zero_b`, where that is given.
+        ratio_b: its ratio.
+        offset: float32: what makes zero points right.
+        zero_b: an integer.
+    """
     xp = namespace_of(a, b, ratio_a)
-    return _fma(xp.cast(a, "float32"), ratio_a, _fma(xp.cast(b, "float32"), ratio_b, offset, xp), xp)
+    wide = xp.cast(offset, "float64")
+    if zero_b is not None:  # products of codes are exact in float64, and so are their sums with an offset of their size
+        wide = wide + xp.cast(zero_b, "float64") * xp.cast(ratio_b, "float64")
+    return _fma(a, ratio_a, _fma(b, ratio_b, wide, xp), xp)
 
 
 def _fma(a: Any, b: Any, c: Any, xp: ArrayNamespace) -> Any:

@@ -97,12 +97,13 @@ class ExactSums(_Exact):
             shape: of the step as its quantizer has it.
         """
         ops = keras.ops
-        wide, scale = ops.cast(step, "float64"), ops.cast(scale, "float64")
-        bias = ops.stop_gradient(ops.cast(ops.reshape(self.wrapper.layer_weights["bias"].value, (-1,)), "float64"))
-        least = ops.abs(bias) / (most_steps(self.wrapper.bounds["kernel"].quantizer.num_bits) * scale)
-        least = ops.maximum(least if step.shape[0] > 1 else ops.max(least, keepdims=True), SMALLEST / scale)
+        bias = ops.stop_gradient(ops.reshape(self.wrapper.layer_weights["bias"].value, (-1,)))
+        most = most_steps(self.wrapper.bounds["kernel"].quantizer.num_bits)
 
         def coarse() -> tuple[Any, Any]:
+            wide, by = ops.cast(step, "float64"), ops.cast(scale, "float64")
+            least = ops.abs(ops.cast(bias, "float64")) / (most * by)
+            least = ops.maximum(least if step.shape[0] > 1 else ops.max(least, keepdims=True), SMALLEST / by)
             coarse = ops.cast(ops.maximum(wide, least), "float32")
             ratio = ops.where(wide >= least, ops.ones_like(wide), wide / ops.cast(coarse, "float64"))
             # Depthwise kernels end with the two axes that its channels are made of.
@@ -110,8 +111,10 @@ class ExactSums(_Exact):
             ratio = ops.reshape(ratio, weights.shape[-2:] if of_pairs else shape)
             return ops.cast(_snapped(ops.cast(weights, "float64") * ratio), "float32"), coarse
 
-        # Seldom is there such a channel, and working through all weights isn't free.
-        return ops.cond(ops.any(wide < least), coarse, lambda: (weights, step))
+        # Seldom is there such a channel, and working through all weights isn't free; a factor of 2 is for rounding.
+        factor = scale * step
+        alive = ops.all((ops.abs(bias / factor) < most / 2) & (factor > 2 * SMALLEST))
+        return ops.cond(alive, lambda: (weights, step), coarse)
 
     def _cast(self, sums: Any) -> Any:
         return keras.ops.cast(sums, "float64") if self.wide else sums

@@ -107,8 +107,18 @@ def _from_sums(target: str, scale: Any, zero: Any, sums: Any, factor: Any, *, by
     del target
     real = lambda: _codes(sums * factor)
     if by == "float":
-        return real, lambda: rounded_product(sums, factor / scale)
+        return real, lambda: _by_channel(sums, factor / scale)
     return real, lambda: _fixed(sums, factor / _wide(scale)[0], by)
+
+
+def _by_channel(sums: Any, factor: Any) -> Any:
+    """`rounded_product` with a factor for each channel, along whole rows at once: short vectors make broadcasting slow."""
+    shape = tuple(sums.shape)
+    if factor.shape[0] == 1 or len(shape) < 3 or None in shape[1:]:
+        return rounded_product(sums, factor)
+    rows = keras.ops.reshape(sums, (-1, shape[-2] * shape[-1]))
+    found = rounded_product(rows, keras.ops.tile(factor, shape[-2]))
+    return keras.ops.reshape(found, (-1, *shape[1:]))
 
 
 @STEPS.register("add")
@@ -125,7 +135,7 @@ def _from_add(
         ua, uy = za + 128.0, zero + 128.0
         ub = zb + 128.0 if sign > 0 else 127.0 - zb
         offset = uy - fused_sum(ra, ua, rb, ub, keras.ops.zeros_like(ra))
-        return keras.ops.round(fused_sum(a + ua, ra, sign * b + ub, rb, offset)) - uy
+        return keras.ops.round(fused_sum(a + ua, ra, b if sign > 0 else -b, rb, offset, ub)) - uy
 
     return lambda: a * sa + sign * b * sb, exact
 

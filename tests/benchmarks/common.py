@@ -48,7 +48,12 @@ def load_float(name: str) -> Any:
 
 
 def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each action; one after the other in every round, so that they share the machine's moods."""
+    """Median seconds of each action; see `timed_rounds`."""
+    return {name: median(seconds) for name, seconds in timed_rounds(actions, rounds).items()}
+
+
+def timed_rounds(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each action in each round; one after the other in every round, so that they share the machine's moods."""
     for action in actions.values():
         action()
     times: dict[str, list[float]] = {name: [] for name in actions}
@@ -57,4 +62,9 @@ def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dic
             start = time.perf_counter()
             action()
             times[name].append(time.perf_counter() - start)
-    return {name: median(seconds) for name, seconds in times.items()}
+    return times
+
+
+def paired_ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> float:
+    """Median over the rounds of one action's time over another's: what moods that last for several rounds can't move."""
+    return median(one / other for one, other in zip(seconds[name], seconds[base], strict=True))

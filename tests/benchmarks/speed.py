@@ -13,25 +13,31 @@ import keras
 import numpy as np
 
 import qi
-from tests.benchmarks.common import MODELS, interleaved, load_data, load_float
+from tests.benchmarks.common import MODELS, interleaved, load_data, load_float, paired_ratio, timed_rounds
 
 ROUNDS, BATCH, IMAGES = 15, 64, 2048
 
 
 def predict_ratios(name: str) -> None:
-    """Median predict time of quantized models over the float model's, interleaved."""
+    """Predict time of quantized models over the float model's, and of exact ones over plain fake quantization's."""
     data = load_data()
     models = {"float": load_float(name)}
-    for recipe, exact in (("w8", None), ("w8a8", None), ("w8a8", "litert"), ("w8a8", "onnxruntime")):
+    for recipe, exact in (
+        ("w8", None),
+        ("w8a8", None),
+        ("w8a8", "litert"),
+        ("w8a8", "onnxruntime"),
+        ("w8a8", "reference"),
+    ):
         samples = data.x_calib if "a" in recipe else None
         key = f"{recipe} exact={exact}" if exact else recipe
         models[key], _ = qi.quantize_model(models["float"], recipe, samples, exact=exact, progress=False)
     x = data.x_test[:IMAGES]
     actions = {key: (lambda m=model: m.predict(x, batch_size=BATCH, verbose=0)) for key, model in models.items()}
-    seconds = interleaved(actions, ROUNDS)
-    print(
-        f"{name}: predict, batch {BATCH}: " + ", ".join(f"{k} {v / seconds['float']:.2f}x" for k, v in seconds.items())
-    )
+    seconds = timed_rounds(actions, ROUNDS)
+    found = ", ".join(f"{key} {paired_ratio(seconds, key, 'float'):.2f}x" for key in models)
+    exact = ", ".join(f"{key} {paired_ratio(seconds, key, 'w8a8'):.2f}x" for key in models if "exact" in key)
+    print(f"{name}: predict, batch {BATCH}: {found}; of w8a8: {exact}", flush=True)
 
 
 def quantize_seconds(name: str) -> None:
