@@ -15,7 +15,7 @@ import numpy as np
 import qi
 from tests.benchmarks.common import MODELS, interleaved, load_data, load_float, paired_ratio, timed_rounds
 
-ROUNDS, BATCH, IMAGES = 15, 64, 2048
+ROUNDS, BATCH, IMAGES = 15, 64, 512
 
 
 def predict_ratios(name: str) -> None:
@@ -34,7 +34,7 @@ def predict_ratios(name: str) -> None:
         models[key], _ = qi.quantize_model(models["float"], recipe, samples, exact=exact, progress=False)
     x = data.x_test[:IMAGES]
     actions = {key: (lambda m=model: m.predict(x, batch_size=BATCH, verbose=0)) for key, model in models.items()}
-    seconds = timed_rounds(actions, ROUNDS)
+    seconds = timed_rounds(actions, 3 * ROUNDS)
     found = ", ".join(f"{key} {paired_ratio(seconds, key, 'float'):.2f}x" for key in models)
     exact = ", ".join(f"{key} {paired_ratio(seconds, key, 'w8a8'):.2f}x" for key in models if "exact" in key)
     print(f"{name}: predict, batch {BATCH}: {found}; of w8a8: {exact}", flush=True)
