@@ -21,7 +21,19 @@ from qi.core.grid import Grid, IntGrid, LutGrid
 from qi.core.kernels import Counts, spread_of
 from qi.core.namespace import numpy_dtype
 from qi.core.packing import Packer, join, packed_nbytes
-from qi.core.sweep import BLOCK, LUT_BLOCK, apply, check_body, kernel_of, one_tile, parts, shared_zero, total, unspread
+from qi.core.sweep import (
+    BLOCK,
+    LUT_BLOCK,
+    apply,
+    check_body,
+    kernel_of,
+    one_tile,
+    parts,
+    shared_zero,
+    shares,
+    total,
+    unspread,
+)
 from qi.core.tiles import Walk, boxes, check_threads, in_threads
 from qi.errors import InputError
 from qi.typing import Shape
@@ -38,7 +50,8 @@ _MINMAX_BLOCKS = {4: 1 << 18, 8: 1 << 16}  # by bytes of a value: it takes scrat
 def real(x: Any) -> np.ndarray:
     """`x` as an array of real numbers."""
     array = np.asarray(x)
-    if not array.dtype.name.startswith(("float", "bfloat", "int", "uint", "bool")):
+    kind = array.dtype.kind  # numpy's own types have a letter, which is quick to ask for
+    if kind not in "fiub" and not array.dtype.name.startswith(("float", "bfloat", "int", "uint", "bool")):
         raise InputError(f"expected an array of real numbers; received dtype={array.dtype.name}")
     return array
 
@@ -232,7 +245,7 @@ def minmax(x: Any, granularity: Granularity, *, num_threads: int = 1) -> tuple[n
                     nans, infs = nans + found[0], infs + found[1]
         return lo, hi, nans, infs
 
-    found = in_threads(work, num_threads, -(-x.size // BLOCK))
+    found = in_threads(work, num_threads, shares(x.size, False))
     lo, hi, nans, infs = found[0]
     for other in found[1:]:
         np.minimum(lo, other[0], out=lo)
@@ -270,6 +283,7 @@ def quantize_packed(
         x, scale, zero_point = x.reshape(-1), scale.reshape(1), zero_point.reshape(1)
     groups = groups_of(x.shape, scale, granularity)
     unit, rows = math.lcm(8 // math.gcd(8, math.prod(x.shape[1:])), groups[0]), x.shape[0]
+    most = shares(x.size, kernel_of("quantize", grid, 0, x.size, body).compiled)
 
     def work(start: int, step: int) -> Counts:
         share = -(-rows // (step * unit)) * unit  # of whole bytes
@@ -279,7 +293,7 @@ def quantize_packed(
         mine = part_of(scale, box, groups), part_of(zero_point, box, groups)
         return _packed_share(x[box], *mine, grid, granularity, stored[begin:end], body)
 
-    return stored, total(in_threads(work, num_threads, -(-rows // unit) if x.size > BLOCK else 1))
+    return stored, total(in_threads(work, num_threads, min(-(-rows // unit), most)))
 
 
 def _packed_share(

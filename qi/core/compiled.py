@@ -32,6 +32,7 @@ __all__ = ["CompiledKernels", "load", "worth"]
 BLOCK = 1 << 16
 _FLOAT32 = np.dtype(np.float32)
 LONG = 1 << 19  # where tiles need no scratch
+SHARE = 1 << 20  # fewer values take less time than a thread to start
 _LEAST, _ALONE = 1 << 16, 1 << 26
 _SHORT_ROW, _LONG_ROW = 64, 1024
 
@@ -133,6 +134,12 @@ def _key(name: str, codes: str) -> tuple[str, str]:
     return name, "float32" if name == "fake_quantize" else codes
 
 
+@lru_cache(maxsize=64)
+def _name_of(dtype: np.dtype) -> str:
+    """Its name, which numpy makes up anew each time."""
+    return dtype.name
+
+
 def _functions(name: str, codes: str) -> tuple[Function, Function, Function]:
     """`name` for rows, for columns, and what counts NaN and infinities; compiled at first use."""
     key = _key(name, codes)
@@ -181,7 +188,7 @@ def worth(name: str, codes: np.dtype, size: int) -> bool:
     """Whether ``body="auto"`` takes numba for an array of `size` values: see above."""
     if size < _LEAST or not _installed():
         return False
-    return size >= _ALONE or _key(name, codes.name) in _LOADED
+    return size >= _ALONE or _key(name, _name_of(codes)) in _LOADED
 
 
 def load(grid: IntGrid) -> None:
@@ -202,6 +209,7 @@ class CompiledKernels(NumpyKernels):
     def __init__(self, grid: IntGrid, zero: int | None) -> None:
         super().__init__(grid, zero)
         self._codes = grid.storage_dtype
+        self._code_name = _name_of(self._codes)
         self._ends = np.float32(grid.qmin), np.float32(grid.qmax)
         self._zeros = np.full(1, zero or 0, np.float32)
 
@@ -236,7 +244,7 @@ class CompiledKernels(NumpyKernels):
             return Counts(*(sum(column) for column in zip(*pieces, strict=True)))
         scales = _vector(s, shape, given.copies)
         zeros = self._zeros_of(scales.size) if z is None else _vector(z, shape, given.copies)
-        rows, columns, not_finite = _functions(name, self._codes.name)
+        rows, columns, not_finite = _functions(name, self._code_name)
         own = out.dtype == dtype and _plain(out)
         target = out if own else np.empty(x.shape, dtype)
         flat = x.reshape(-1)

@@ -6,7 +6,6 @@ between calls, or between their threads; numpy and numba release the interpreter
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,17 +22,20 @@ from qi.errors import InputError
 __all__ = [
     "BLOCK",
     "LUT_BLOCK",
+    "SHARE",
     "apply",
     "check_body",
     "kernel_of",
     "one_tile",
     "parts",
     "shared_zero",
+    "shares",
     "total",
     "unspread",
 ]
 
 BLOCK = 1 << 17  # of so many float32 a cache of 1 MiB holds all; fewer would have threads wait for the interpreter
+SHARE = 1 << 22  # numpy's calls are short, and each waits for the interpreter
 LUT_BLOCK = 1 << 13  # looking up takes 64-bit indices beside
 _SHORT_ROW = 256  # numpy's cost of a row is that of a hundred values: shorter ones are repeated to a tile
 
@@ -184,8 +186,13 @@ def apply(
         def work(start: int, step: int, walk: Walk = walk, patterns: Sequence[Any] = patterns) -> Counts:
             return _sweep(maker.make(), walk, patterns, start, step)
 
-        found += in_threads(work, num_threads, -(-arrays[0].size // math.prod(walk.tile)))
+        found += in_threads(work, num_threads, shares(arrays[0].size, maker.compiled))
     return total(found)
+
+
+def shares(size: int, with_numba: bool) -> int:
+    """How many threads an array of `size` values is worth: starting one costs as much as so many values."""
+    return max(1, size // (compiled.SHARE if with_numba else SHARE))
 
 
 def _sweep(run: Kernel, walk: Walk, given: Sequence[Any], start: int, step: int) -> Counts:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, product
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -63,6 +63,11 @@ class Walk:
 
     def __init__(self, arrays: Sequence[np.ndarray], block: int) -> None:
         shape = arrays[0].shape
+        order = _whole(arrays, shape)
+        if order is not None:  # nothing to find out: one long row
+            self.views = tuple(a.reshape(-1, order=order) for a in arrays)
+            self.cut, self.tile = _tile(self.views[0].shape, block)
+            return
         spread = [a if a.shape == shape else _broadcast(a, shape) for a in arrays]
         axes = _order(arrays[0])
         sizes = [shape[axis] for axis in axes]
@@ -87,6 +92,13 @@ class Walk:
         for outer in product(*(range(n) for n in shape[: self.cut])):
             for begin in range(0, shape[self.cut], step):
                 yield (*outer, slice(begin, begin + step))
+
+
+def _whole(arrays: Sequence[np.ndarray], shape: Shape) -> Literal["C", "F"] | None:
+    """The memory order in which all arrays are one row without gaps; None where they aren't."""
+    if all(a.flags.c_contiguous and a.shape == shape for a in arrays):
+        return "C"
+    return "F" if all(a.flags.f_contiguous and a.shape == shape for a in arrays) else None
 
 
 def _broadcast(array: np.ndarray, shape: Shape) -> np.ndarray:

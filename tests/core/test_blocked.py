@@ -15,6 +15,8 @@ from qi.errors import InputError
 from tests.core.engine_cases import DTYPES, bits_of, expected, forms, how_to, random_bits
 from tests.strategies import shapes
 
+pytestmark = pytest.mark.usefixtures("eager_threads")
+
 INT8 = QParams(0.05, 3, IntGrid(8))
 
 

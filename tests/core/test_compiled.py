@@ -13,6 +13,8 @@ from qi.core.kernels import NumpyKernels
 from qi.errors import MissingDependencyError
 from tests.core.engine_cases import DTYPES, bits_of, expected, forms, how_to, random_bits
 
+pytestmark = pytest.mark.usefixtures("eager_threads")
+
 pytest.importorskip("numba")
 
 INT8 = QParams(0.05, 3, IntGrid(8))
