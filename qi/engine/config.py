@@ -14,10 +14,18 @@ import numpy as np
 
 from qi.core import Granularity as CoreGranularity, IntGrid, PerChannel, PerGroup, PerTensor
 from qi.engine.types import BitWidth, Granularity, QuantizationMode, QuantizationType
-from qi.errors import ConfigError
+from qi.errors import ConfigError, UnsupportedError
 from qi.registry import suggest
 
-__all__ = ["LAYER_KEYS", "QuantizationConfig", "granularity_from_dict", "granularity_to_dict"]
+__all__ = [
+    "LAYER_KEYS",
+    "QuantizationConfig",
+    "checked_config",
+    "checked_flag",
+    "checked_layer",
+    "granularity_from_dict",
+    "granularity_to_dict",
+]
 
 LAYER_KEYS = ("type", "bits", "mode", "symmetric", "per_channel")
 """What one layer may set for itself in `QuantizationConfig.custom_quantization_config`."""
@@ -156,15 +164,16 @@ class QuantizationConfig:
             core = (self.granularity or Granularity.PER_TENSOR).core
         else:
             core = self.granularity
-        return PerChannel(channel_dim) if channel_dim is not None and isinstance(core, PerChannel) else core
+        if channel_dim is None:
+            return core
+        own = PerChannel(channel_dim)  # checked also where it has no effect
+        return own if isinstance(core, PerChannel) else core
 
     def should_quantize(self, layer_name: str | None) -> bool:
         """Whether a layer of this name is quantized: by type, `skip_layers`, and the rules for bias and activations."""
+        name = (checked_layer(layer_name) or "").lower()
         if self.quantization_type is QuantizationType.NONE:
             return False
-        if layer_name is None:
-            return True
-        name = layer_name.lower()
         return not (
             layer_name in self.skip_layers
             or ("bias" in name and not self.quantize_bias)
@@ -173,9 +182,10 @@ class QuantizationConfig:
 
     def for_layer(self, layer_name: str | None) -> Self:
         """The configuration that a layer has: this one, or with what the layer sets for itself."""
-        if layer_name is None or not (self.enable_mixed_precision or self.quantization_type is QuantizationType.MIXED):
+        name, mixed = checked_layer(layer_name), self.quantization_type is QuantizationType.MIXED
+        if name is None or not (self.enable_mixed_precision or mixed):
             return self
-        return self._layer(layer_name)
+        return self._layer(name)
 
     def _layer(self, layer_name: str) -> Self:
         own = self.custom_quantization_config.get(layer_name)
@@ -252,7 +262,7 @@ class QuantizationConfig:
     # The tensor API's constructors.
 
     @classmethod
-    def new(cls, mode: QuantizationMode, bit_width: BitWidth, granularity: Granularity) -> Self:
+    def new(cls, mode: QuantizationMode, bit_width: BitWidth, granularity: Granularity | CoreGranularity) -> Self:
         """A configuration of the tensor API.
 
         Example:
@@ -265,7 +275,7 @@ class QuantizationConfig:
             quantization_type=QuantizationType(BitWidth(bit_width).value),
             quantization_mode=mode,
             symmetric=mode is QuantizationMode.SYMMETRIC,
-            granularity=granularity,
+            granularity=granularity if isinstance(granularity, CoreGranularity) else Granularity(granularity),
         )
 
     @classmethod
@@ -302,7 +312,7 @@ def _container(bits: Any, like: QuantizationType) -> QuantizationType:
 def _checked_names(given: dict[str, Any]) -> dict[str, Any]:
     """Type, mode and granularity as members; `per_channel` and `granularity` agree."""
     mode, granularity = QuantizationMode(given["quantization_mode"]), given["granularity"]
-    per_channel = _flag("per_channel", given["per_channel"]) or mode is QuantizationMode.DYNAMIC_PER_CHANNEL
+    per_channel = checked_flag("per_channel", given["per_channel"]) or mode is QuantizationMode.DYNAMIC_PER_CHANNEL
     if granularity is None:
         granularity = Granularity.PER_CHANNEL if per_channel else Granularity.PER_TENSOR
     elif granularity == PerTensor():
@@ -345,7 +355,7 @@ def _checked_numbers(given: dict[str, Any]) -> dict[str, Any]:
         numbers["outlier_threshold"] = _real("outlier_threshold", given["outlier_threshold"], 0)
         if numbers["outlier_threshold"] == 0:
             raise ConfigError("expected outlier_threshold to be positive or None; received 0")
-    return numbers | {name: _flag(name, given[name]) for name in _FLAGS}
+    return numbers | {name: checked_flag(name, given[name]) for name in _FLAGS}
 
 
 _FLAGS = (
@@ -382,6 +392,8 @@ def _checked_layers(given: dict[str, Any]) -> dict[str, Any]:
                     f"expected settings of layer {layer!r} among {list(LAYER_KEYS)}; received {key!r}."
                     f"{suggest(str(key), LAYER_KEYS)}"
                 )
+            if own[key] is None:
+                raise ConfigError(f"expected a value for {key!r} of layer {layer!r}; received None; do: leave it out")
     frozen = {str(layer): MappingProxyType(_plain(own)) for layer, own in layers.items()}
     checked["custom_quantization_config"] = MappingProxyType(frozen)
     return checked
@@ -394,12 +406,6 @@ def _plain(own: Mapping[str, Any]) -> dict[str, Any]:
         key: value.value if isinstance(value, QuantizationType | QuantizationMode) else value
         for key, value in plain.items()
     }
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise ConfigError(f"expected {name} to be True or False; received {name}={value!r}")
-    return bool(value)
 
 
 def _integer(name: str, value: Any, least: int, most: int, why: str = "") -> int:
@@ -415,6 +421,27 @@ def _real(name: str, value: Any, least: float, most: float = _GREATEST) -> float
         top = "" if most == _GREATEST else f" to {most:g}"
         raise ConfigError(f"expected {name} to be a number from {least:g}{top}; received {name}={value!r}")
     return float(value)
+
+
+def checked_config(config: Any) -> QuantizationConfig:
+    """A configuration, or UnsupportedError."""
+    if not isinstance(config, QuantizationConfig):
+        raise UnsupportedError(f"expected a QuantizationConfig; received {type(config).__name__}")
+    return config
+
+
+def checked_layer(layer_name: str | None) -> str | None:
+    """The name of a layer or None, or UnsupportedError."""
+    if layer_name is not None and not isinstance(layer_name, str):
+        raise UnsupportedError(f"expected the name of a layer; received layer_name={layer_name!r}")
+    return layer_name
+
+
+def checked_flag(name: str, value: Any) -> bool:
+    """True or False, or ConfigError."""
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigError(f"expected {name} to be True or False; received {name}={value!r}")
+    return bool(value)
 
 
 def granularity_to_dict(granularity: CoreGranularity) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from qi.errors import ConfigError, FileFormatError, InputError
+from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
 from qi.files import DAMAGE, replacing
 from qi.registry import Registry
 from qi.typing import Shape
@@ -139,6 +140,12 @@ READERS: Registry[Callable[[Path], Arrays]] = Registry("kind of array file")
 WRITERS: Registry[Any] = Registry("kind of array file")
 
 
+def _path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise UnsupportedError(f"expected the path of a file; received {type(path).__name__}")
+    return Path(path)
+
+
 def _suffix(path: Path, registry: Registry[Any]) -> str:
     suffix = path.suffix.lower()
     if suffix not in registry:
@@ -154,11 +161,13 @@ def open_arrays(path: str | Path) -> Arrays:
         FileFormatError: The file isn't what its suffix says, or damaged.
         OSError: It can't be read.
     """
-    path = Path(path)
+    path = _path(path)
     read = READERS.get(_suffix(path, READERS))
     path.open("rb").close()  # what keeps it from being read at all is no damage
     try:
         return read(path)
+    except FileFormatError:
+        raise
     except DAMAGE as error:
         raise _damaged(path, error) from error
 
@@ -171,7 +180,7 @@ def writing(path: str | Path, layout: Mapping[str, Layout], metadata: Mapping[st
         ConfigError: The suffix is of no kind that can be written, or a dtype of none that it holds.
         OSError: It can't be written; an older file stays.
     """
-    path = Path(path)
+    path = _path(path)
     begin = WRITERS.get(_suffix(path, WRITERS))
     with replacing(path) as scratch, begin(scratch, layout, metadata) as sink:
         yield sink
@@ -198,7 +207,7 @@ def _read_npy(path: Path) -> Arrays:
 def _read_npz(path: Path) -> Arrays:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        layout = {n.removesuffix(".npy"): _member_layout(archive, n) for n in names if n.endswith(".npy")}
+        layout = {n.removesuffix(".npy"): _member_layout(archive, n, path) for n in names if n.endswith(".npy")}
         metadata = {}
         if _METADATA in names:
             if archive.getinfo(_METADATA).file_size > _MAX_HEADER:
@@ -215,13 +224,16 @@ def _read_npz(path: Path) -> Arrays:
     return Arrays(layout, get, metadata)
 
 
-def _member_layout(archive: zipfile.ZipFile, member: str) -> Layout:
+def _member_layout(archive: zipfile.ZipFile, member: str, path: Path) -> Layout:
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError(f"{member!r} holds Python objects")
+        raise FileFormatError(
+            f"expected arrays of numbers; received {path.name!r}, whose member {member!r} holds Python objects; "
+            "do: write the file without it"
+        )
     return Layout(dtype, shape)
 
 

@@ -40,14 +40,15 @@ from qi.core import (
     unpack,
 )
 from qi.core.namespace import numpy_dtype
-from qi.core.tiles import boxes
-from qi.engine.config import QuantizationConfig, granularity_from_dict, granularity_to_dict
+from qi.core.tiles import boxes, check_threads
+from qi.engine.channels import check_channel_dim, warn_without_effect
+from qi.engine.config import QuantizationConfig, checked_config, granularity_from_dict, granularity_to_dict
 from qi.engine.containers import Arrays, Layout, Sink, open_arrays, writing
 from qi.engine.inputs import refuse
 from qi.engine.progress import Progress
 from qi.engine.ranges import params_of, requantized, see
 from qi.engine.types import QuantizationType
-from qi.errors import ConfigError, FileFormatError, QiError, UnsupportedError
+from qi.errors import ConfigError, FileFormatError, InputError, QiError
 from qi.typing import Shape
 
 __all__ = ["FileReport", "FileRow", "dequantize_file", "load_quantized", "quantize_file"]
@@ -124,10 +125,11 @@ def quantize_file(
 
     Args:
         source: A `.npy`, `.npz` or `.safetensors` file. At most `PIECE` elements of an array of the first and last kind are in
-            memory at a time (all of it for percentiles and outliers); of an `.npz`, one array.
+            memory at a time (all of it for requantization); of an `.npz`, one array.
         target: A `.safetensors` or `.npz` file; replaced when all is done.
         config: How; 8 bits, symmetric, one scale per array, if None. The range is each array's own.
-        channel_dim: The channel dimension, where the configuration is per channel; 0 if None.
+        channel_dim: The channel dimension, where the configuration is per channel; 0 if None. Where it has no effect on any
+            array, a warning says so; each array that is quantized has to have it.
         num_threads: Threads that share the work.
         progress: Whether to show a progress bar; None: if somebody watches and it takes a while.
 
@@ -136,7 +138,7 @@ def quantize_file(
 
     Raises:
         ConfigError: A suffix is unknown, the type isn't an integer one, a name is taken.
-        FileFormatError: The source is damaged.
+        FileFormatError: The source is damaged, or holds Python objects; nothing is written then.
         ValueError: NaN or infinity, where they are errors.
 
     Example:
@@ -152,16 +154,17 @@ def quantize_file(
         >>> load_quantized(folder / "small.npz")["kernel"].dequantize()[:2, :2].tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    config = QuantizationConfig() if config is None else config
-    if not isinstance(config, QuantizationConfig):
-        raise UnsupportedError(f"expected a QuantizationConfig; received {type(config).__name__}")
+    config = checked_config(QuantizationConfig() if config is None else config)
+    check_threads(num_threads)
     arrays = open_arrays(source)
     alone = Path(source).suffix.lower() == ".npy"
     jobs = {name: _job(name, like, config, channel_dim, alone) for name, like in arrays.layout.items()}
+    quantized = [job for job in jobs.values() if job.config is not None]
+    if channel_dim is not None and quantized and not any(isinstance(job.granularity, PerChannel) for job in quantized):
+        why = f"the configuration isn't per channel, but {config.granularity!s}"
+        warn_without_effect(channel_dim, why, stacklevel=2)
     layout: dict[str, Layout] = {}
-    beside = {
-        f"{job.name}.{part}" for job in jobs.values() if job.config is not None for part in ("scale", "zero_point")
-    }
+    beside = {f"{job.name}.{part}" for job in quantized for part in ("scale", "zero_point")}
     for job in jobs.values():
         for name, entry in job.layout().items():
             if name in layout or (name == job.name and name in beside):
@@ -169,7 +172,7 @@ def quantize_file(
                     f"expected names that stay apart; received an array called {name!r} beside {job.name!r}"
                 )
             layout[name] = entry
-    facts = {job.name: job.facts() for job in jobs.values() if job.config is not None}
+    facts = {job.name: job.facts() for job in quantized}
     metadata = arrays.metadata | {"qi": json.dumps({"version": _VERSION, "arrays": facts})}
     total = sum(math.prod(job.like.shape) * (1 + (job.config is not None)) for job in jobs.values())
     rows = []
@@ -193,6 +196,7 @@ def dequantize_file(
     Raises:
         FileFormatError: The source is damaged.
     """
+    check_threads(num_threads)
     arrays = open_arrays(source)
     stored = _stored(arrays, Path(source))
     layout = {name: arrays.layout[name] for name in arrays if not _beside(name, stored)}
@@ -335,9 +339,7 @@ class _Job:
 
 
 def _job(name: str, like: Layout, config: QuantizationConfig, channel_dim: int | None, alone: bool) -> _Job:
-    own = config.for_layer(name)
-    sharing = own.sharing(channel_dim)
-    reason = ""
+    own, reason = config.for_layer(name), ""
     if like.dtype.newbyteorder("=") not in _FLOATS:
         reason = "no real numbers of 16, 32 or 64 bits"
     elif len(like.shape) < 2 and not alone:
@@ -346,10 +348,16 @@ def _job(name: str, like: Layout, config: QuantizationConfig, channel_dim: int |
         reason = "skipped by the configuration"
     elif not own.quantization_type.integer:
         raise ConfigError(f"expected an integer type for {name!r}; received {own.quantization_type.value!r}")
-    if not reason:
+    if reason:
+        return _Job(name, like, None, PerTensor(), reason)
+    try:  # refused now rather than half-way
+        check_channel_dim(channel_dim, len(like.shape))
+        sharing = own.sharing(channel_dim)
         sharing = PerTensor() if isinstance(sharing, PerChannel) and not like.shape else sharing
-        sharing.param_shape(like.shape)  # refused now rather than half-way
-    return _Job(name, like, None if reason else own, sharing, reason)
+        sharing.param_shape(like.shape)
+    except InputError as error:
+        raise InputError(f"array {name!r}: {error}") from error
+    return _Job(name, like, own, sharing)
 
 
 def _copy(name: str, array: np.ndarray, sink: Sink, bar: Progress) -> None:
@@ -396,7 +404,7 @@ def _stored(arrays: Arrays, path: Path) -> dict[str, _Stored]:
     """
     try:
         header = json.loads(arrays.metadata["qi"])
-        if header["version"] != _VERSION:
+        if type(header["version"]) is not int or header["version"] != _VERSION:
             raise ValueError(f"version {header['version']!r} isn't {_VERSION}")
         return {name: _one(name, own, arrays) for name, own in header["arrays"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -404,7 +412,12 @@ def _stored(arrays: Arrays, path: Path) -> dict[str, _Stored]:
 
 
 def _one(name: str, own: Mapping[str, Any], arrays: Arrays) -> _Stored:
-    shape = tuple(int(n) for n in own["shape"])
+    for key, kind in (("shape", list), ("bits", int), ("signed", bool), ("zero_point", bool)):
+        if type(own[key]) is not kind:
+            raise TypeError(f"{key!r} of {name!r} is {own[key]!r}")
+    if not all(type(n) is int and n >= 0 for n in own["shape"]):
+        raise ValueError(f"'shape' of {name!r} is {own['shape']!r}")
+    shape = tuple(own["shape"])
     grid = IntGrid(own["bits"], signed=own["signed"])
     granularity = granularity_from_dict(own["granularity"])
     scale = arrays[f"{name}.scale"]

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any, Self
 
+from qi.errors import ConfigError
 from qi.optional import require
 
 __all__ = ["Progress"]
@@ -23,6 +24,8 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int, show: bool | None = None) -> None:
+        if not isinstance(show, bool | None):
+            raise ConfigError(f"expected progress to be True, False or None; received progress={show!r}")
         self._what, self._total, self._show = what, total, show
         self._done = 0
         self._began = time.monotonic()

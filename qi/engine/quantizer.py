@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
@@ -11,18 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from qi.core import Granularity, PerChannel, PerTensor, QParams, QTensor, blocked
+from qi.core import PerTensor, QParams, QTensor, blocked
+from qi.core.tiles import check_threads
 from qi.engine import tensors
 from qi.engine.cache import ResultCache
-from qi.engine.config import QuantizationConfig
-from qi.engine.inputs import array_of, codes_of, float32_of, half, hash_array, no_tensor, placed, refuse, untouched
+from qi.engine.channels import check_channel_dim, check_read_channel_dim, sharing_of
+from qi.engine.config import QuantizationConfig, checked_config, checked_flag
+from qi.engine.inputs import array_of, codes_of, float32_of, half, hash_array, no_tensor, refuse, untouched
 from qi.engine.parameters import MAX_LAYERS, exported, imported
 from qi.engine.ranges import covered, params_of, requantized, see
 from qi.engine.seed_names import SeedNames
 from qi.engine.state import Fixed, State, calibrated, fitted
 from qi.engine.stats import Statistics
 from qi.engine.types import QuantizationType
-from qi.errors import InputError, NotCalibratedError, QuantizationWarning, UnsupportedError
+from qi.errors import InputError, NotCalibratedError, UnsupportedError
 
 __all__ = ["Quantizer"]
 
@@ -36,6 +37,7 @@ class Quantizer(SeedNames):
 
     Args:
         config: How; `QuantizationConfig()` if None: 8 bits, symmetric, the range of each array by itself.
+        statistics: Counters to go on with, as of the quantizer that this one replaces; new ones if None.
 
     Attributes:
         config: The configuration. Immutable: `update_config` sets another.
@@ -50,13 +52,15 @@ class Quantizer(SeedNames):
         [[1.0, 1.0], [1.0, 1.0]]
     """
 
-    def __init__(self, config: QuantizationConfig | None = None) -> None:
-        config = _config(QuantizationConfig() if config is None else config)
+    def __init__(self, config: QuantizationConfig | None = None, *, statistics: Statistics | None = None) -> None:
+        config = checked_config(QuantizationConfig() if config is None else config)
+        if not isinstance(statistics, Statistics | None):
+            raise UnsupportedError(f"expected Statistics or None; received {type(statistics).__name__}")
         self._changing = threading.RLock()  # one change after the other, while calls go on
         self._lock = threading.RLock()
         self._state = State.of(config)
         self._last: OrderedDict[str | None, QParams] = OrderedDict()
-        self._statistics = Statistics()
+        self._statistics = Statistics() if statistics is None else statistics
         self._cache = ResultCache(config.cache_size if config.enable_cache else 0)
 
     @property
@@ -90,7 +94,7 @@ class Quantizer(SeedNames):
         Raises:
             TypeError: It is none.
         """
-        config = _config(new_config)
+        config = checked_config(new_config)
         with self._changing, self._lock:
             self._state = self._state.with_config(config)
             self._last.clear()
@@ -132,9 +136,11 @@ class Quantizer(SeedNames):
         if not isinstance(given, Iterable):
             raise UnsupportedError(f"expected a list of arrays; received {type(given).__name__}")
         arrays = [array_of(x, validate=True) for x in given]
+        for x in arrays:
+            check_channel_dim(channel_dim, x.ndim)
         with self._changing:
             config = self.config
-            sharing = _sharing(config, channel_dim, rank=1, stacklevel=3)
+            sharing = sharing_of(config, channel_dim, rank=1, stacklevel=2)
             fixed = calibrated(arrays, sharing, config)
             self._fix(fixed, config.replace(quantization_mode="calibrated", symmetric=config.is_symmetric))
 
@@ -208,7 +214,8 @@ class Quantizer(SeedNames):
         Args:
             data: Real array of any shape, order and dtype; computed in float32.
             validate: Whether data must be an array; if not, lists are taken too.
-            channel_dim: The channel dimension, where the configuration is per channel; 0 if None.
+            channel_dim: The channel dimension, where the configuration is per channel; 0 if None. Elsewhere it has no effect,
+                and a warning says so.
             layer_name: The layer it belongs to: its own configuration, or none if it is to be skipped.
             out: Where the codes go, of the codes' dtype and data's shape.
             return_tensor: Whether codes and parameters come back together, as a `QuantizedTensor`.
@@ -226,6 +233,9 @@ class Quantizer(SeedNames):
         state = self._state
         config = state.config_of(layer_name)
         x = array_of(data, validate=validate)
+        check_threads(num_threads)
+        check_channel_dim(channel_dim, x.ndim)
+        checked_flag("return_tensor", return_tensor)
         if not _quantized(state, config, layer_name):
             if return_tensor:
                 raise no_tensor("none")
@@ -263,7 +273,8 @@ class Quantizer(SeedNames):
             data: Codes, as `quantize` gave them. A `QuantizedTensor` is read with its own parameters; an array with fixed
                 ones if there are, else with those of the latest `quantize` of this layer, or of any layer if it had
                 none; layers with a configuration of their own stay apart.
-            channel_dim: The channel dimension, if it differs from that of the parameters.
+            channel_dim: The channel dimension, if it differs from that of the parameters. Where these aren't of channels, or
+                a `QuantizedTensor` brings them, it has no effect, and a warning says so.
             layer_name: The layer it belongs to; one that is skipped gets its numbers back as they are.
             out: Where the numbers go: float32 of data's shape.
             num_threads: Threads that share the work.
@@ -277,18 +288,24 @@ class Quantizer(SeedNames):
             NotCalibratedError: There are no parameters yet.
         """
         started = perf_counter()
+        check_threads(num_threads)
         if isinstance(data, QTensor):
+            check_read_channel_dim(channel_dim, len(data.shape), data.qparams, stacklevel=2)
             numbers = blocked.dequantize(data.codes, data.qparams, out=out, num_threads=num_threads)
             self._count(started, dequantize_calls=1, total_values=numbers.size)
             return numbers
         state = self._state
         config = state.config_of(layer_name)
         if not _quantized(state, config, layer_name) or config.quantization_type is QuantizationType.FLOAT16:
-            numbers = placed(float32_of(array_of(data, validate=True)), out)
+            numbers = array_of(data, validate=True)
+            check_channel_dim(channel_dim, numbers.ndim)
+            numbers = float32_of(numbers, out)
             self._count(started, dequantize_calls=1, total_values=numbers.size)
             return numbers
         codes = codes_of(data, config)
+        check_channel_dim(channel_dim, codes.ndim)
         params = self._parameters_of_codes(state, config, codes.ndim, channel_dim, layer_name)
+        check_read_channel_dim(channel_dim, codes.ndim, params, stacklevel=2)
         if state is not self._state:  # replaced meanwhile: the parameters may be of the new one
             return self.dequantize(data, channel_dim, layer_name, out=out, num_threads=num_threads)
         key = self._cache.key(codes, params) if config.enable_cache and out is None else None
@@ -322,15 +339,17 @@ class Quantizer(SeedNames):
         state = self._state
         config = state.config_of(layer_name)
         x = array_of(data, validate=validate)
+        check_threads(num_threads)
+        check_channel_dim(channel_dim, x.ndim)
         calls = {"quantize_calls": 1, "dequantize_calls": 1, "total_values": 2 * x.size}
         if not _quantized(state, config, layer_name):
             numbers = float32_of(x)
             self._count(started, **calls)
             return numbers
         if config.quantization_type is QuantizationType.FLOAT16:
-            halves, clipped, nans = half(x, config, None)
+            numbers, clipped, nans = half(x, config, None, "float32")
             self._count(started, **calls, clipped_values=clipped, nan_values=nans)
-            return halves.astype(np.float32)
+            return numbers
         params = self._parameters(state, config, x, channel_dim, num_threads)
         codes, counts = blocked.quantize(x, params, num_threads=num_threads, block=config.block)
         numbers = blocked.dequantize(codes, params, num_threads=num_threads, block=config.block)
@@ -373,7 +392,7 @@ class Quantizer(SeedNames):
         self, state: State, config: QuantizationConfig, x: np.ndarray, channel_dim: int | None, num_threads: int = 1
     ) -> QParams:
         """The parameters for an array, once it is known to hold nothing that is an error."""
-        sharing = _sharing(config, channel_dim, x.ndim)
+        sharing = sharing_of(config, channel_dim, x.ndim, stacklevel=3)
         params = state.fixed_params(config, x.ndim, channel_dim)
         if params is not None:
             if config.error_on_nan or config.error_on_inf:
@@ -427,12 +446,7 @@ class Quantizer(SeedNames):
     def _pair(self) -> tuple[float, float]:
         """Scale and zero point of the whole range."""
         with self._lock:
-            state, params = self._state, self._last.get(None)
-        config = state.config
-        if not config.quantization_type.integer:
-            return 1.0, 0.0
-        if state.fixed is not None and not config.quantization_mode.dynamic:
-            params = state.fixed.params_of_channels(config)
+            config, params = self._state.config, self._state.current(self._last)
         if params is None:
             return 1.0, 0.0
         if params.scale.size == 1:
@@ -444,26 +458,8 @@ class Quantizer(SeedNames):
         self._statistics.add(started, perf_counter(), **counts)
 
 
-def _config(config: Any) -> QuantizationConfig:
-    if not isinstance(config, QuantizationConfig):
-        raise UnsupportedError(f"expected a QuantizationConfig; received {type(config).__name__}")
-    return config
-
-
 def _quantized(state: State, config: QuantizationConfig, layer_name: str | None) -> bool:
     return config.quantization_type is not QuantizationType.NONE and state.config.should_quantize(layer_name)
-
-
-def _sharing(config: QuantizationConfig, channel_dim: int | None, rank: int, stacklevel: int = 4) -> Granularity:
-    """Which elements of an array share a scale; warns the caller so many calls above."""
-    if channel_dim is not None and not isinstance(config.sharing(), PerChannel):
-        warnings.warn(
-            f"channel_dim={channel_dim} has no effect: the configuration isn't per channel, but {config.granularity!s}",
-            QuantizationWarning,
-            stacklevel=stacklevel,
-        )
-    sharing = config.sharing(channel_dim)
-    return PerTensor() if rank == 0 and isinstance(sharing, PerChannel) else sharing
 
 
 def _scalars(params: QParams) -> tuple[float, float]:

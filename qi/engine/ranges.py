@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 from qi.core import (
     Granularity,
     IntGrid,
-    PerTensor,
     QParams,
     SymmetricRule,
     asymmetric_params,
@@ -20,6 +18,7 @@ from qi.core import (
 )
 from qi.core.scaling import range_of
 from qi.engine.config import QuantizationConfig
+from qi.engine.percentiles import moments, percentiles
 
 __all__ = ["Seen", "covered", "params_of", "requantized", "see"]
 
@@ -52,9 +51,9 @@ def see(x: np.ndarray, granularity: Granularity, config: QuantizationConfig, num
     """
     lo, hi, nans, infs = blocked.minmax(x, granularity, num_threads=num_threads)
     if x.size and config.use_percentile:
-        lo, hi = _percentiles(x, granularity, config)
+        lo, hi = percentiles(x, granularity, (config.min_percentile, config.max_percentile), finite=not (nans or infs))
     if x.size and config.outlier_threshold is not None:
-        mean, spread = _moments(x, granularity, finite=not (nans or infs))
+        mean, spread = moments(x, granularity, finite=not (nans or infs))
         reach = config.outlier_threshold * spread
         lo, hi = np.maximum(lo, mean - reach), np.minimum(hi, mean + reach)
         lo, hi = np.minimum(lo, hi), np.maximum(lo, hi)  # a mean of equal numbers may be off by a rounding
@@ -94,34 +93,6 @@ def covered(params: QParams, config: QuantizationConfig) -> tuple[np.ndarray, np
         middle = (params.grid.qmin + params.grid.qmax + 1) // 2
         lo = np.where(params.zero_point == middle, -hi, lo)
     return lo, hi
-
-
-def _finite(x: np.ndarray, granularity: Granularity) -> np.ndarray:
-    """float64 values; NaN where they aren't finite in float32, but 0 where none of a scale is."""
-    values: np.ndarray = np.array(x, np.float64)
-    finite = np.abs(values) <= np.finfo(np.float32).max
-    known = granularity.expand(granularity.reduce(np.any, finite, False), x.shape)
-    values[~finite] = np.nan
-    np.copyto(values, 0.0, where=~np.asarray(known, bool))
-    return values
-
-
-def _percentiles(x: np.ndarray, granularity: Granularity, config: QuantizationConfig) -> tuple[np.ndarray, np.ndarray]:
-    ends = config.min_percentile, config.max_percentile
-    values = _finite(x, granularity)
-
-    def at(end: float) -> np.ndarray:
-        return granularity.reduce(partial(np.nanpercentile, q=end), values, np.nan)
-
-    return at(ends[0]), at(ends[1])
-
-
-def _moments(x: np.ndarray, granularity: Granularity, *, finite: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation in float64."""
-    if finite and isinstance(granularity, PerTensor):
-        return np.asarray(x.mean(dtype=np.float64)), np.asarray(x.std(dtype=np.float64))
-    values = _finite(x, granularity)
-    return granularity.reduce(np.nanmean, values, np.nan), granularity.reduce(np.nanstd, values, np.nan)
 
 
 def requantized(x: np.ndarray, params: QParams, config: QuantizationConfig) -> QParams:

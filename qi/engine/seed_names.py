@@ -9,7 +9,7 @@ import numpy as np
 
 from qi.core import PerChannel, PerTensor, QParams, blocked
 from qi.engine.config import QuantizationConfig
-from qi.engine.inputs import array_of, refuse
+from qi.engine.inputs import array_of, codes_of, refuse
 from qi.engine.ranges import requantized
 from qi.engine.state import fitted
 
@@ -145,6 +145,7 @@ class SeedNames:
         """The codes again if errors can't fall; else those of a wider range, which becomes the one in use."""
         state = self._state
         x = array_of(original_data, validate=True)
+        codes_of(quantized_data, state.config)
         before: QParams = self._parameters_of_codes(state, state.config, x.ndim, None, None)
         after = requantized(x, before, state.config)
         if after is before:
@@ -175,7 +176,8 @@ class SeedNames:
         params = self._last.get(None)
         if params is None or not isinstance(params.granularity, PerChannel):
             return np.asarray(self.dequantize(data, channel_dim=channel_dim))
-        return blocked.dequantize(data, fitted(params, np.ndim(data), channel_dim))
+        codes = codes_of(data, self.config)
+        return blocked.dequantize(codes, fitted(params, codes.ndim, channel_dim))
 
 
 def _buffer(name: str, size: int, dtype: np.dtype) -> np.ndarray | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
 from qi.core import Granularity, PerChannel, PerGroup, PerTensor, QParams
-from qi.engine.config import QuantizationConfig
+from qi.engine.config import QuantizationConfig, checked_layer
 from qi.engine.inputs import refuse
 from qi.engine.ranges import Seen, covered, params_of, see
-from qi.errors import ConfigError, InputError, NotCalibratedError, UnsupportedError
+from qi.errors import ConfigError, InputError, NotCalibratedError
 
 __all__ = ["Fixed", "State", "calibrated", "fitted"]
 
@@ -157,7 +157,8 @@ class State:
     def of(cls, config: QuantizationConfig, fixed: Fixed | None = None, revision: int = 0) -> Self:
         """A state, with the configurations of the layers that have their own."""
         names = {*config.custom_quantization_config, *config.mixed_precision_layers}
-        return cls(config, fixed, revision, {name: config.for_layer(name) for name in names})
+        own = {name: config.for_layer(name) for name in names}
+        return cls(config, fixed, revision, {name: layer for name, layer in own.items() if layer is not config})
 
     def config_of(self, layer_name: str | None) -> QuantizationConfig:
         """The configuration of a layer.
@@ -165,11 +166,8 @@ class State:
         Raises:
             UnsupportedError: It isn't a name.
         """
-        if layer_name is None:
-            return self.config
-        if not isinstance(layer_name, str):
-            raise UnsupportedError(f"expected the name of a layer; received layer_name={layer_name!r}")
-        return self.layers.get(layer_name, self.config)
+        name = checked_layer(layer_name)
+        return self.config if name is None else self.layers.get(name, self.config)
 
     def with_config(self, config: QuantizationConfig) -> Self:
         """After `Quantizer.update_config`: a calibrated range stays, unless channels are shared differently now."""
@@ -183,6 +181,12 @@ class State:
     def with_fixed(self, fixed: Fixed | None, config: QuantizationConfig) -> Self:
         """After `Quantizer.calibrate` or `Quantizer.load_parameters`."""
         return type(self).of(config, fixed, self.revision + 1)
+
+    def current(self, last: Mapping[str | None, QParams]) -> QParams | None:
+        """What codes without a layer are read with: what is fixed where the mode wants it, else of the latest call."""
+        if self.fixed is not None and not self.config.quantization_mode.dynamic:
+            return self.fixed.params_of_channels(self.config)
+        return last.get(None)
 
     def fixed_params(self, config: QuantizationConfig, rank: int, channel_dim: int | None = None) -> QParams | None:
         """Parameters that don't depend on the array; None where they come from it.

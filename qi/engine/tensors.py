@@ -16,8 +16,8 @@ from qi.core import PerTensor, QParams, QTensor, SymmetricRule, blocked
 from qi.core.affine import fake_quantize as differentiable_fake_quantize
 from qi.core.metrics import mse
 from qi.core.namespace import NUMPY, namespace_of
-from qi.engine.config import QuantizationConfig
-from qi.engine.inputs import array_of, refuse
+from qi.engine.config import QuantizationConfig, checked_config, checked_flag
+from qi.engine.inputs import array_of, check_unmasked, refuse
 from qi.engine.ranges import params_of, see
 from qi.errors import ConfigError, InputError, NotCalibratedError, UnsupportedError
 from qi.typing import Array
@@ -69,7 +69,7 @@ def compression_ratio(config: QuantizationConfig) -> float:
         >>> compression_ratio(QuantizationConfig.int4_per_channel())
         8.0
     """
-    return 32 / config.bits
+    return 32 / checked_config(config).bits
 
 
 def quantization_error(original: np.ndarray, quantized: QTensor) -> float:
@@ -78,12 +78,12 @@ def quantization_error(original: np.ndarray, quantized: QTensor) -> float:
     Raises:
         ValueError: Shapes differ.
     """
-    return mse(original, dequantize_tensor(quantized)) if np.size(original) or quantized.codes.size else 0.0
+    x, numbers = array_of(original, validate=False), dequantize_tensor(quantized)
+    return mse(x, numbers) if x.size or numbers.size else 0.0
 
 
 def _params(x: np.ndarray, config: QuantizationConfig) -> QParams:
-    if not isinstance(config, QuantizationConfig):
-        raise UnsupportedError(f"expected a QuantizationConfig; received {type(config).__name__}")
+    config = checked_config(config)
     sharing = config.sharing()
     seen = see(x, sharing, config)
     refuse(seen.nans, seen.infs, config)
@@ -104,7 +104,7 @@ class QuantizationAwareTraining:
     """
 
     def __init__(self, simulate_quantization: bool = True) -> None:
-        self.simulate_quantization = simulate_quantization
+        self.simulate_quantization = checked_flag("simulate_quantization", simulate_quantization)
         self._configs: dict[str, QuantizationConfig] = {}
 
     @classmethod
@@ -114,9 +114,7 @@ class QuantizationAwareTraining:
 
     def register_layer(self, layer_name: str, config: QuantizationConfig) -> None:
         """Gives a layer a configuration; another replaces it."""
-        if not isinstance(config, QuantizationConfig):
-            raise UnsupportedError(f"expected a QuantizationConfig; received {type(config).__name__}")
-        self._configs[_name(layer_name)] = config
+        self._configs[_name(layer_name)] = checked_config(config)
 
     def fake_quantize(self, tensor: Array, layer_name: str) -> Array:
         """What quantization makes of a tensor, in its own framework and dtype, with the straight-through gradient.
@@ -128,7 +126,8 @@ class QuantizationAwareTraining:
             tensor: numpy array, or tensor of Keras or torch, not within a compiled function.
             layer_name: The layer.
         """
-        config = self._configs.get(layer_name)
+        config = self._configs.get(_name(layer_name))
+        check_unmasked(tensor)
         xp = namespace_of(tensor)
         if config is None or not self.simulate_quantization:
             return np.array(tensor) if xp is NUMPY else tensor
@@ -140,7 +139,7 @@ class QuantizationAwareTraining:
 
     def get_config(self, layer_name: str) -> QuantizationConfig | None:
         """A layer's configuration, or None."""
-        return self._configs.get(layer_name)
+        return self._configs.get(_name(layer_name))
 
     def registered_layers(self) -> list[str]:
         """Names, in the order they were registered."""
@@ -188,11 +187,11 @@ class DynamicRangeCalibrator:
 
     def get_range(self, layer_name: str) -> tuple[float, float] | None:
         """(least, greatest) of a layer, or None if nothing was collected."""
-        return self._ranges.get(layer_name)
+        return self._ranges.get(_name(layer_name))
 
     def finalize(self, default_config: QuantizationConfig) -> dict[str, QuantizationConfig]:
         """The given configuration for each layer that was seen; the ranges are in `finalize_params`."""
-        return dict.fromkeys(self._ranges, default_config)
+        return dict.fromkeys(self._ranges, checked_config(default_config))
 
     def finalize_params(self, default_config: QuantizationConfig) -> dict[str, QParams]:
         """Parameters that the collected ranges give.
@@ -201,7 +200,7 @@ class DynamicRangeCalibrator:
             ConfigError: The configuration isn't per tensor: channels aren't told apart.
             NotCalibratedError: Nothing was collected.
         """
-        if default_config.per_channel:
+        if checked_config(default_config).per_channel:
             raise ConfigError(
                 f"expected a configuration per tensor; received granularity={default_config.granularity!s}"
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -16,9 +17,8 @@ from qi.ir.linear import EXACT32
 from qi.keras.exact_fixed import (
     divided_factor,
     half_away,
-    multiplied_once,
+    multiplied,
     multiplied_twice,
-    multiplied_up,
     multiplier_of,
 )
 from qi.registry import Registry
@@ -66,12 +66,9 @@ def _codes(x: Any) -> Any:
     return keras.ops.cast(x, "float32")
 
 
-_PRODUCTS = {"once": multiplied_once, "twice": multiplied_twice, "up": multiplied_up}
-
-
 def _fixed(x: Any, factor: Any, by: str = "twice") -> Any:
-    """The product of integers and a positive factor as LiteRT's own kernels make it."""
-    return _codes(_PRODUCTS[by](_integers(x), multiplier_of(_wide(factor)[0])))
+    """Codes: the product of integers and a positive factor as LiteRT's own kernels make it."""
+    return multiplied(x, multiplier_of(_wide(factor)[0]), by)
 
 
 @STEPS.register("real")
@@ -107,18 +104,17 @@ def _from_sums(target: str, scale: Any, zero: Any, sums: Any, factor: Any, *, by
     del target
     real = lambda: _codes(sums * factor)
     if by == "float":
-        return real, lambda: _by_channel(sums, factor / scale)
-    return real, lambda: _fixed(sums, factor / _wide(scale)[0], by)
+        return real, lambda: _by_channel(rounded_product, sums, factor / scale)
+    return real, lambda: _by_channel(partial(_fixed, by=by), sums, factor / _wide(scale)[0])
 
 
-def _by_channel(sums: Any, factor: Any) -> Any:
-    """`rounded_product` with a factor for each channel, along whole rows at once: short vectors make broadcasting slow."""
+def _by_channel(product: Callable[[Any, Any], Any], sums: Any, factor: Any) -> Any:
+    """The product with a factor for each channel, along whole rows at once: short vectors make broadcasting slow."""
     shape = tuple(sums.shape)
     if factor.shape[0] == 1 or len(shape) < 3 or None in shape[1:]:
-        return rounded_product(sums, factor)
+        return product(sums, factor)
     rows = keras.ops.reshape(sums, (-1, shape[-2] * shape[-1]))
-    found = rounded_product(rows, keras.ops.tile(factor, shape[-2]))
-    return keras.ops.reshape(found, (-1, *shape[1:]))
+    return keras.ops.reshape(product(rows, keras.ops.tile(factor, shape[-2])), (-1, *shape[1:]))
 
 
 @STEPS.register("add")

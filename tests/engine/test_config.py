@@ -118,6 +118,10 @@ def test_flags_are_booleans(name: str) -> None:
         ({"custom_quantization_config": {"a": 4}}, "expected custom_quantization_config"),
         ({"custom_quantization_config": {"a": {"bit": 4}}}, "received 'bit'. Did you mean 'bits'?"),
         ({"custom_quantization_config": {"a": {"bits": 99}}}, "expected num_bits"),
+        (
+            {"custom_quantization_config": {"a": {"bits": None}}},
+            "expected a value for 'bits' of layer 'a'; received None",
+        ),
         ({"custom_quantization_config": {"a": {"type": "int8", "bits": 12}}}, "expected num_bits"),
         ({"custom_quantization_config": {"a": {"symmetric": 1}}}, "expected symmetric"),
         ({"granularity": "per_row"}, "expected Granularity"),

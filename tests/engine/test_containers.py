@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qi.engine.containers import Layout, open_arrays, writing
-from qi.errors import ConfigError, FileFormatError, InputError
+from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
 
 ARRAYS = {
     "a/b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -129,8 +129,15 @@ def test_damaged_numpy_files_give_one_kind_of_error(tmp_path):
     (tmp_path / "none.npy").write_bytes(b"")
     np.savez(tmp_path / "objects.npz", o=np.array([{}], object))
     for name in ("objects.npy", "zip.npy", "short.npz", "text.npz", "none.npy", "objects.npz"):
-        with pytest.raises(FileFormatError):
+        with pytest.raises(FileFormatError, match="Python objects" if name == "objects.npz" else "damaged"):
             open_arrays(tmp_path / name)
+
+
+@pytest.mark.parametrize("bad", [None, 5, [], b"m.npz"], ids=str)
+def test_paths(bad):
+    for use in (open_arrays, lambda path: writing(path, {}, {}).__enter__()):
+        with pytest.raises(UnsupportedError, match="expected the path of a file; received"):
+            use(bad)
 
 
 def test_a_damaged_member_is_found_when_it_is_read(tmp_path):

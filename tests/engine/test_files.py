@@ -22,7 +22,7 @@ from qi.engine import (
     quantize_file,
 )
 from qi.engine.containers import open_arrays
-from qi.errors import ConfigError, FileFormatError, InputError
+from qi.errors import ConfigError, FileFormatError, InputError, QuantizationWarning
 
 CONFIGS = [
     QuantizationConfig(),
@@ -163,6 +163,55 @@ def test_configurations_that_no_file_can_have_are_refused(tmp_path, config, matc
     assert not (tmp_path / "q.safetensors").exists()
 
 
+def test_a_channel_dimension_is_checked_and_used_or_warned_about(tmp_path):
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    np.savez(tmp_path / "m.npz", w=x, bias=x[0])
+    layers = {"enable_mixed_precision": True, "custom_quantization_config": {"w": {"per_channel": True}}}
+    for config in (QuantizationConfig(per_channel=True), QuantizationConfig(**layers)):
+        quantize_file(tmp_path / "m.npz", tmp_path / "q.npz", config, channel_dim=1)  # without a warning
+        assert load_quantized(tmp_path / "q.npz")["w"].params.scale.shape == (1, 4)
+    with pytest.warns(QuantizationWarning, match="channel_dim=1 has no effect: the configuration isn't") as caught:
+        quantize_file(tmp_path / "m.npz", tmp_path / "q.npz", channel_dim=1)
+    assert caught[0].filename == __file__
+    for config in (QuantizationConfig(), QuantizationConfig(per_channel=True)):
+        for bad in (2, -3, "0"):
+            with pytest.raises(InputError, match="array 'w': expected channel_dim to be an integer from -2 to 1"):
+                quantize_file(tmp_path / "m.npz", tmp_path / "bad.npz", config, channel_dim=bad)
+    assert not (tmp_path / "bad.npz").exists()
+
+
+def test_threads_are_checked_where_nothing_is_computed(tmp_path):
+    np.savez(tmp_path / "m.npz", steps=np.arange(3))
+    for bad in (0, "2", None):
+        with pytest.raises(InputError, match="expected num_threads"):
+            quantize_file(tmp_path / "m.npz", tmp_path / "q.npz", num_threads=bad)
+        with pytest.raises(InputError, match="expected num_threads"):
+            dequantize_file(tmp_path / "m.npz", tmp_path / "q.npz", num_threads=bad)
+
+
+def test_an_archive_with_python_objects_is_refused_whole(tmp_path):
+    np.savez(tmp_path / "m.npz", w=np.ones((2, 2), np.float32), names=np.array([{}], object))
+    with pytest.raises(
+        FileFormatError, match=r"received 'm\.npz', whose member 'names\.npy' holds Python objects; do: "
+    ):
+        quantize_file(tmp_path / "m.npz", tmp_path / "q.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.npz"]
+
+
+@pytest.mark.parametrize("fields", [{"use_percentile": True}, {"outlier_threshold": 2.0}], ids=str)
+def test_percentiles_and_outliers_are_found_in_pieces(tmp_path, monkeypatch, fields):
+    monkeypatch.setattr(files, "PIECE", 1 << 14)
+    x = np.random.default_rng(0).normal(size=(40, 10_000)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    tracemalloc.start()
+    try:
+        quantize_file(tmp_path / "x.npy", tmp_path / "q.safetensors", QuantizationConfig(**fields), progress=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20 < x.nbytes
+
+
 def test_names_that_would_meet_are_refused(tmp_path):
     save_file({"w": np.ones((2, 2), np.float32), "w.scale": np.ones(2, np.float32)}, tmp_path / "m.safetensors")
     with pytest.raises(ConfigError, match=r"expected names that stay apart; received an array called 'w\.scale'"):
@@ -186,9 +235,13 @@ def test_damaged_metadata_and_arrays_give_errors(tmp_path):
     own = facts["arrays"]["array"]
     changes = [
         {"version": 99},
+        {"version": True},
+        {"version": 1.0},
         {"arrays": []},
         *({"arrays": {"array": {**own, **change}}} for change in (
             {"bits": 5}, {"bits": "4"}, {"shape": [3, 5]}, {"shape": [-3, -4]}, {"shape": [10**18, 10**18]},
+            {"shape": "34"}, {"shape": [3, 4.0]}, {"shape": [3, True]}, {"shape": {"3": 1, "4": 1}}, {"bits": True},
+            {"signed": 1}, {"signed": "no"}, {"signed": None}, {"zero_point": 0}, {"zero_point": ""}, {"dtype": []},
             {"dtype": "object"}, {"granularity": {"PerChannel": {"axis": 9}}}, {"granularity": {"Any": {}}},
         )),
         {"arrays": {"other": own}},

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import tracemalloc
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from qi.engine.config import QuantizationConfig
-from qi.engine.inputs import array_of, codes_of, float32_of, half, hash_array, no_tensor, placed, refuse, untouched
+from qi.engine.inputs import array_of, codes_of, float32_of, half, hash_array, no_tensor, refuse, untouched
+from qi.engine.quantizer import Quantizer
+from qi.engine.tensors import DynamicRangeCalibrator, QuantizationAwareTraining
 from qi.errors import ConfigError, InputError, UnsupportedError
 
 REAL = ["float16", "float32", "float64", ">f4", "longdouble", "int8", "uint64", "bool", ml_dtypes.bfloat16]
@@ -48,8 +53,25 @@ def test_lists_need_validate_false() -> None:
 
 
 def test_subclasses_become_plain_arrays() -> None:
-    masked = np.ma.masked_array([1.0, 2.0], [True, False])
-    assert type(array_of(masked, validate=True)) is np.ndarray
+    class Own(np.ndarray):
+        pass
+
+    assert type(array_of(np.zeros(2).view(Own), validate=True)) is np.ndarray
+
+
+@pytest.mark.parametrize("mask", [True, [True, False], np.ma.nomask], ids=str)
+def test_masked_arrays_are_refused(mask: Any) -> None:
+    config, masked = QuantizationConfig(), np.ma.masked_array(np.float32([1, 200]), mask)
+    calibrator, training, quantizer = DynamicRangeCalibrator(), QuantizationAwareTraining(), Quantizer()
+    plain = quantizer.quantize(np.float32([1, 2]), return_tensor=True)
+    uses = [lambda: array_of(masked, validate=False), lambda: codes_of(masked.astype(np.int8), config)]
+    uses += [lambda: hash_array(masked), lambda: quantizer.calibrate([masked]), lambda: quantizer.quantize(masked)]
+    uses += [lambda: quantizer._dequantize_per_channel(masked.astype(np.int8))]
+    uses += [lambda: calibrator.collect("a", masked), lambda: training.fake_quantize(masked, "a")]
+    uses += [lambda: quantizer.quantize_tensor(masked, config), lambda: quantizer.quantization_error(masked, plain)]
+    for use in uses:
+        with pytest.raises(UnsupportedError, match=r"expected an array without a mask; .* do: data\.filled\(value\)"):
+            use()
 
 
 def test_codes() -> None:
@@ -87,21 +109,63 @@ def test_half() -> None:
     assert (beyond, nans) == (3, 1)
     out = np.empty(7, np.float16)
     assert half(x, QuantizationConfig("float16"), out)[0] is out
-    with pytest.raises(InputError, match="error_on_inf"):
-        half(x, QuantizationConfig("float16", error_on_inf=True), None)
+    out[:] = 5
+    with pytest.raises(InputError, match=r"nor a number beyond float16 \(error_on_inf=True\); received 3"):
+        half(x, QuantizationConfig("float16", error_on_inf=True), out)
+    with pytest.raises(InputError, match="expected no NaN"):
+        half(x, QuantizationConfig("float16", error_on_nan=True), out)
+    assert (out == 5).all()
     assert half(np.array([70000, 3]), QuantizationConfig("float16"), None)[0].tolist() == [65504, 3]
 
 
-def test_placed() -> None:
-    result, out = np.float32([1, 2]), np.zeros(2, np.float32)
-    assert placed(result, None) is untouched(result, None) is result
-    assert placed(result, out) is out
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4", "int64", "uint16", "bool", "bfloat16"])
+def test_half_goes_by_pieces(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.setattr("qi.engine.inputs._PIECE", 10)
+    wide = (np.random.default_rng(0).normal(size=(6, 7, 8)) * 1e5).astype(np.float32)
+    with np.errstate(all="ignore"):
+        x = wide.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)[:, ::2, ::-1]
+    single = x.astype(np.float32)
+    found, beyond, _ = half(x, QuantizationConfig("float16"), None)
+    np.testing.assert_array_equal(found, np.clip(single, -65504, 65504).astype(np.float16))
+    assert beyond == (np.abs(x.astype(np.float64)) > 65504).sum()
+    numbers, _, _ = half(x, QuantizationConfig("float16"), None, "float32")
+    np.testing.assert_array_equal(numbers, found.astype(np.float32))
+
+
+def test_half_of_an_array_without_dimensions() -> None:
+    for found in (
+        half(np.array(2.0), QuantizationConfig("float16"), None)[0],
+        Quantizer(QuantizationConfig("float16")).quantize(np.float32(2)),
+        Quantizer(QuantizationConfig("float16")).quantize_dequantize(np.array(2.0)),
+    ):
+        assert type(found) is np.ndarray
+        assert (found.shape, found.tolist()) == ((), 2.0)
+
+
+def test_half_takes_less_than_a_mebibyte() -> None:
+    x, quantizer = np.ones(2_000_000), Quantizer(QuantizationConfig("float16"))
+    out, numbers = np.empty(x.shape, np.float16), np.empty(x.shape, np.float32)
+    tracemalloc.start()
+    try:
+        quantizer.quantize(x, out=out)
+        quantizer.dequantize(out, out=numbers)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    assert numbers[-1] == 1
+
+
+def test_untouched() -> None:
+    x, out = np.float32([1, 2]), np.zeros(2, np.float32)
+    assert untouched(x, None) is x
+    assert untouched(x, out) is out
     assert out.tolist() == [1, 2]
     fixed = np.zeros(2, np.float32)
     fixed.flags.writeable = False
     for bad in (np.zeros(3, np.float32), np.zeros(2), [0, 0], fixed):
         with pytest.raises(InputError, match="expected out"):
-            placed(result, bad)
+            untouched(x, bad)
 
 
 def test_float32_of() -> None:

@@ -168,6 +168,62 @@ def test_a_channel_dimension_without_channels_warns_where_it_was_given(calibrate
         assert caught[0].filename == __file__
 
 
+def test_a_channel_dimension_that_reading_has_no_use_for_warns() -> None:
+    x = X[0]
+    quantizer, channels = make(), make(per_channel=True)
+    codes, tensor = quantizer.quantize(x), channels.quantize(x, return_tensor=True)
+    for use in (lambda: quantizer.dequantize(codes, 1), lambda: channels.dequantize(tensor, channel_dim=1)):
+        with pytest.warns(QuantizationWarning, match="channel_dim=1 has no effect: the parameters are Per") as caught:
+            use()
+        assert caught[0].filename == __file__
+    np.testing.assert_array_equal(channels.dequantize(tensor, channel_dim=-2), tensor.dequantize())
+
+
+USES = [
+    lambda q, **own: q.quantize(np.empty((0, 2)), **own),
+    lambda q, **own: q.quantize_dequantize(np.empty((0, 2)), **own),
+    lambda q, **own: q.dequantize(np.empty((0, 2), np.int8), **own),
+    lambda q, **own: q.quantize(X[0], layer_name="skip", **own),
+    lambda q, **own: q.quantize_dequantize(X[0], layer_name="skip", **own),
+    lambda q, **own: q.dequantize(X[0], layer_name="skip", **own),
+    lambda q, **own: q.quantize(X[0], layer_name="half", **own),
+    lambda q, **own: q.quantize_dequantize(X[0], layer_name="half", **own),
+    lambda q, **own: q.dequantize(X[0], layer_name="half", **own),
+    lambda q, **own: q.dequantize(q.quantize(X[0], return_tensor=True), **own),
+]
+
+
+@pytest.mark.parametrize("use", range(len(USES)))
+def test_arguments_are_checked_where_they_change_nothing(use: int) -> None:
+    layers = {"enable_mixed_precision": True, "custom_quantization_config": {"half": {"type": "float16"}}}
+    quantizer = make(skip_layers=["skip"], **layers)
+    quantizer.quantize(X)
+    USES[use](quantizer, num_threads=2)
+    for bad in (0, -1, 1.5, True, "2", None):
+        with pytest.raises(InputError, match="expected num_threads"):
+            USES[use](quantizer, num_threads=bad)
+    for bad in (2, -3, "0"):
+        with pytest.raises(InputError, match="expected channel_dim to be an integer from -2 to 1"):
+            USES[use](quantizer, channel_dim=bad)
+
+
+def test_kept_results_ask_for_the_same_arguments() -> None:
+    quantizer = make()
+    codes = quantizer.quantize(X)
+    quantizer.dequantize(codes)
+    with pytest.raises(InputError, match="expected num_threads"):
+        quantizer.dequantize(codes, num_threads=0)
+
+
+def test_a_layer_whose_settings_are_off_reads_what_others_do() -> None:
+    quantizer = make(mixed_precision_layers=["wide"], custom_quantization_config={"own": {"bits": 4}})
+    for name in ("wide", "own"):
+        codes = quantizer.quantize(X)
+        np.testing.assert_array_equal(quantizer.dequantize(codes, layer_name=name), quantizer.dequantize(codes))
+        quantizer.quantize(3 * X, layer_name=name)
+        assert quantizer.scale == pytest.approx(3 * np.abs(X).max() / 127)
+
+
 def test_groups() -> None:
     quantizer = make(quantization_type="int4", granularity=PerGroup(0, 4, 1))
     x = X[:, :, 0]

@@ -89,6 +89,21 @@ def test_states_are_new_and_numbered() -> None:
         state.config = INT8  # type: ignore[misc]
 
 
+def test_layers_whose_settings_are_off_are_layers_like_any() -> None:
+    layers = {"mixed_precision_layers": ["a"], "custom_quantization_config": {"b": {"bits": 4}}}
+    assert State.of(QuantizationConfig(**layers)).layers == {}
+    assert set(State.of(QuantizationConfig(**layers, enable_mixed_precision=True)).layers) == {"a", "b"}
+
+
+def test_what_codes_without_a_layer_are_read_with() -> None:
+    latest, fixed = QParams(0.5, 0, IntGrid(8)), calibrated([X], PerTensor(), INT8)
+    dynamic = INT8.replace(quantization_mode="dynamic")
+    for config, found in ((INT8, fixed.params_for(INT8, 0)), (dynamic, latest)):
+        assert State.of(config, fixed).current({None: latest, "a": latest}) == found
+    assert State.of(INT8).current({None: latest}) is latest
+    assert State.of(dynamic, fixed).current({"a": latest}) is None
+
+
 def test_a_range_stays_while_channels_are_shared_alike() -> None:
     whole = State.of(INT8, calibrated([X], PerTensor(), INT8))
     channels = State.of(INT8.replace(per_channel=True), calibrated([X], PerChannel(0), INT8))

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qi.engine import DynamicRangeCalibrator, QuantizationConfig, Quantizer
+from qi.engine import (
+    BitWidth,
+    DynamicRangeCalibrator,
+    Granularity,
+    QuantizationAwareTraining,
+    QuantizationConfig,
+    QuantizationMode,
+    QuantizationType,
+    Quantizer,
+    dequantize_file,
+    load_quantized,
+    quantize_file,
+)
 from qi.errors import QiError
 
+CONFIG = QuantizationConfig()
 X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 FIELDS = [
     {},
@@ -163,3 +177,95 @@ def test_codes_beyond_the_grid() -> None:
     channels = made(per_channel=True)
     with pytest.raises(ValueError, match="expected scales of shape"):
         channels.dequantize(np.zeros((5, 4), np.int8))
+
+
+CODES = np.zeros(X.shape, np.int8)
+NAMES = {"layer_name": "a", "channel_dim": 0}
+CALLS: dict[str, dict[str, Any]] = {  # each with arguments that it takes
+    "Quantizer": {"config": CONFIG, "statistics": None},
+    "update_config": {"new_config": CONFIG},
+    "should_quantize_layer": {"layer_name": "a"},
+    "get_layer_quantization_params": {"layer_name": "a"},
+    "calibrate": {"calibration_data": [X], "channel_dim": 0},
+    "compute_scale_and_zero_point": {"data": X, "channel_idx": 0, "layer_name": "a"},
+    "load_parameters": {"params": {"global_scale": 1.0}},
+    "quantize": {"data": X, "validate": True, **NAMES, "out": CODES.copy(), "return_tensor": False, "num_threads": 1},
+    "dequantize": {"data": CODES, **NAMES, "out": X.copy(), "num_threads": 1},
+    "quantize_dequantize": {"data": X, **NAMES, "validate": True, "num_threads": 1},
+    "hash_array": {"arr": X},
+    "quantize_tensor": {"tensor": X, "config": CONFIG},
+    "dequantize_tensor": {"quantized": Quantizer().quantize(X, return_tensor=True)},
+    "compression_ratio": {"config": CONFIG},
+    "quantization_error": {"original": X, "quantized": Quantizer().quantize(X, return_tensor=True)},
+    "_validate_input": {"data": X},
+    "_apply_requantization": {"quantized_data": CODES, "original_data": X},
+    "_quantize_mixed_precision": {"data": X, **NAMES},
+    "_dequantize_mixed_precision": {"data": CODES, **NAMES},
+    "_quantize_per_channel": {"data": X, "channel_dim": 0},
+    "_dequantize_per_channel": {"data": CODES, "channel_dim": 0},
+    "QuantizationAwareTraining": {"simulate_quantization": True},
+    "register_layer": {"layer_name": "a", "config": CONFIG},
+    "fake_quantize": {"tensor": X, "layer_name": "a"},
+    "get_config": {"layer_name": "a"},
+    "collect": {"layer_name": "a", "tensor": X},
+    "get_range": {"layer_name": "a"},
+    "finalize": {"default_config": CONFIG},
+    "finalize_params": {"default_config": CONFIG},
+    "merge": {"other": DynamicRangeCalibrator()},
+    "new": {"mode": "symmetric", "bit_width": "int8", "granularity": "per_tensor"},
+    "from_dict": {"plain": {}},
+    "sharing": {"channel_dim": 0},
+    "should_quantize": {"layer_name": "a"},
+    "for_layer": {"layer_name": "a"},
+    "quantize_file": {
+        "source": "x.npy",
+        "target": "y.npz",
+        "config": None,
+        "channel_dim": 0,
+        "num_threads": 1,
+        "progress": False,
+    },
+    "dequantize_file": {"source": "q.npz", "target": "y.npz", "num_threads": 1, "progress": False},
+    "load_quantized": {"path": "q.npz"},
+    **{kind.__name__: {"value": list(kind)[0]} for kind in (BitWidth, Granularity, QuantizationMode, QuantizationType)},
+}
+OPTIONAL = {"config", "statistics", "channel_dim", "channel_idx", "layer_name", "out", "progress"}
+TAKEN = {("fake_quantize", "tensor", "[]")}  # a list of numbers is one
+
+
+def called(name: str) -> Any:
+    """The function of this name, of an object that has what it needs."""
+    config = QuantizationConfig(per_channel=True, enable_mixed_precision=True)
+    quantizer, training, calibrator = Quantizer(config), QuantizationAwareTraining(), DynamicRangeCalibrator()
+    quantizer.quantize(X)
+    training.register_layer("a", CONFIG)
+    calibrator.collect("a", X)
+    free = [Quantizer, QuantizationAwareTraining, quantize_file, dequantize_file, load_quantized]
+    free += [BitWidth, Granularity, QuantizationMode, QuantizationType]
+    owners = [config, training, calibrator, quantizer]
+    found = [function for function in free if function.__name__ == name]
+    return (found + [getattr(owner, name) for owner in owners if hasattr(owner, name)])[0]
+
+
+@pytest.mark.parametrize(("name", "argument"), [(name, argument) for name, own in CALLS.items() for argument in own])
+def test_arguments_of_another_kind_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, argument: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X)
+    quantize_file("x.npy", "q.npz")
+    function, given = called(name), CALLS[name]
+    for bad in (None, [], object(), "x"):
+        if (bad is None and argument in OPTIONAL) or (bad == "x" and argument == "layer_name"):
+            continue
+        if (name, argument, repr(bad)) in TAKEN:
+            continue
+        with pytest.raises(QiError, match="expected .*; received"):
+            function(**{**given, argument: bad})
+
+
+def test_every_public_call_is_tried() -> None:
+    classes = (Quantizer, QuantizationAwareTraining, DynamicRangeCalibrator)
+    public = {name for kind in classes for name in dir(kind) if name[0] != "_" and callable(getattr(kind, name))}
+    without = {"clear_cache", "export_import_parameters", "export_parameters", "get_stats", "registered_layers"}
+    assert public - without - {"reset", "reset_stats"} <= set(CALLS)

@@ -48,6 +48,21 @@ def test_products(name: str) -> None:
     np.testing.assert_array_equal(to_numpy(found), getattr(fixed, name)(x, factor))
 
 
+@pytest.mark.parametrize("name", ["twice", "once", "up"])
+@pytest.mark.parametrize("depth", [13, 14, 50])
+def test_products_that_become_codes(name: str, depth: int) -> None:
+    """In float64 and, for factors below 2**-13, in integers; beyond codes any large number of the same sign serves."""
+    factors = FACTORS[np.log2(FACTORS) >= -depth - 1]
+    assert (np.log2(factors.min()) < -14) == (depth > 13)
+    near = np.rint((np.arange(-300, 300)[:, None] + 0.5) / factors)  # ties between codes
+    x = np.concatenate([near - 1, near, near + 1, RNG.integers(-(2**24), 2**24, (40, len(factors)))])
+    x = np.clip(x, 1 - 2**24, 2**24 - 1).astype(np.int64)
+    factor = fixed.multiplier_of(factors)
+    found = exact_fixed.multiplied(tensor(x, "float32"), tuple(map(tensor, factor)), name)
+    expected = getattr(fixed, f"multiplied_{name}")(x, factor)
+    np.testing.assert_array_equal(np.clip(to_numpy(found), -512, 511), np.clip(expected, -512, 511))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 1000, 2**20 + 1])
 def test_factors_over_counts(count: int) -> None:
     for sx in (0.003, 0.1, 1.7):
