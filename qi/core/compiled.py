@@ -41,11 +41,11 @@ Function = Callable[..., Any]
 
 # Written for numba. `x` and `out` are vectors: `count` times rows of `length` values, the last of which may be cut. Row
 # r of repetition a has its scale at ``s[a * outer + r * inner]``, and where `columns` isn't None (numba drops the other
-# branch) each of its values has one from there on. `z` (float32, too) is read alike.
+# branch, as with `reals`) each of its values has one from there on. `z` (float32, too) is read alike.
 
 
-def _quantize(x: Any, s: Any, z: Any, layout: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> Any:
-    """Codes; returns how many values are off the grid or NaN."""
+def _quantize(x: Any, s: Any, z: Any, layout: Any, columns: Any, reals: Any, qmin: Any, qmax: Any, out: Any) -> Any:
+    """Codes, or what they stand for unless `reals` is None (NaN stays then); returns how many are off the grid or NaN."""
     rows, length, outer, inner = layout
     off: Any = 0
     for row in range((x.shape[0] + length - 1) // length):
@@ -60,34 +60,16 @@ def _quantize(x: Any, s: Any, z: Any, layout: Any, columns: Any, qmin: Any, qmax
             found += np.int32(not (qmin <= q <= qmax))
             q = qmin if q < qmin else q
             q = qmax if q > qmax else q
-            q = zero if q != q else q
-            written[j] = np.int32(q)
+            if reals is None:
+                q = zero if q != q else q
+                written[j] = np.int32(q)
+            else:
+                written[j] = (q - zero) * scale
         off += found
     return off
 
 
-def _fake_quantize(x: Any, s: Any, z: Any, layout: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> Any:
-    """What codes stand for; NaN stays."""
-    rows, length, outer, inner = layout
-    off: Any = 0
-    for row in range((x.shape[0] + length - 1) // length):
-        given, written = x[row * length : (row + 1) * length], out[row * length : (row + 1) * length]
-        at = (row // rows) * outer + (row % rows) * inner
-        scales, zeros = s[at : at + length], z[at : at + length]
-        found = np.int32(0)
-        for j in range(given.shape[0]):
-            scale = scales[0] if columns is None else scales[j]
-            zero = zeros[0] if columns is None else zeros[j]
-            q = np.rint(given[j] / scale) + zero
-            found += np.int32(not (qmin <= q <= qmax))
-            q = qmin if q < qmin else q
-            q = qmax if q > qmax else q
-            written[j] = (q - zero) * scale
-        off += found
-    return off
-
-
-def _dequantize(x: Any, s: Any, z: Any, layout: Any, columns: Any, qmin: Any, qmax: Any, out: Any) -> Any:
+def _dequantize(x: Any, s: Any, z: Any, layout: Any, columns: Any, reals: Any, qmin: Any, qmax: Any, out: Any) -> Any:
     rows, length, outer, inner = layout
     for row in range((x.shape[0] + length - 1) // length):
         given, written = x[row * length : (row + 1) * length], out[row * length : (row + 1) * length]
@@ -115,7 +97,7 @@ def _pairs(codes: Any, out: Any) -> None:
         out[i] = (codes[2 * i] & 15) | (codes[2 * i + 1] << 4)
 
 
-_SOURCES: dict[str, Function] = {"quantize": _quantize, "fake_quantize": _fake_quantize, "dequantize": _dequantize}
+_SOURCES: dict[str, Function] = {"quantize": _quantize, "fake_quantize": _quantize, "dequantize": _dequantize}
 _LOCK = threading.Lock()
 _LOADED: dict[tuple[str, str], tuple[Function, Function, Function]] = {}
 
@@ -157,8 +139,9 @@ def _build(name: str, codes: str) -> tuple[Function, Function, Function]:
     given: Function = lambda kind: types.Array(kind, 1, "C", readonly=True)
     x, vector, out = given(source), given(real), types.Array(target, 1, "C")
     layout = types.UniTuple(types.int64, 4)
+    reals = types.boolean if name == "fake_quantize" else types.none
     rows, columns = (
-        _compiled(_SOURCES[name], types.int64(x, vector, vector, layout, which, real, real, out))
+        _compiled(_SOURCES[name], types.int64(x, vector, vector, layout, which, reals, real, real, out))
         for which in (types.none, types.boolean)
     )
     return rows, columns, _compiled(_not_finite, types.UniTuple(types.int32, 2)(vector))
@@ -251,7 +234,8 @@ class CompiledKernels(NumpyKernels):
         # What is counted must be there still: x may be out.
         before = not_finite(flat) if own and name == "fake_quantize" and np.may_share_memory(x, out) else None
         call, flag = (columns, True) if given.columns else (rows, None)
-        off = call(flat, scales, zeros, given.steps, flag, *self._ends, target.reshape(-1))
+        reals = True if name == "fake_quantize" else None
+        off = call(flat, scales, zeros, given.steps, flag, reals, *self._ends, target.reshape(-1))
         if not own:
             np.copyto(out, target, casting="unsafe")
         if not off:
