@@ -60,11 +60,14 @@ class _Granularity:
 
     def minmax(self, x: Array) -> tuple[np.ndarray, np.ndarray]:
         """The least and greatest value of each block in float64; an empty tensor gives 0 and 0."""
-        values = np.asarray(x).astype(np.float64)
+        values = np.asarray(x)
+        if values.dtype not in (np.float32, np.float64):
+            values = values.astype(np.float64)
         if values.size == 0:
             zeros = np.zeros(self.param_shape(values.shape))
             return zeros, zeros.copy()
-        return self.reduce(np.min, values, np.inf), self.reduce(np.max, values, -np.inf)
+        lo, hi = self.reduce(np.min, values, np.inf), self.reduce(np.max, values, -np.inf)
+        return lo.astype(np.float64), hi.astype(np.float64)
 
     def absmax(self, x: Array) -> np.ndarray:
         """The greatest magnitude of each block in float64; an empty tensor gives 0."""

@@ -218,15 +218,8 @@ CALLS: dict[str, dict[str, Any]] = {  # each with arguments that it takes
     "sharing": {"channel_dim": 0},
     "should_quantize": {"layer_name": "a"},
     "for_layer": {"layer_name": "a"},
-    "quantize_file": {
-        "source": "x.npy",
-        "target": "y.npz",
-        "config": None,
-        "channel_dim": 0,
-        "num_threads": 1,
-        "progress": False,
-    },
-    "dequantize_file": {"source": "q.npz", "target": "y.npz", "num_threads": 1, "progress": False},
+    "quantize_file": {"source": "x.npy", "config": QuantizationConfig(per_channel=True), "channel_dim": 0, **TO},
+    "dequantize_file": {"source": "q.npz", **TO},
     "load_quantized": {"path": "q.npz"},
     **{
         kind.__name__: {"value": next(iter(kind))}
