@@ -384,6 +384,11 @@ class Quantizer(SeedNames):
         """Forgets kept results."""
         self._cache.clear()
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of kept results."""
+        return self._cache.nbytes
+
     hash_array = staticmethod(hash_array)
 
     # How it is done.
