@@ -3,8 +3,9 @@
     python tutorials/10_numpy_quantizer.py
 
 `qi.engine` is what stands below everything else in QI: one class, `Quantizer`, that turns arrays of real numbers into codes
-of 8, 4 or 2 bits and back. It needs numpy alone. With the extra `fast` (pip install 'quantizers-infrastructure[fast]')
-large arrays go through compiled code, to the same bits.
+of 8, 4 or 2 bits and back. Of all that QI needs it loads numpy and ml_dtypes alone. With the extra `fast`
+(pip install 'quantizers-infrastructure[fast]') large arrays go through compiled code, to the same bits, once a process has worked
+on enough of them to make up for loading it, or after `qi.engine.load_fast()`.
 """
 
 import json

@@ -20,7 +20,7 @@ from qi.core.granularity import Granularity, PerGroup
 from qi.core.grid import Grid, IntGrid, LutGrid
 from qi.core.kernels import Counts, spread_of
 from qi.core.namespace import numpy_dtype
-from qi.core.packing import Packer, join, packed_nbytes
+from qi.core.packing import Packer, join, packed_nbytes, unpack_range
 from qi.core.sweep import (
     BLOCK,
     LUT_BLOCK,
@@ -41,7 +41,17 @@ from qi.typing import Shape
 if TYPE_CHECKING:
     from qi.core.qparams import QParams
 
-__all__ = ["Counts", "dequantize", "fake_quantize", "groups_of", "minmax", "part_of", "quantize", "quantize_packed"]
+__all__ = [
+    "Counts",
+    "dequantize",
+    "dequantize_packed",
+    "fake_quantize",
+    "groups_of",
+    "minmax",
+    "part_of",
+    "quantize",
+    "quantize_packed",
+]
 
 _LONG = 1 << 18
 _MINMAX_BLOCKS = {4: 1 << 18, 8: 1 << 16}  # by bytes of a value: it takes scratch only where values are not finite
@@ -199,12 +209,17 @@ def dequantize(
     if codes.dtype.kind not in "iu":
         raise InputError(f"expected integer codes; received dtype={codes.dtype}")
     params.check_shape(codes.shape)
-    last = params.grid.levels - 1
-    if isinstance(params.grid, LutGrid) and codes.size and (codes.min() < 0 or codes.max() > last):
-        raise InputError(f"expected codes from 0 to {last}; received {codes.min()} to {codes.max()}")
+    _check_indices(codes, params.grid)
     out = output(out, codes, numpy_dtype(dtype) if isinstance(dtype, str) else dtype)
     _all("dequantize", codes, out, params, num_threads, body, block)
     return out
+
+
+def _check_indices(codes: np.ndarray, grid: Grid) -> None:
+    """InputError where a code isn't in the table of a `LutGrid`."""
+    last = grid.levels - 1
+    if isinstance(grid, LutGrid) and codes.size and (codes.min() < 0 or codes.max() > last):
+        raise InputError(f"expected codes from 0 to {last}; received {codes.min()} to {codes.max()}")
 
 
 def minmax(x: Any, granularity: Granularity, *, num_threads: int = 1) -> tuple[np.ndarray, np.ndarray, int, int]:
@@ -325,6 +340,54 @@ def _packed_share(
             packer.add(codes[: piece.size])
     packer.finish()
     return total(found)
+
+
+def dequantize_packed(
+    stored: np.ndarray,
+    shape: Shape,
+    params: QParams,
+    *,
+    out: np.ndarray | None = None,
+    dtype: str | np.dtype = "float32",
+    num_threads: int = 1,
+    body: str = "auto",
+) -> np.ndarray:
+    """The real numbers that packed codes stand for, unpacked a piece at a time.
+
+    Args and Raises: as `dequantize`, but for `stored`, the bytes that `quantize_packed` gives, and `shape`, that of the codes.
+
+    Example:
+        >>> from qi.core import IntGrid, QParams
+        >>> dequantize_packed(np.uint8([241, 7]), (3,), QParams(0.5, 0, IntGrid(4))).tolist()
+        [0.5, -0.5, 3.5]
+    """
+    params.check_shape(shape)
+    grid, bits = params.grid, _bits(params.grid)
+    expected = packed_nbytes(math.prod(shape), bits)
+    if stored.dtype != np.uint8 or stored.shape != (expected,):
+        raise InputError(f"expected {expected} bytes; received {stored.dtype}, shape {stored.shape}")
+    like = np.broadcast_to(np.empty((), grid.storage_dtype), shape)
+    out = output(out, like, numpy_dtype(dtype) if isinstance(dtype, str) else dtype)
+    scale, zero_point, signed = params.scale, params.zero_point, isinstance(grid, IntGrid) and grid.signed
+    groups = groups_of(shape, scale, params.granularity)
+    granularity = params.granularity if scale.size > 1 else None
+
+    def work(start: int, step: int) -> None:
+        position = 0
+        for i, box in enumerate(boxes(shape, BLOCK, groups) if out.size else ()):
+            piece = out[(*box, ...)]  # a view, also where there is no axis
+            position += piece.size
+            if i % step != start:
+                continue
+            codes = unpack_range(stored, bits, position - piece.size, position, signed=signed)
+            how = part_of(scale, box, groups), part_of(zero_point, box, groups)
+            codes = codes.astype(grid.storage_dtype, copy=False).reshape(piece.shape)
+            _check_indices(codes, grid)
+            apply("dequantize", codes, piece, *how, grid, granularity, body=body)
+
+    check_body(body)
+    in_threads(work, num_threads, shares(out.size, with_numba=False))
+    return out
 
 
 def _bits(grid: Grid) -> int:

@@ -7,13 +7,15 @@ in numba's own folder for the user, set by ``NUMBA_CACHE_DIR``), and loading it 
 process, which is numba itself. Where neither folder can be written, each process compiles anew.
 
 So ``body="auto"`` uses these functions for arrays of 2**16 values and more once they are loaded: by `load`, by a call
-with ``body="numba"``, or by an array of 2**26 values, which takes numpy longer than loading does.
+with ``body="numba"``, by an array of 2**26 values, or by smaller ones of 2**28 values together, on which numpy has spent
+as long as loading takes: whoever goes on will gain by it.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
@@ -33,7 +35,7 @@ BLOCK = 1 << 16
 _FLOAT32 = np.dtype(np.float32)
 LONG = 1 << 19  # where tiles need no scratch
 SHARE = 1 << 20  # fewer values take less time than a thread to start
-_LEAST, _ALONE = 1 << 16, 1 << 26
+_LEAST, _ALONE, _TOGETHER = 1 << 16, 1 << 26, 1 << 28
 _SHORT_ROW, _LONG_ROW = 64, 1024
 
 Function = Callable[..., Any]
@@ -100,6 +102,7 @@ def _pairs(codes: Any, out: Any) -> None:
 _SOURCES: dict[str, Function] = {"quantize": _quantize, "fake_quantize": _quantize, "dequantize": _dequantize}
 _LOCK = threading.Lock()
 _LOADED: dict[tuple[str, str], tuple[Function, Function, Function]] = {}
+_SEEN: Counter[tuple[str, str]] = Counter()  # values that numpy worked on; threads may lose some, which does no harm
 
 
 def _compiled(function: Function, signature: Any) -> Function:
@@ -171,7 +174,11 @@ def worth(name: str, codes: np.dtype, size: int) -> bool:
     """Whether ``body="auto"`` takes numba for an array of `size` values: see above."""
     if size < _LEAST or not _installed():
         return False
-    return size >= _ALONE or _key(name, _name_of(codes)) in _LOADED
+    key = _key(name, _name_of(codes))
+    if key in _LOADED:
+        return True
+    _SEEN[key] += size
+    return size >= _ALONE or _SEEN[key] > _TOGETHER
 
 
 def load(grid: IntGrid) -> None:

@@ -18,6 +18,8 @@ from qi.typing import Array, Shape
 
 __all__ = ["QParams", "QTensor"]
 
+_SMALL = 1 << 13  # codes that are quicker handled as a whole
+
 
 def _owned(value: Any, dtype: str) -> np.ndarray:
     """A private, read-only copy."""
@@ -130,13 +132,30 @@ class QParams:
     def quantize(self, x: Array, *, rounding: str = "nearest", noise: Array | None = None) -> QTensor:
         """Codes of an array (brought to numpy), and how many NaN it has; see `qi.core.affine.quantize`."""
         x = np.asarray(x)
+        dtype = x.dtype.name if "float" in x.dtype.name else "float32"
         if rounding == "nearest":
-            codes, counts = blocked.quantize(x, self)
-            nans = counts.nans
-        else:
-            codes = affine.quantize(x, *self.expanded(x.shape), self.grid, rounding=rounding, noise=noise)
-            nans = int(np.isnan(x).sum()) if x.dtype.kind not in "iub" else 0
-        return QTensor.of(codes, self, x.dtype.name if "float" in x.dtype.name else "float32", nans)
+            return self.quantize_counted(x, dtype=dtype)[0]
+        codes = affine.quantize(x, *self.expanded(x.shape), self.grid, rounding=rounding, noise=noise)
+        nans = int(np.isnan(x).sum()) if x.dtype.kind not in "iub" else 0
+        return QTensor.of(codes, self, dtype, nans)
+
+    def quantize_counted(
+        self, x: np.ndarray, *, dtype: str = "float32", num_threads: int = 1, block: int | None = None
+    ) -> tuple[QTensor, blocked.Counts]:
+        """Codes of a numpy array, rounded to the nearest, and what was met on the way; packed as they are made.
+
+        Args:
+            x: as of `qi.core.blocked.quantize`.
+            dtype: that the tensor's `dequantize` gives.
+            num_threads: as there.
+            block: as there; for codes that aren't packed.
+        """
+        bits = self.grid.bits if isinstance(self.grid, IntGrid) else self.grid.index_bits
+        if bits == 8 * self.grid.storage_dtype.itemsize or x.size <= _SMALL:
+            codes, counts = blocked.quantize(x, self, num_threads=num_threads, block=block)
+            return QTensor.of(codes, self, dtype, counts.nans), counts
+        stored, counts = blocked.quantize_packed(x, self, num_threads=num_threads)
+        return QTensor.of_packed(stored, x.shape, self, dtype, counts.nans), counts
 
     def fake_quantize(self, x: Array) -> Array:
         """Fake-quantized x, in x's own framework and dtype."""
@@ -188,19 +207,29 @@ class QTensor:
     def of(cls, codes: np.ndarray, qparams: QParams, dtype: str = "float32", nan_count: int = 0) -> Self:
         """Codes that `quantize` just made with these parameters: nothing is checked, nor copied where it needn't be."""
         tensor = cls.__new__(cls)
-        codes.flags.writeable = False
         tensor._keep(codes, qparams, dtype, nan_count)
         return tensor
 
+    @classmethod
+    def of_packed(
+        cls, stored: np.ndarray, shape: Shape, qparams: QParams, dtype: str = "float32", nan_count: int = 0
+    ) -> Self:
+        """Likewise, of codes that are packed already."""
+        tensor = cls.__new__(cls)
+        tensor._set(stored, shape, qparams, dtype, nan_count)
+        return tensor
+
     def _keep(self, codes: np.ndarray, qparams: QParams, dtype: str, nan_count: int) -> None:
-        fields = {"qparams": qparams, "dtype": dtype, "nan_count": nan_count, "_shape": codes.shape}
+        bits = qparams.grid.bits if isinstance(qparams.grid, IntGrid) else qparams.grid.index_bits
+        stored = codes if bits == 8 * codes.itemsize else pack(codes, bits)
+        codes.flags.writeable = False
+        self._set(stored, codes.shape, qparams, dtype, nan_count)
+
+    def _set(self, stored: np.ndarray, shape: Shape, qparams: QParams, dtype: str, nan_count: int) -> None:
+        stored.flags.writeable = False
+        fields = {"qparams": qparams, "dtype": dtype, "nan_count": nan_count, "_shape": shape, "_stored": stored}
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-        stored = codes
-        if self.bits != 8 * codes.itemsize:
-            stored = pack(codes, self.bits)
-            stored.flags.writeable = False
-        object.__setattr__(self, "_stored", stored)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise FrozenInstanceError(f"expected a QTensor to stay as it is; received {name}={value!r}")
@@ -211,7 +240,7 @@ class QTensor:
         return f"QTensor(shape={self.shape}, bits={self.bits}, scales={self.qparams.scale.size}, nbytes={self.nbytes})"
 
     def __reduce__(self) -> Any:
-        return type(self), (self.codes, self.qparams, self.dtype, self.nan_count)
+        return type(self).of_packed, (self._stored, self._shape, self.qparams, self.dtype, self.nan_count)
 
     @property
     def codes(self) -> np.ndarray:
@@ -261,6 +290,17 @@ class QTensor:
         """Bytes of the tensor in float32 over `nbytes`."""
         return 4 * math.prod(self._shape) / self.nbytes
 
-    def dequantize(self) -> np.ndarray:
-        """The real numbers that the codes stand for."""
-        return blocked.dequantize(self.codes, self.qparams, dtype=self.dtype)
+    def dequantize(
+        self, *, out: np.ndarray | None = None, dtype: str | None = None, num_threads: int = 1
+    ) -> np.ndarray:
+        """The real numbers that the codes stand for; packed ones are never unpacked as a whole.
+
+        Args:
+            out: gets them: of the tensor's shape.
+            dtype: of the result; the tensor's own by default.
+            num_threads: as of `qi.core.blocked.dequantize`.
+        """
+        how: Any = {"out": out, "dtype": dtype or self.dtype, "num_threads": num_threads}
+        if self._stored.shape == self._shape or math.prod(self._shape) <= _SMALL:
+            return blocked.dequantize(self.codes, self.qparams, **how)
+        return blocked.dequantize_packed(self._stored, self._shape, self.qparams, **how)

@@ -47,7 +47,8 @@ class QuantizationConfig:
             are the codes -32 to 31, in int8.
         symmetric: Zero point 0 (128 for UINT8), range ``[-t, t]``; the modes SYMMETRIC and ASYMMETRIC decide it themselves.
         per_channel: A scale for each index along the channel dimension (0, or what the call says).
-        granularity: Instead of `per_channel`: ``"per_tensor"``, ``"per_channel"`` or one of `qi.core`, groups too.
+        granularity: Instead of `per_channel`: ``"per_tensor"``, ``"per_channel"`` or one of `qi.core`. Groups of 32 along the
+            second axis of matrices, with a scale for each row: ``qi.core.PerGroup(axis=1, size=32, channel_axis=0)``.
         enable_cache: Whether results of `Quantizer.dequantize` are kept for arrays that come again.
         cache_size: Most results kept, 0 to 1,048,576; all together take at most 64 MiB.
         buffer_size: Values that numpy works on at a time, 0 to 16,777,216, with as much scratch memory for each thread; 0
@@ -65,10 +66,10 @@ class QuantizationConfig:
         max_percentile: Of the upper end, above `min_percentile`.
         outlier_threshold: Ranges end so many standard deviations around the mean at most; None: no such bound.
         error_on_nan: Whether NaN is an error; if not, it becomes the code of 0 (FLOAT16: stays NaN) and is counted.
-        error_on_inf: Whether infinities (and numbers beyond float32) are; if not, they saturate.
+        error_on_inf: Whether infinities (and numbers beyond float32; for FLOAT16 beyond 65,504) are; if not, they saturate.
         enable_requantization: Whether ranges grow where the greatest error is above the next.
         requantization_threshold: Greatest absolute error that is accepted as it is.
-        eps: Kept for the tensor API; scales have no floor, a range of zero width gets scale 1.
+        eps: Kept for the tensor API's sake, and used nowhere: scales have no floor, a range of zero width gets scale 1.
 
     Raises:
         ConfigError: Something is out of range, with what is allowed.

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, Self
 
-from qi.errors import ConfigError
+from qi.errors import ConfigError, MissingDependencyError
 from qi.optional import require
 
 __all__ = ["Progress"]
@@ -46,7 +46,10 @@ class Progress:
         self._done += units
         waited = time.monotonic() - self._began > _PATIENCE
         if self._bar is None and self._show is None and waited and sys.stderr.isatty():
-            self._open()
+            try:
+                self._open()
+            except MissingDependencyError:  # nobody asked for a bar
+                self._show = False
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
 

@@ -51,15 +51,14 @@ def quantize_tensor(tensor: np.ndarray, config: QuantizationConfig) -> QTensor:
     """
     x = array_of(tensor, validate=True)
     params = _params(x, config)
-    codes, counts = blocked.quantize(x, params)
-    return QTensor.of(codes, params, nan_count=counts.nans)
+    return params.quantize_counted(x)[0]
 
 
 def dequantize_tensor(quantized: QTensor) -> np.ndarray:
     """The real numbers, float32, that a quantized tensor stands for."""
     if not isinstance(quantized, QTensor):
         raise UnsupportedError(f"expected a QuantizedTensor; received {type(quantized).__name__}")
-    return blocked.dequantize(quantized.codes, quantized.qparams)
+    return quantized.dequantize(dtype="float32")
 
 
 def compression_ratio(config: QuantizationConfig) -> float:

@@ -51,6 +51,8 @@ def check(x, params, **how):
     packed, met = blocked.quantize_packed(x, params, **how)
     assert np.array_equal(packed, pack(codes, bits))
     assert met == counts
+    threads = {name: value for name, value in how.items() if name != "block"}
+    assert same(blocked.dequantize_packed(packed, x.shape, params, **threads), blocked.dequantize(codes, params))
 
 
 @given(shapes, st.sampled_from(DTYPES), st.integers(0, 2**32), st.data())
@@ -238,6 +240,7 @@ def test_a_mebibyte_is_all_that_is_taken_beside_the_output(granularity, dtype):
         lambda: blocked.fake_quantize(x, params, out=values),
         lambda: blocked.dequantize(codes, params, out=values, dtype=dtype),
         lambda: blocked.quantize_packed(x, int4, out=packed),
+        lambda: blocked.dequantize_packed(packed, x.shape, int4, out=values, dtype=dtype),
     ):
         assert peak(action) < 2**20
     assert peak(lambda: blocked.minmax(x, granularity)) < 2**20 + 2 * 8 * params.scale.size

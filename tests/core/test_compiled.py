@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -136,6 +137,7 @@ def test_a_mebibyte_is_all_that_is_taken_beside_the_output(granularity):
 
 def test_auto_takes_what_is_loaded_and_loads_for_a_huge_array(monkeypatch):
     monkeypatch.setattr(compiled, "_LOADED", {})
+    monkeypatch.setattr(compiled, "_SEEN", Counter())
     int8 = np.dtype(np.int8)
     assert not compiled.worth("quantize", int8, 1 << 20)
     assert compiled.worth("quantize", int8, 1 << 26)
@@ -144,6 +146,14 @@ def test_auto_takes_what_is_loaded_and_loads_for_a_huge_array(monkeypatch):
     assert compiled.worth("fake_quantize", np.dtype(np.uint16), 1 << 20)  # it has no codes
     assert not compiled.worth("quantize", int8, 1 << 10)
     assert not compiled.worth("quantize", np.dtype(np.uint16), 1 << 20)
+
+
+def test_auto_loads_for_many_arrays_that_are_as_much_together(monkeypatch):
+    monkeypatch.setattr(compiled, "_LOADED", {})
+    monkeypatch.setattr(compiled, "_SEEN", Counter())
+    asked = [compiled.worth("quantize", np.dtype(np.int8), 1 << 25) for _ in range(9)]
+    assert asked == [False] * 8 + [True]
+    assert not compiled.worth("dequantize", np.dtype(np.int8), 1 << 25)
 
 
 def test_without_numba_auto_is_numpy_and_numba_says_what_to_do(monkeypatch):

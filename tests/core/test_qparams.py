@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from qi.core import IntGrid, LutGrid, PerChannel, PerGroup, PerTensor, QParams, QTensor
+from qi.core import IntGrid, LutGrid, PerChannel, PerGroup, PerTensor, QParams, QTensor, blocked
 from qi.core.affine import fake_quantize, quantize
 from qi.errors import ConfigError, InputError
 from tests.backends import BACKENDS
@@ -218,3 +219,30 @@ def test_codes_are_stored_in_the_grids_dtype():
 def test_the_stored_size_counts_packed_codes_and_parameters(qparams, shape, nbytes, bits):
     tensor = QTensor(np.zeros(shape, np.int32), qparams)
     assert (tensor.nbytes, tensor.bits, tensor.shape) == (nbytes, bits, shape)
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(1), PerGroup(0, 48, 1)])
+@pytest.mark.parametrize("grid", [INT4, IntGrid(3, signed=False), IntGrid(12), TABLE])
+def test_large_tensors_are_packed_and_unpacked_in_pieces(granularity, grid):
+    x = np.random.default_rng(0).standard_normal((500, 90)).astype(np.float32)
+    qparams = QParams(np.full(granularity.param_shape(x.shape), 0.25), 0, grid, granularity)
+    tensor, counts = qparams.quantize_counted(x, num_threads=2)
+    plain = QTensor(quantize(x, *qparams.expanded(x.shape), grid), qparams)
+    assert np.array_equal(tensor.codes, plain.codes)
+    assert (tensor.nbytes, tensor.shape, counts.nans) == (plain.nbytes, plain.shape, 0)
+    expected = plain.codes if grid is not TABLE else np.array([-3, 0, 2])[plain.codes]
+    assert np.array_equal(tensor.dequantize(num_threads=2), np.float32(expected * 0.25))
+    out = np.empty(x.shape, np.float64)
+    assert tensor.dequantize(out=out, dtype="float64") is out
+    assert np.array_equal(out, tensor.dequantize())
+    twin = copy.deepcopy(tensor)
+    assert twin.nbytes == tensor.nbytes
+    assert np.array_equal(twin.dequantize(), tensor.dequantize())
+
+
+def test_packed_bytes_that_do_not_fit_are_refused():
+    qparams = QParams(0.5, 0, TABLE)
+    with pytest.raises(InputError, match="expected 2 bytes; received uint8, shape"):
+        blocked.dequantize_packed(np.zeros(3, np.uint8), (8,), qparams)
+    with pytest.raises(InputError, match="expected codes from 0 to 2; received 0 to 3"):
+        blocked.dequantize_packed(np.uint8([3, 0]), (8,), qparams)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
+
 from qi.engine import progress
 from qi.engine.progress import Progress
+from qi.errors import MissingDependencyError
 
 
 def test_it_shows_what_is_done_when_asked(capsys):
@@ -38,3 +43,15 @@ def test_it_can_be_turned_off(capsys, monkeypatch):
     with Progress("Quantizing", 4, show=False) as bar:
         bar.advance(4)
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_that_nobody_asked_for_needs_no_extra(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_PATIENCE", -1.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with Progress("Quantizing", 4) as bar:
+        bar.advance(2)
+        bar.advance(2)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(MissingDependencyError, match="a progress bar"), Progress("Quantizing", 4, show=True):
+        pass

@@ -358,3 +358,30 @@ def test_without_pieces_scratch_is_as_large_as_the_array(monkeypatch: pytest.Mon
         finally:
             tracemalloc.stop()
     assert peaks[0] < 0.75 * x.nbytes < x.nbytes <= peaks[1]
+
+
+@pytest.mark.parametrize("own", [{"skip_layers": ["layer"]}, {"quantization_type": "none"}])
+def test_what_is_an_error_is_one_where_nothing_is_quantized_too(own):
+    quantizer = Quantizer(QuantizationConfig(error_on_nan=True, error_on_inf=True, **own))
+    for call in (quantizer.quantize, quantizer.quantize_dequantize):
+        with pytest.raises(ValueError, match="expected no NaN"):
+            call(np.float32([1, np.nan]), layer_name="layer")
+        with pytest.raises(ValueError, match="expected no infinit"):
+            call(np.float32([1, np.inf]), layer_name="layer")
+        np.testing.assert_array_equal(call(np.float32([1, 2]), layer_name="layer"), [1, 2])
+
+
+def test_tensors_of_few_bits_take_no_more_memory_than_they_hold():
+    x = np.random.default_rng(0).standard_normal((1500, 1000)).astype(np.float32)
+    quantizer = Quantizer(QuantizationConfig(quantization_type="int4", per_channel=True))
+    made = []
+    for action, size in (
+        (lambda: made.append(quantizer.quantize(x, channel_dim=1, return_tensor=True)), x.size // 2),
+        (lambda: quantizer.dequantize(made[0]), x.nbytes),
+        (lambda: quantizer.quantize_dequantize(x, channel_dim=1), x.nbytes),
+    ):
+        tracemalloc.start()
+        action()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < size + 2**20
