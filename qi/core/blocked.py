@@ -375,7 +375,8 @@ def dequantize_packed(
     def work(start: int, step: int) -> None:
         position = 0
         for i, box in enumerate(boxes(shape, BLOCK, groups) if out.size else ()):
-            piece = out[(*box, ...)]  # a view, also where there is no axis
+            place: Any = (*box, ...)  # gives a view, also where there is no axis
+            piece = out[place]
             position += piece.size
             if i % step != start:
                 continue
