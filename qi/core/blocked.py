@@ -293,6 +293,8 @@ def quantize_packed(
     stored = _bytes(out, packed_nbytes(x.size, bits), x)
     scale, zero_point, granularity = params.scale, params.zero_point, params.granularity
     if not x.size:
+        check_body(body)
+        check_threads(num_threads)
         return stored, Counts()
     if scale.size == 1 and x.flags.c_contiguous:
         x, scale, zero_point = x.reshape(-1), scale.reshape(1), zero_point.reshape(1)

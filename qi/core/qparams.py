@@ -57,15 +57,25 @@ class QParams:
     config: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        with np.errstate(over="ignore"):
-            scale = _owned(self.scale, "float32")
+        if not isinstance(self.grid, Grid) or not isinstance(self.granularity, Granularity):
+            raise ConfigError(
+                f"expected a grid and a granularity of qi.core; received {self.grid!r} and {self.granularity!r}"
+            )
+        try:
+            with np.errstate(over="ignore"):
+                scale = _owned(self.scale, "float32")
+        except (TypeError, ValueError):
+            raise ConfigError(f"expected scales to be numbers; received scale={self.scale!r}") from None
         good = np.isfinite(scale) & (scale >= np.finfo(np.float32).tiny)
         if not np.all(good):
             raise ConfigError(
                 "expected scales to be positive and finite, at least 1.1754944e-38 (float32's smallest "
                 f"normal number); received scale={np.asarray(self.scale)[~good].flat[0]}"
             )
-        raw = np.asarray(self.zero_point, np.float64)
+        try:
+            raw = np.asarray(self.zero_point, np.float64)
+        except (TypeError, ValueError):
+            raise ConfigError(f"expected zero points to be integers; received zero_point={self.zero_point!r}") from None
         if not np.all(np.isfinite(raw)) or np.any(raw != np.rint(raw)):
             raise ConfigError(f"expected zero points to be integers; received zero_point={self.zero_point!r}")
         if raw.ndim and raw.shape != scale.shape:
@@ -193,6 +203,8 @@ class QTensor:
     _stored: np.ndarray
 
     def __init__(self, codes: Array, qparams: QParams, dtype: str = "float32", nan_count: int = 0) -> None:
+        if not isinstance(qparams, QParams):
+            raise ConfigError(f"expected QParams; received qparams={qparams!r}")
         raw = np.asarray(codes)
         grid = qparams.grid
         lowest, highest = (grid.qmin, grid.qmax) if isinstance(grid, IntGrid) else (0, grid.levels - 1)

@@ -126,6 +126,10 @@ def imported(params: Any, state: State) -> tuple[QuantizationConfig, Fixed | Non
         top = _overall(params, config.grid)
         if _flag(params, "has_parameters"):
             last[None] = top
+        if params.get("symmetric") is True and config.grid.signed and np.any(top.zero_point):
+            raise ConfigError(
+                f"expected zero points of 0 with symmetric=true; received {reprlib.repr(top.zero_point.ravel().tolist())}"
+            )
     fixed = _imported_fixed(params, last.get(None), config)
     layers = params.get("layers", {})
     if not isinstance(layers, Mapping):
@@ -228,12 +232,14 @@ def _flag(params: Mapping[str, Any], name: str) -> bool:
 
 def _overall(params: Mapping[str, Any], grid: IntGrid) -> QParams:
     overall = _one(params["global_scale"], params.get("global_zero_point", 0), None, grid)
-    scales, zeros = params.get("per_channel_scales") or {}, params.get("per_channel_zero_points") or {}
+    scales, zeros = (
+        [] if params.get(name) is None else _listed(name, params[name])
+        for name in ("per_channel_scales", "per_channel_zero_points")
+    )
     axis = params.get("channel_dim")
     if not scales and not zeros and axis is None:
         return overall
-    scales = _listed("per_channel_scales", scales)
-    zeros = _listed("per_channel_zero_points", zeros) if zeros else [0] * len(scales)
+    zeros = zeros or [0] * len(scales)
     if len(scales) != len(zeros):
         raise ConfigError(f"expected as many zero points as scales; received {len(zeros)} and {len(scales)}")
     return _one(scales, zeros, 0 if axis is None else axis, grid)

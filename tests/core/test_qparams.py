@@ -246,3 +246,19 @@ def test_packed_bytes_that_do_not_fit_are_refused():
         blocked.dequantize_packed(np.zeros(3, np.uint8), (8,), qparams)
     with pytest.raises(InputError, match="expected codes from 0 to 2; received 0 to 3"):
         blocked.dequantize_packed(np.uint8([3, 0]), (8,), qparams)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: QParams("x", 0, INT8), "expected scales to be numbers"),
+        (lambda: QParams(None, 0, INT8), "expected scales to be"),
+        (lambda: QParams(1.0, "x", INT8), "expected zero points to be integers"),
+        (lambda: QParams(1.0, 0, None), "expected a grid"),
+        (lambda: QParams(1.0, 0, INT8, "per_tensor"), "expected a grid and a granularity"),
+        (lambda: QTensor(np.int8([1]), None), "expected QParams"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(make, told):
+    with pytest.raises(ConfigError, match=told):
+        make()

@@ -306,3 +306,20 @@ def test_junk_is_loaded_whole_or_not_at_all(key: str, value: Any) -> None:
         assert everything(quantizer) == before
     else:
         quantizer.load_parameters(json.loads(json.dumps(quantizer.export_parameters())))
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"per_channel_scales": 0}, "expected per_channel_scales to map indices to numbers; received int"),
+        ({"per_channel_scales": ""}, "expected per_channel_scales to map"),
+        ({"per_channel_zero_points": False}, "expected per_channel_zero_points to map"),
+        ({"symmetric": True, "global_zero_point": 5}, "expected zero points of 0 with symmetric=true; received"),
+    ],
+)
+def test_what_only_looks_empty_or_contradicts_itself_is_refused(own, told):
+    quantizer = Quantizer(QuantizationConfig())
+    before = quantizer.export_import_parameters()
+    with pytest.raises(ConfigError, match=told):
+        quantizer.load_parameters({"global_scale": 0.5} | own)
+    assert quantizer.export_import_parameters() == before
