@@ -1,0 +1,196 @@
+"""Who may ask: API keys with scopes, and without keys nobody but the machine itself."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from qi.errors import ConfigError
+from qi.service.problems import Problem, refuse
+
+__all__ = ["HEALTH", "OPEN", "PROBES", "ApiKey", "Auth", "is_local", "parse_key", "route_path", "scope_of"]
+
+KeyScope = Literal["read", "write"]
+
+_PROBES = ("/health", "/health/live", "/health/ready", "/livez", "/readyz")
+PROBES = (*_PROBES, *(f"/v1{path}" for path in _PROBES), "/v2/health/live", "/v2/health/ready")
+"""Paths that an orchestrator asks, by the address of a container: they say whether the service runs, and nothing else."""
+HEALTH = ("/", "/v1", *PROBES)
+"""Those, and where people look."""
+OPEN = (*HEALTH, "/ui", "/ui/*")
+"""What needs no key: health, and the page, which holds no data and asks for a key itself."""
+
+_COMPUTES = re.compile(
+    r"(?:/v1)?/instances/[^/]+/(?:quantize|dequantize|quantize_dequantize|compute_params|upload_numpy)"
+    r"|/v2/models/[^/]+(?:/versions/[^/]+)?/infer"
+)
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded")
+_IN_PROCESS = "testclient"  # what Starlette's test client calls itself; no socket has such an address
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key, of which only the hash is kept.
+
+    Attributes:
+        digest: SHA-256 of the key.
+        scope: "read" asks and computes; "write" also creates, changes and deletes.
+    """
+
+    digest: bytes = field(repr=False)
+    scope: KeyScope = "write"
+
+
+def parse_key(text: str) -> ApiKey:
+    """Reads a key as it stands in a setting.
+
+    Args:
+        text: The key, or `sha256:` and its hash in hexadecimal; before that `read:` or `write:`, else it is for writing.
+
+    Raises:
+        ConfigError: It is empty, or can't be sent in a header. The message doesn't hold it.
+
+    Example:
+        >>> parse_key("read:correct-horse").scope
+        'read'
+    """
+    scope: KeyScope = "read" if text.startswith("read:") else "write"
+    key = text.removeprefix(f"{scope}:")
+    if re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
+        return ApiKey(bytes.fromhex(key[7:]), scope)
+    if not re.fullmatch(r"[!-~]+", key) or key.startswith("sha256:"):
+        raise ConfigError(
+            "expected an API key of printable ASCII without spaces, or 'sha256:' and 64 hexadecimal digits, after 'read:' or "
+            f"'write:'; received a text of {len(text)} characters"
+        )
+    return ApiKey(hashlib.sha256(key.encode("ascii")).digest(), scope)
+
+
+def scope_of(method: str, path: str) -> KeyScope:
+    """What a request needs a key for; "write" for whatever isn't known to only ask or compute.
+
+    Args:
+        method: The HTTP method.
+        path: The path of the route, decoded.
+
+    Example:
+        >>> scope_of("POST", "/instances/default/quantize"), scope_of("POST", "/instances/quantize")
+        ('read', 'write')
+    """
+    return "read" if method in _SAFE or (method == "POST" and _COMPUTES.fullmatch(path)) else "write"
+
+
+def route_path(scope: Scope) -> str:
+    """The path that the application's routes see: without the prefix under which a proxy serves it."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] or "/" if root and path.startswith(f"{root}/") else path
+
+
+def is_local(scope: Scope) -> bool:
+    """Whether a request comes from this machine: from a loopback address, and not on behalf of another through a proxy."""
+    client = scope.get("client")
+    if not client:
+        return False  # a socket in the file system: nobody says who is behind it
+    headers = Headers(scope=scope)
+    if any(not _is_loopback(a) for name in _FORWARDED for v in headers.getlist(name) for a in _addresses(v)):
+        return False
+    return client[0] == _IN_PROCESS or _is_loopback(client[0])
+
+
+class Auth:
+    """Lets through who may ask; answers 401 or 403 otherwise.
+
+    Args:
+        app: What to protect.
+        keys: The keys. If there are any, everybody needs one; without, clients on this machine need none and others get
+            nothing, whatever address the server listens on.
+        allow_anonymous: Whether others do without keys as well.
+        open_paths: Paths that need no key where there are keys; one that ends in "*" stands for all that start so.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Iterable[ApiKey] = (),
+        *,
+        allow_anonymous: bool = False,
+        open_paths: Iterable[str] = OPEN,
+    ) -> None:
+        self._app = app
+        self._keys = tuple(keys)
+        self._allow_anonymous = allow_anonymous
+        paths = tuple(open_paths)
+        self._open = frozenset(path for path in paths if not path.endswith("*"))
+        self._open_below = tuple(path[:-1] for path in paths if path.endswith("*"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        if scope["type"] == "lifespan" or (problem := self._problem(scope)) is None:
+            await self._app(scope, receive, send)
+        else:
+            await refuse(scope, receive, send, problem)
+
+    def _problem(self, scope: Scope) -> Problem | None:
+        if not self._keys:
+            if self._allow_anonymous or is_local(scope):
+                return None
+            return Problem(
+                403,
+                "expected a client on this machine, as the service has no API keys; received another; "
+                "do: set QI_API_API_KEYS",
+                code="not-local",
+            )
+        path = route_path(scope)
+        if path in self._open or path.startswith(self._open_below):
+            return None
+        given = self._scope_given(Headers(scope=scope))
+        if given is None:
+            return Problem(
+                401,
+                "expected an API key; do: send it as 'Authorization: Bearer ...' or 'X-API-Key: ...'",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if given == "read" and scope_of(scope.get("method", ""), path) == "write":
+            return Problem(403, "expected an API key for writing; received one for reading", code="scope")
+        return None
+
+    def _scope_given(self, headers: Headers) -> KeyScope | None:
+        """The scope of the key that was sent; every key is compared, so that the time tells nothing."""
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        sent = [headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+        digests = [hashlib.sha256(text.encode("latin-1")).digest() for text in sent if text]
+        matches = [key.scope for d in digests for key in self._keys if hmac.compare_digest(key.digest, d)]
+        return "write" if "write" in matches else "read" if matches else None
+
+
+def _addresses(header: str) -> list[str]:
+    """The addresses in a header of a proxy: "1.2.3.4, 5.6.7.8" or "for=1.2.3.4;proto=http"."""
+    return [
+        part.partition("=")[2] if "=" in part else part
+        for part in re.split("[,;]", header)
+        if "=" not in part or part.strip().lower().startswith("for=")
+    ]
+
+
+@functools.lru_cache(256)  # nearly every request comes from the same few
+def _is_loopback(text: str) -> bool:
+    host = text.strip().strip('"')
+    bracketed = re.fullmatch(r"\[(.+)\](?::[0-9]+)?", host)
+    host = bracketed[1] if bracketed else re.sub(r"^([0-9.]+):[0-9]+$", r"\1", host)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)

@@ -1,0 +1,159 @@
+"""Bodies of requests as models: JSON, or an array's bytes with options in the query string."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar, get_origin
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from qi.errors import QiError
+from qi.service.formats import JSON, NPY, Format, Limits, available, format_of, media_type_of
+from qi.service.models import RaggedError
+from qi.service.problems import Problem, problem_of
+from qi.service.service import SMALL, service_of
+
+__all__ = ["MULTIPART", "documented_body", "parse_json", "reading"]
+
+MULTIPART = "multipart/form-data"
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def reading(model: type[M], prefix: str) -> Callable[[Request], Awaitable[M]]:
+    """A dependency: the body of a request as a model, whatever form it has.
+
+    Options (every field but `data`) may be in the query string too; those of a body in JSON win.
+
+    Args:
+        model: A model with a field `data` that is an array.
+        prefix: What the `detail` of errors about the numbers themselves starts with.
+
+    Raises:
+        RequestValidationError: JSON that isn't what the model wants.
+        Problem: 400 for bytes that aren't what they claim to be, 415 for a form that isn't known.
+    """
+
+    async def read(request: Request) -> M:
+        service = service_of(request)
+        options = _options(model, request)
+        content_type = request.headers.get("content-type")
+        media_type = media_type_of(content_type)
+        if media_type == MULTIPART:
+            body, media_type = await _uploaded(request), NPY
+        else:
+            body = await request.body()
+        if media_type == JSON or media_type.endswith("+json"):
+            parse = partial(_from_json, model, options, body, prefix)
+        else:
+            parse = partial(_from_array, model, options, body, prefix, format_of(media_type), service.limits)
+        return parse() if len(body) <= SMALL else await service.work(parse, len(body))
+
+    return read
+
+
+def parse_json(body: bytes) -> Any:
+    """The value that a body in JSON has; NaN and Infinity, which JSON doesn't have, are read as Python writes them.
+
+    Raises:
+        RequestValidationError: It is no JSON.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if b"NaN" in body or b"Infinity" in body:
+            try:
+                return json.loads(body)
+            except (ValueError, RecursionError):
+                pass
+        problem = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error"}
+        raise RequestValidationError([problem]) from error
+
+
+def documented_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads a model's body: its forms, and the options of the query string."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    content: dict[str, Any] = {JSON: {"schema": schema}}
+    binary = {"type": "string", "format": "binary"}
+    for name in available():
+        content[name] = {"schema": binary}
+    content[MULTIPART] = {
+        "schema": {"type": "object", "properties": {"file": binary}, "required": ["file"]},
+    }
+    parameters = [
+        {"name": name, "in": "query", "required": False, "schema": own, "description": "For bodies that aren't JSON."}
+        for name, own in schema["properties"].items()
+        if name != "data"
+    ]
+    return {"requestBody": {"required": True, "content": content}, "parameters": parameters}
+
+
+def _options(model: type[BaseModel], request: Request) -> dict[str, Any]:
+    """What the query string says about fields of a model, by the names of JSON."""
+    names = {field.alias or name for name, field in model.model_fields.items()} - {"data"}
+    options: dict[str, Any] = {name: value for name, value in request.query_params.items() if name in names}
+    for name in ("scale", "zero_point"):
+        if options.get(name, "").startswith("["):
+            try:
+                options[name] = orjson.loads(options[name])
+            except orjson.JSONDecodeError as error:
+                raise RequestValidationError(
+                    [{"type": "json_invalid", "loc": ("query", name), "msg": "JSON decode error"}]
+                ) from error
+    return options
+
+
+def _from_json(model: type[M], options: dict[str, Any], body: bytes, prefix: str) -> M:
+    return _validated(model, options, parse_json(body), prefix)
+
+
+def _from_array(model: type[M], options: dict[str, Any], body: bytes, prefix: str, form: Format, limits: Limits) -> M:
+    try:
+        array = form.decode(body, limits)
+    except QiError as error:
+        raise problem_of(error, prefix) from error
+    data: Any = array
+    if get_origin(model.model_fields["data"].annotation) is list:  # of arrays, as in JSON
+        data = list(array) if array.ndim > 2 else [array]
+    return _validated(model, options, {"data": data}, prefix)
+
+
+def _validated(model: type[M], options: dict[str, Any], body: Any, prefix: str) -> M:
+    if not isinstance(body, dict):
+        problem = {"type": "model_attributes_type", "loc": ("body",), "msg": "Input should be an object"}
+        raise RequestValidationError([problem])
+    try:
+        return model.model_validate({**options, **body})
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False)
+        for one in errors:
+            cause = one.get("ctx", {}).get("error")
+            if isinstance(cause, RaggedError):
+                raise problem_of(cause, prefix) from error
+        place = {name: "query" if name in options and name not in body else "body" for name in (*options, *body)}
+        raise RequestValidationError(
+            [
+                {**one, "loc": (place.get(str(one["loc"][0]), "body") if one["loc"] else "body", *one["loc"])}
+                for one in errors
+            ]
+        ) from error
+
+
+async def _uploaded(request: Request) -> bytes:
+    """The file of a form, whose field is called "file".
+
+    Raises:
+        Problem: 400, there is none.
+    """
+    async with request.form(max_files=1, max_fields=16) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise Problem(400, "expected a form with a field 'file' that is a file; received none", code="no-file")
+        return await file.read()

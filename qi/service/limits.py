@@ -1,0 +1,309 @@
+"""How much a client may send, how slowly, and how many may do so at once.
+
+What a request may cost is known before its body is read: so many bytes of memory per byte of the body. Requests that
+don't fit are told to come again; nobody waits for memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qi.errors import ConfigError
+from qi.service.auth import route_path
+from qi.service.problems import Problem, problem_response
+
+__all__ = ["BINARY_TYPES", "Admission", "BodyGuard", "BodyLimits"]
+
+_MIB = 1 << 20
+BINARY_TYPES = (
+    "application/octet-stream", "application/vnd.apache.arrow.tensor", "application/vnd.safetensors", "application/x-npy",
+    "application/x-safetensors", "multipart/form-data",
+)  # fmt: skip
+"""Media types whose bodies are arrays as they lie in memory, or nearly."""
+
+_LINGER_BYTES = 64 * _MIB  # what is thrown away of a refused body, so that clients get to read the answer
+_LINGER_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """What a body may be.
+
+    Attributes:
+        max_json_bytes: Bytes of a body of JSON, or of a media type that isn't known.
+        max_binary_bytes: Bytes of the others.
+        json_factor: Bytes of memory for each byte of JSON.
+        binary_factor: Bytes of memory for each of the others.
+        timeout: Seconds for a body to arrive, and for a client to read each piece of the answer, ...
+        min_rate: ... and bytes that give a body another second.
+        binary_types: Media types of the others.
+    """
+
+    max_json_bytes: int = 16 * _MIB
+    max_binary_bytes: int = 256 * _MIB
+    json_factor: int = 20
+    binary_factor: int = 5
+    timeout: float = 30.0
+    min_rate: int = _MIB
+    binary_types: Iterable[str] = BINARY_TYPES
+
+    def __post_init__(self) -> None:
+        for name in ("max_json_bytes", "max_binary_bytes", "json_factor", "binary_factor", "timeout", "min_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"expected {name} above 0; received {name}={getattr(self, name)!r}")
+
+
+@dataclass
+class Admission:
+    """What the requests in flight take together.
+
+    Attributes:
+        memory_budget: Bytes of memory for them; one alone may take more.
+        max_in_flight: Requests whose body is here and whose answer isn't.
+        overload_status: What others are answered: 503 or 429.
+        retry_after: Seconds after which they should come again.
+        memory: Bytes that are taken.
+        in_flight: Requests that are in flight.
+    """
+
+    memory_budget: int = 2048 * _MIB
+    max_in_flight: int = 64
+    overload_status: int = 503
+    retry_after: int = 1
+    memory: int = field(default=0, init=False)
+    in_flight: int = field(default=0, init=False)
+
+    def reserve(self, nbytes: int) -> None:
+        """Takes memory.
+
+        Raises:
+            Problem: There isn't enough.
+        """
+        if self.memory and self.memory + nbytes > self.memory_budget:
+            raise self._full("memory")
+        self.memory += nbytes
+
+    def check(self) -> None:
+        """Looks whether another request can be let in.
+
+        Raises:
+            Problem: None can.
+        """
+        if self.in_flight >= self.max_in_flight:
+            raise self._full("queue")
+
+    def enter(self) -> None:
+        """Lets a request in.
+
+        Raises:
+            Problem: There are too many.
+        """
+        self.check()
+        self.in_flight += 1
+
+    def _full(self, what: str) -> Problem:
+        return Problem(
+            self.overload_status,
+            f"expected fewer requests at a time (the {what} is full); do: try again",
+            code=f"{what}-full",
+            headers={"Retry-After": str(self.retry_after)},
+        )
+
+
+class BodyGuard:
+    """Refuses bodies that are too large, too slow, encoded, or too many at a time: 413, 408, 415, 503.
+
+    Args:
+        app: What to protect.
+        limits: What a body may be.
+        admission: What the requests of all such guards share.
+    """
+
+    def __init__(self, app: ASGIApp, limits: BodyLimits | None = None, admission: Admission | None = None) -> None:
+        self._app = app
+        self._limits = limits or BodyLimits()
+        self._admission = admission or Admission()
+        self._binary = frozenset(self._limits.binary_types)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        body = _Body(scope, receive, send, self._limits, self._admission, self._is_binary(scope, headers))
+        try:
+            body.start(headers)
+            await self._app(scope, body.receive, body.send)
+        except Exception:
+            if body.refusal is None and not body.abandoned:
+                raise
+        finally:
+            body.release()
+        if body.refusal is not None:
+            await body.answer()
+
+    def _is_binary(self, scope: Scope, headers: Headers) -> bool:
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        # A header of JSON and then bytes, whatever type it goes by; its parser limits the JSON.
+        inference = "inference-header-content-length" in headers and route_path(scope).startswith("/v2/")
+        return media_type in self._binary or inference
+
+
+class _Body:
+    """The body of one request."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, limits: BodyLimits, admission: Admission, binary: bool
+    ) -> None:
+        self.refusal: Problem | None = None
+        self.abandoned = False  # by a client that doesn't read the answer
+        self._scope, self._receive, self._send = scope, receive, send
+        self._limits, self._admission = limits, admission
+        self._binary = binary
+        self._limit = limits.max_binary_bytes if binary else limits.max_json_bytes
+        self._factor = limits.binary_factor if binary else limits.json_factor
+        self._began = asyncio.get_running_loop().time()
+        self._declared: int | None = None
+        self._waits = False  # for a word before it sends the body
+        self._received = self._reserved = self._entered = 0
+        self._complete = self._started = self._answered = False
+
+    def start(self, headers: Headers) -> None:
+        """Looks at what a request says of its body."""
+        self._waits = headers.get("expect", "").lower() == "100-continue"
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            self._refuse(
+                Problem(
+                    415,
+                    f"expected a body without Content-Encoding; received {encoding[:40]!a}; do: send it as it is",
+                    code="content-encoding",
+                    headers={"Accept-Encoding": "identity"},
+                )
+            )
+        lengths = set(headers.getlist("content-length"))
+        if lengths:
+            text = lengths.pop()
+            if lengths or not re.fullmatch("[0-9]{1,18}", text):
+                self._refuse(Problem(400, "expected one Content-Length of digits; received others"))
+            self._declared = int(text)
+            self._check_size(self._declared)
+        if self._declared or "transfer-encoding" in headers:
+            self._guarded(self._admission.check)
+            self._reserve(self._declared or 0)
+
+    async def receive(self) -> Message:
+        """The next piece of the body."""
+        if self.refusal is not None:
+            raise self.refusal
+        if self._complete:
+            return await self._receive()
+        seconds = self._limits.timeout + self._received / self._limits.min_rate
+        try:
+            async with asyncio.timeout_at(self._began + seconds):
+                message = await self._receive()
+        except TimeoutError:
+            self._refuse(Problem(408, f"expected the body within {seconds:.0f} seconds", code="body-timeout"))
+        if message["type"] == "http.request":
+            self._take(message)
+        return message
+
+    def _take(self, message: Message) -> None:
+        self._received += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        self._check_size(self._received)
+        self._reserve(self._received)
+        if self._complete and self._received:
+            self._guarded(self._admission.enter)
+            self._entered = 1
+
+    async def send(self, message: Message) -> None:
+        """Sends a piece of the answer, or in place of the answer that the body was refused."""
+        if self.refusal is not None and not self._started:
+            await self.answer()
+        elif not self._answered:
+            self._started = True
+            self._leave()
+            try:
+                async with asyncio.timeout(self._limits.timeout):
+                    await self._send(message)
+            except TimeoutError:
+                self.abandoned = True
+                raise ClientDisconnect from None
+
+    async def answer(self) -> None:
+        """Sends that the body was refused."""
+        if self.refusal is None or self._started or self._answered:
+            return
+        self._answered = True
+        if not self._complete and self.refusal.status_code != 408 and not self._waits:
+            await self._drain()
+        response = problem_response(self._scope, self.refusal)
+        if not self._complete and self._scope.get("http_version", "1.1").startswith("1"):
+            MutableHeaders(raw=response.raw_headers)["connection"] = "close"
+        await response(self._scope, self._receive, self._send)
+
+    async def _drain(self) -> None:
+        """Throws away the rest of the body: many clients send all of it before they look for an answer."""
+        if (self._declared or 0) - self._received > _LINGER_BYTES:
+            return
+        dropped = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while not self._complete and dropped <= _LINGER_BYTES:
+                    message = await self._receive()
+                    dropped += len(message.get("body", b""))
+                    self._complete = not message.get("more_body", False)
+
+    def release(self) -> None:
+        """Gives back what the request took."""
+        self._admission.memory -= self._reserved
+        self._reserved = 0
+        self._leave()
+
+    def _leave(self) -> None:
+        """Makes room in the queue: the work is done once an answer starts, however slowly its client reads it."""
+        self._admission.in_flight -= self._entered
+        self._entered = 0
+
+    def _check_size(self, nbytes: int) -> None:
+        if nbytes <= self._limit:
+            return
+        kind, other = "other than JSON", "fewer numbers at a time"
+        if not self._binary:
+            kind = "of JSON"
+            other = f"the array as application/x-npy, up to {self._limits.max_binary_bytes} bytes"
+        self._refuse(
+            Problem(
+                413,
+                f"expected a body {kind} of at most {self._limit} bytes; received more; do: send {other}",
+                code="body-too-large",
+            )
+        )
+
+    def _reserve(self, nbytes: int) -> None:
+        """Takes the memory for a body of so many bytes, less what is taken already."""
+        more = nbytes * self._factor - self._reserved
+        if more > 0:
+            self._guarded(lambda: self._admission.reserve(more))
+            self._reserved += more
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Problem as problem:
+            self._refuse(problem)
+
+    def _refuse(self, problem: Problem) -> NoReturn:
+        self.refusal = problem
+        raise problem

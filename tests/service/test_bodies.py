@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.testclient import TestClient
+
+from qi.service.bodies import documented_body, parse_json, reading
+from qi.service.formats import FORMATS, available
+from qi.service.models import CalibrationRequest, DequantizationRequest, QuantizationRequest
+from qi.service.problems import handle_problems
+from qi.service.service import SMALL, Service
+from qi.service.settings import Settings
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.fixture
+def post() -> Callable[..., Any]:
+    """A function that posts to a route which tells what it read."""
+    app = FastAPI()
+    app.state.service = Service(Settings())
+
+    @app.post("/quantize")
+    async def quantize(body: Annotated[QuantizationRequest, Depends(reading(QuantizationRequest, "Oops"))]) -> Any:
+        return body.model_dump(mode="json", by_alias=True)
+
+    @app.post("/dequantize")
+    async def dequantize(
+        body: Annotated[DequantizationRequest, Depends(reading(DequantizationRequest, "Oops"))],
+    ) -> Any:
+        return body.model_dump(mode="json")
+
+    @app.post("/calibrate")
+    async def calibrate(body: Annotated[CalibrationRequest, Depends(reading(CalibrationRequest, "Oops"))]) -> Any:
+        return [list(array.shape) for array in body.data]
+
+    handle_problems(app)
+    client = TestClient(app)
+
+    def post(path: str, content: Any = None, content_type: str | None = "application/json", **more: Any) -> Any:
+        headers = {} if content_type is None else {"content-type": content_type}
+        return client.post(path, content=content, headers=headers, **more)
+
+    return post
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "application/vnd.x+json"])
+def test_json(kind: str, post: Callable[..., Any]) -> None:
+    body = {"data": [[1, 2]], "validate": False, "layer_name": "a"}
+    found = post("/quantize", json.dumps(body), kind).json()
+    assert found == {**body, "channel_dim": None, "remember": True}
+
+
+@pytest.mark.parametrize("kind", list(FORMATS))
+def test_every_format(kind: str, post: Callable[..., Any]) -> None:
+    if kind not in available():
+        pytest.skip(f"{kind} needs a package that isn't there")
+    content = b"".join(bytes(part) for part in FORMATS.get(kind).encode(X))
+    found = post("/quantize?validate=false&channel_dim=1&layer_name=a", content, kind).json()
+    assert found == {"data": X.tolist(), "validate": False, "channel_dim": 1, "layer_name": "a", "remember": True}
+
+
+def test_a_form_with_a_file(post: Callable[..., Any]) -> None:
+    found = post("/quantize", content_type=None, files={"file": ("a.npy", npy(X))})
+    assert found.json()["data"] == X.tolist()
+    missing = post("/quantize", content_type=None, files={"other": ("a.npy", npy(X))})
+    assert (missing.status_code, missing.json()["code"]) == (400, "no-file")
+
+
+def test_a_large_body_is_the_same(post: Callable[..., Any]) -> None:
+    large = np.zeros((SMALL, 1))
+    for content, kind in (
+        (npy(large), "application/x-npy"),
+        (json.dumps({"data": large.tolist()}), "application/json"),
+    ):
+        assert post("/quantize", content, kind).json()["data"] == large.tolist()
+
+
+def test_options_of_the_query_go_with_json_that_has_none(post: Callable[..., Any]) -> None:
+    found = post("/quantize?channel_dim=1&layer_name=q&unknown=1", '{"data": [[1]], "layer_name": "b"}').json()
+    assert (found["channel_dim"], found["layer_name"]) == (1, "b")
+
+
+def test_parameters_of_channels_in_the_query(post: Callable[..., Any]) -> None:
+    path = "/dequantize?scale=[0.5,1]&zero_point=[0,1]&channel_dim=0"
+    found = post(path, npy(X.astype(np.int8)), "application/x-npy").json()
+    assert (found["scale"], found["zero_point"]) == ([0.5, 1.0], [0.0, 1.0])
+    assert post("/dequantize?scale=0.5", npy(X), "application/x-npy").json()["scale"] == 0.5
+    assert post("/dequantize?scale=[0.5", npy(X), "application/x-npy").status_code == 422
+
+
+@pytest.mark.parametrize(("shape", "shapes"), [((3,), [[3]]), ((2, 3), [[2, 3]]), ((4, 2, 3), [[2, 3]] * 4)])
+def test_an_array_of_three_dimensions_is_a_list_of_arrays(
+    shape: tuple[int, ...], shapes: list[list[int]], post: Callable[..., Any]
+) -> None:
+    assert post("/calibrate", npy(np.zeros(shape)), "application/x-npy").json() == shapes
+    if len(shape) == 3:
+        assert post("/calibrate", json.dumps({"data": np.zeros(shape).tolist()})).json() == shapes
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 422),
+        (b"[]", "application/json", 422),
+        (b"", "application/json", 422),
+        (b"[" * 5000, "application/json", 422),
+        (b'{"data": NaN' + b"[" * 100_000, "application/json", 422),
+        (b'{"data": [[1], [1, 2]]}', "application/json", 422),
+        (b'{"data": [["a"]]}', "application/json", 422),
+        (b'{"data": [[1]], "dta": 1}', "application/json", 422),
+        (b'{"data": [[1]], "channel_dim": "x"}', "application/json", 422),
+        (b"junk", "application/x-npy", 400),
+        (b'{"data": [[1]]}', "text/plain", 415),
+        (b'{"data": [[1]]}', None, 415),
+        (b"x", "multipart/form-data", 400),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read(content: bytes, kind: str | None, status: int, post: Callable[..., Any]) -> None:
+    response = post("/quantize", content, kind)
+    assert response.status_code == status
+    assert len(response.content) < 2000
+
+
+def test_where_an_error_is(post: Callable[..., Any]) -> None:
+    (error,) = post("/quantize?channel_dim=x", '{"data": [[1]]}').json()["detail"]
+    assert error["loc"] == ["query", "channel_dim"]
+    (error,) = post("/quantize", '{"data": [["a"]]}').json()["detail"]
+    assert error["loc"] == ["body", "data"]
+    assert post("/quantize", '{"data": [[1], []]}').json()["detail"].startswith("Oops: expected rows")
+
+
+def test_numbers_that_json_does_not_have() -> None:
+    found = parse_json(b'{"data": [NaN, -Infinity]}')
+    assert np.isnan(found["data"][0])
+    with pytest.raises(RequestValidationError):
+        parse_json(b'{"data": [NaN, }')
+
+
+def test_the_document_has_every_form_and_option() -> None:
+    extra = documented_body(DequantizationRequest)
+    assert set(extra["requestBody"]["content"]) == {"application/json", "multipart/form-data", *available()}
+    assert [one["name"] for one in extra["parameters"]] == ["channel_dim", "layer_name", "scale", "zero_point"]

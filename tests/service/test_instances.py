@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qi.engine import QuantizationConfig, Quantizer
+from qi.errors import InputError, NotCalibratedError
+from qi.service.instances import DEFAULT, Counters, ForbiddenError, Instances
+from qi.service.store import ExistsError, FullError, MemoryStore, MissingError, RevisionError, Store, open_store
+
+X = np.linspace(-1, 3, 12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = open_store(store_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def instances(store: Store) -> Instances:
+    return Instances(store, QuantizationConfig(symmetric=False), max_instances=4)
+
+
+def test_the_default_instance_is_always_there(instances: Instances, store: Store) -> None:
+    assert instances.ids() == [DEFAULT]
+    assert instances.get().config.symmetric is False
+    again = Instances(store, QuantizationConfig(symmetric=True))
+    assert again.get().revision == instances.get().revision
+    with pytest.raises(ForbiddenError):
+        instances.delete(DEFAULT)
+
+
+def test_a_snapshot_is_the_same_until_something_changes(instances: Instances) -> None:
+    before = instances.get()
+    assert instances.get() is before
+    after = instances.configure(DEFAULT, QuantizationConfig(quantization_type="int16"))
+    assert instances.get() is after
+    assert before.config.quantization_type == "int8"
+    assert after.revision > before.revision
+    assert after.statistics is before.statistics
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\n", "-a", "ä", "a/b", "x" * 129, ".."])
+def test_a_name_has_its_form(name: str, instances: Instances) -> None:
+    with pytest.raises(InputError, match="name of 1 to 128"):
+        instances.create(name, QuantizationConfig())
+
+
+def test_create_and_delete(instances: Instances) -> None:
+    instances.create("a", QuantizationConfig())
+    with pytest.raises(ExistsError):
+        instances.create("a", QuantizationConfig())
+    for name in ("b", "c"):
+        instances.create(name, QuantizationConfig())
+    with pytest.raises(FullError):
+        instances.create("d", QuantizationConfig())
+    with pytest.raises(RevisionError):
+        instances.delete("a", 1)
+    instances.delete("a", instances.get("a").revision)
+    with pytest.raises(MissingError):
+        instances.get("a")
+
+
+def test_calibration_stays_through_changes_where_it_can(instances: Instances) -> None:
+    first = instances.calibrate(DEFAULT, [X])
+    assert (first.fixed, first.config.quantization_mode) == (True, "calibrated")
+    wider = instances.configure(DEFAULT, first.config.replace(quantization_type="int16"))
+    assert wider.fixed
+    assert wider.quantizer.scale == pytest.approx(4 / 65535)
+    channels = instances.configure(DEFAULT, first.config.replace(per_channel=True))
+    assert not channels.fixed
+    with pytest.raises(NotCalibratedError):
+        channels.quantizer.quantize(X)
+
+
+def test_a_failed_change_changes_nothing(instances: Instances) -> None:
+    before = instances.get()
+    with pytest.raises(InputError):
+        instances.calibrate(DEFAULT, [np.array([np.nan])])
+    with pytest.raises(ValueError, match="scale"):
+        instances.load(DEFAULT, {"global_scale": 0})
+    assert instances.get() is before
+
+
+def test_a_change_can_ask_for_a_revision(instances: Instances) -> None:
+    revision = instances.get().revision
+    instances.calibrate(DEFAULT, [X], revision=revision)
+    for change in (
+        lambda: instances.calibrate(DEFAULT, [X], revision=revision),
+        lambda: instances.configure(DEFAULT, QuantizationConfig(), revision),
+        lambda: instances.load(DEFAULT, {"global_scale": 1.0}, revision),
+    ):
+        with pytest.raises(RevisionError):
+            change()
+
+
+def test_another_process_sees_a_change_at_once(store: Store) -> None:
+    here, there = Instances(store), Instances(store)
+    here.create("a", QuantizationConfig())
+    assert there.get("a").config.symmetric
+    here.configure("a", QuantizationConfig(symmetric=False))
+    assert not there.get("a").config.symmetric
+    here.calibrate("a", [X])
+    assert there.get("a").quantizer.scale == here.get("a").quantizer.scale
+    assert np.array_equal(there.get("a").quantizer.quantize(X), here.get("a").quantizer.quantize(X))
+    here.delete("a")
+    with pytest.raises(MissingError):
+        there.get("a")
+    there.create("a", QuantizationConfig(quantization_type="uint8"))
+    assert here.get("a").config.quantization_type == "uint8"
+
+
+def test_changes_of_several_are_all_applied(instances: Instances) -> None:
+    """The optimistic lock: each adds one layer to what is there."""
+
+    def add(name: str) -> None:
+        instances.configure(DEFAULT, lambda config: config.replace(skip_layers=(*config.skip_layers, name)))
+
+    threads = [threading.Thread(target=add, args=(f"l{i}",)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(instances.get().config.skip_layers) == [f"l{i}" for i in range(6)]
+
+
+def test_every_call_works_on_one_snapshot() -> None:
+    instances = Instances(MemoryStore(), QuantizationConfig())
+    configs = [QuantizationConfig(quantization_type=kind) for kind in ("int8", "int16")]
+    allowed = {Quantizer(config).quantize_dequantize(X).tobytes() for config in configs}
+    found: set[bytes] = set()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+
+    def use() -> None:
+        for _ in range(50):
+            found.add(instances.get().quantizer.quantize_dequantize(X).tobytes())
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        for i in range(40):
+            instances.configure(DEFAULT, configs[i % 2])
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert found <= allowed
+    assert found
+
+
+def test_variants_share_counters_and_leave_the_rest_alone(instances: Instances) -> None:
+    instance = instances.get()
+    instance.quantizer.quantize(X)
+    scale = instance.quantizer.scale
+    instance.silent.quantize(10 * X)
+    instance.lenient.quantize(np.array([np.nan, 100.0]))
+    assert instance.quantizer.scale == scale
+    assert instance.quantizer.get_stats()["quantize_calls"] == 3
+
+
+def test_a_given_quantizer_takes_a_place(instances: Instances) -> None:
+    quantizer = Quantizer(QuantizationConfig(quantization_type="uint8"))
+    quantizer.calibrate([X])
+    for name in (DEFAULT, "new"):
+        instance = instances.put(name, quantizer)
+        assert instance.config == quantizer.config
+        assert np.array_equal(instance.quantizer.quantize(X), quantizer.quantize(X))
+
+
+def test_kept_results_have_a_budget() -> None:
+    instances = Instances(MemoryStore(), max_cache_bytes=20_000)
+    for name in ("a", "b"):
+        quantizer = instances.create(name, QuantizationConfig()).quantizer
+        quantizer.dequantize(quantizer.quantize(np.linspace(-1, 1, 3000, dtype=np.float32)))
+    used = [instances.get(name).quantizer for name in ("a", "b")]
+    assert all(quantizer.cache_bytes > 10_000 for quantizer in used)
+    for _ in range(64):
+        instances.get("b")
+    assert used[0].cache_bytes == 0
+    assert used[1].cache_bytes > 10_000
+
+
+def test_counters_tell_what_they_count() -> None:
+    told: list[Any] = []
+    counters = Counters(lambda counts: told.append(dict(counts)))
+    counters.add(0.0, 0.5, quantize_calls=1)
+    assert told == [{"quantize_calls": 1}]
+    assert counters.snapshot()["quantize_calls"] == 1

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qi.engine import QuantizationConfig
+from qi.errors import InputError, NotCalibratedError, QiError
+from qi.service import operations
+from qi.service.instances import DEFAULT, Instance, Instances
+from qi.service.operations import check_array, dequantize, export_parameters, quantize, quantize_dequantize, stats
+from qi.service.store import Store, open_store
+
+X = np.array([[1.2, 3.4, 5.6], [7.8, 9.0, 2.1]], np.float32)
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = open_store(store_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def instances(store: Store) -> Instances:
+    return Instances(store, QuantizationConfig(symmetric=False, error_on_nan=True))
+
+
+def made(instances: Instances, **fields: Any) -> Instance:
+    instances.configure(DEFAULT, QuantizationConfig(**fields))
+    return instances.get()
+
+
+def test_parameters_come_with_codes(instances: Instances) -> None:
+    result = quantize(instances.get(), X)
+    meta = result.meta
+    assert result.array.dtype == np.int8
+    assert (meta["quantization_type"], meta["original_shape"], meta["num_bits"]) == ("INT8", [2, 3], 8)
+    assert (meta["channel_dim"], meta["dtype"], meta["params_rev"]) == (None, "int8", instances.get().revision)
+    numbers = (result.array.astype(np.float64) - meta["zero_point"]) * meta["scale"]
+    assert np.abs(numbers - X).max() <= meta["scale"] / 2 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_channels_have_their_own(axis: int, instances: Instances) -> None:
+    instance = made(instances, per_channel=True)
+    result = quantize(instance, X, channel_dim=axis)
+    assert len(result.meta["scale"]) == X.shape[axis]
+    back = dequantize(instance, result.array).array
+    assert np.abs(back - X).max() <= max(result.meta["scale"]) / 2 * (1 + 1e-5)
+    sent = {name: result.meta[name] for name in ("scale", "zero_point", "channel_dim")}
+    assert np.array_equal(dequantize(instance, result.array, **sent).array, back)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint4", "int2", "float16", "none", "mixed"])
+def test_every_type_comes_back(kind: str, instances: Instances) -> None:
+    instance = made(instances, quantization_type=kind)
+    result = quantize(instance, X)
+    back = dequantize(instance, result.array).array
+    both = quantize_dequantize(instance, X).array
+    assert np.array_equal(back, both)
+    assert (back.shape, back.dtype) == (X.shape, np.float32)
+    assert result.meta["quantization_type"] == kind.upper()
+    assert (result.meta["scale"] is None) == (kind in ("float16", "none"))
+
+
+def test_codes_are_read_by_the_parameters_sent_along(instances: Instances) -> None:
+    """Two clients of one instance don't mix."""
+    instance = instances.get()
+    first, second = quantize(instance, X), quantize(instance, 100 * X)
+    sent = {name: first.meta[name] for name in ("scale", "zero_point")}
+    assert np.allclose(dequantize(instance, first.array, **sent).array, X, atol=0.02)
+    assert np.allclose(dequantize(instance, second.array).array, 100 * X, atol=2)
+
+
+def test_another_process_reads_codes_by_the_latest_parameters(store: Store) -> None:
+    here, there = Instances(store), Instances(store)
+    there.get().quantizer.quantize(1000 * X)  # what it has itself is older
+    codes = quantize(here.get(), X).array
+    own = dequantize(here.get(), codes).array
+    assert np.array_equal(dequantize(there.get(), codes).array, own)
+    later = quantize(there.get(), 5 * X)
+    assert np.allclose(dequantize(here.get(), later.array).array, 5 * X, atol=0.2)
+    assert export_parameters(here.get()) == export_parameters(there.get())
+    assert stats(here.get())["quantize_calls"] == 1
+
+
+def test_layers_have_latest_parameters_of_their_own(store: Store) -> None:
+    here, there = Instances(store), Instances(store)
+    codes = {name: quantize(here.get(), factor * X, layer_name=name).array for name, factor in (("a", 1), ("b", 50))}
+    for instances in (here, there):
+        for name, factor in (("a", 1), ("b", 50)):
+            back = dequantize(instances.get(), codes[name], layer_name=name).array
+            assert np.allclose(back, factor * X, atol=0.04 * factor)
+        assert set(export_parameters(instances.get())["layers"]) == {"a", "b"}
+
+
+def test_what_is_not_to_be_remembered_is_not(instances: Instances) -> None:
+    instance = instances.get()
+    codes = quantize(instance, X).array
+    before = dequantize(instance, codes).array
+    quantize(instance, 100 * X, remember=False)
+    quantize_dequantize(instance, 100 * X)
+    assert np.array_equal(dequantize(instance, codes).array, before)
+    assert stats(instance)["last_scale"] == pytest.approx(900 / 255, rel=1e-3)
+
+
+def test_repeated_codes_are_found_again(instances: Instances) -> None:
+    instance = instances.get()
+    codes = quantize(instance, X).array
+    for _ in range(5):
+        dequantize(instance, codes)
+    found = stats(instance)
+    assert (found["cache_hits"], found["cache_misses"], found["dequantize_calls"]) == (4, 1, 5)
+
+
+def test_nothing_is_read_without_parameters(instances: Instances) -> None:
+    with pytest.raises(NotCalibratedError):
+        dequantize(instances.get(), np.zeros((2, 2), np.int8))
+
+
+def test_fixed_parameters_go_first(instances: Instances) -> None:
+    codes = quantize(instances.get(), X).array
+    found = operations.calibrate(instances, DEFAULT, [2 * X])
+    instance = instances.get()
+    assert found["params_rev"] == instance.revision
+    assert found["scale"] == pytest.approx(18 / 255)
+    assert np.allclose(dequantize(instance, codes).array, 2 * X, atol=0.04)
+    assert stats(instance)["last_scale"] == found["scale"]
+
+
+def test_calibration_per_channel(instances: Instances) -> None:
+    made(instances, per_channel=True, symmetric=False)
+    found = operations.calibrate(instances, DEFAULT, [X, X[:, :2]], channel_dim=0)
+    assert (found["channel_dim"], len(found["scales"]), len(found["zero_points"])) == (0, 2, 2)
+    assert found["scale"] == pytest.approx(9 / 255)
+
+
+def test_validate_false_lets_nan_pass(instances: Instances) -> None:
+    instance, nan = instances.get(), np.array([np.nan, 1.0])
+    for operation in (quantize, quantize_dequantize):
+        with pytest.raises(InputError, match="NaN"):
+            operation(instance, nan)
+        assert operation(instance, nan, validate=False).array.shape == (2,)
+    assert dequantize(instance, quantize(instance, nan, validate=False).array).array.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("channel_dim", [2, -3])
+def test_a_channel_dimension_has_to_be_there(channel_dim: int, instances: Instances) -> None:
+    with pytest.raises(InputError, match="channel_dim"):
+        quantize(instances.get(), X, channel_dim=channel_dim)
+    with pytest.raises(InputError, match="channel_dim"):
+        dequantize(instances.get(), X.astype(np.int8), channel_dim=channel_dim)
+
+
+def test_a_channel_dimension_has_no_effect_without_channels(instances: Instances) -> None:
+    assert quantize(instances.get(), X, channel_dim=1).meta["channel_dim"] is None
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [([1.5], "whole numbers"), ([np.nan], "whole numbers"), ([1e300], "whole numbers"), ([200], "-128 to 127")],
+)
+def test_codes_are_checked(codes: list[float], told: str, instances: Instances) -> None:
+    with pytest.raises(InputError, match=told):
+        dequantize(instances.get(), np.array(codes), scale=1.0, zero_point=0)
+
+
+def test_whole_numbers_are_codes_whatever_their_type(instances: Instances) -> None:
+    found = dequantize(instances.get(), np.array([1.0, -2.0]), scale=0.5, zero_point=1).array
+    assert found.tolist() == [0.0, -1.5]
+    assert dequantize(instances.get(), np.empty((0, 3)), scale=1.0, zero_point=0).array.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"scale": 1.0},
+        {"zero_point": 1},
+        {"scale": [1.0], "zero_point": 0},
+        {"scale": 0.0, "zero_point": 0},
+        {"scale": 1.0, "zero_point": 0.5},
+        {"scale": [1.0, 1.0, 1.0], "zero_point": [0, 0, 0]},
+        {"scale": [1.0, 1.0], "zero_point": [0]},
+        {"scale": [], "zero_point": []},
+    ],
+)
+def test_parameters_sent_along_are_checked(sent: dict[str, Any], instances: Instances) -> None:
+    with pytest.raises(QiError):
+        dequantize(instances.get(), np.zeros((2, 2), np.int8), **sent)
+
+
+def test_skipped_layers_stay_as_they_are(instances: Instances) -> None:
+    instance = made(instances, skip_layers=["a"])
+    result = quantize(instance, X, layer_name="a")
+    assert np.array_equal(result.array, X)
+    assert (result.meta["quantization_type"], result.meta["scale"]) == ("NONE", None)
+    assert np.array_equal(dequantize(instance, X, layer_name="a").array, X)
+    assert operations.layer_params(instance, "a/b") == {"bits": 8, "type": "INT8", "skip": False}
+
+
+def test_layers_of_their_own_type(instances: Instances) -> None:
+    instance = made(instances, enable_mixed_precision=True, mixed_precision_layers=["a"])
+    result = quantize(instance, X, layer_name="a")
+    assert (result.meta["quantization_type"], result.array.dtype) == ("INT16", np.int16)
+    assert np.allclose(dequantize(instance, result.array, layer_name="a").array, X, atol=1e-3)
+    with pytest.raises(NotCalibratedError):
+        dequantize(instance, result.array.astype(np.int8))
+
+
+def test_compute_params_changes_nothing(instances: Instances) -> None:
+    instance = instances.get()
+    before = export_parameters(instance)
+    assert operations.compute_params(instance, X)["scale"] == pytest.approx(9 / 255)
+    assert operations.compute_params(instance, X, channel_idx=0)["scale"] == pytest.approx(5.6 / 255)
+    assert (export_parameters(instance), instances.get()) == (before, instance)
+
+
+@pytest.mark.parametrize("fields", [{}, {"per_channel": True}, {"quantization_type": "uint8"}])
+def test_an_export_reads_codes_elsewhere(fields: dict[str, Any], instances: Instances) -> None:
+    instance = made(instances, **fields)
+    codes = quantize(instance, X, layer_name="l").array
+    exported = json.loads(json.dumps(export_parameters(instance), allow_nan=False))
+    other = instances.create("other", QuantizationConfig())
+    other = instances.load("other", exported)
+    assert np.array_equal(dequantize(other, codes).array, dequantize(instance, codes).array)
+
+
+def test_too_many_channels_are_not_taken_for_others(instances: Instances, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "_MAX_REMEMBERED", 2)
+    instance = made(instances, per_channel=True)
+    quantize(instance, X)
+    result = quantize(instance, X, channel_dim=1)
+    with pytest.raises(NotCalibratedError, match="send scale and zero_point"):
+        dequantize(instance, result.array)
+    assert export_parameters(instance)["layers"] == {}
+
+
+def test_limits() -> None:
+    assert check_array(X, max_elements=6, max_ndim=2) is X
+    with pytest.raises(InputError, match="at most 5 numbers"):
+        check_array(X, max_elements=5, max_ndim=2)
+    with pytest.raises(InputError, match="at most 1 dimensions"):
+        check_array(X, max_elements=6, max_ndim=1)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from qi.errors import ConfigError
+from qi.service.settings import Settings, read_settings
+
+
+def test_the_documented_defaults() -> None:
+    settings = Settings()
+    assert (settings.host, settings.port, settings.store) == ("127.0.0.1", 8000, "memory")
+    assert (settings.api_keys, settings.cors_origins, settings.legacy_errors) == ((), (), False)
+    assert (settings.max_json_bytes, settings.max_binary_bytes) == (16 << 20, 256 << 20)
+    assert (settings.max_elements, settings.max_ndim, settings.max_instances) == (64 << 20, 8, 1000)
+    assert settings.threads == (os.cpu_count() or 1)
+
+
+def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QI_API_MAX_NDIM", "4")
+    monkeypatch.setenv("QI_API_API_KEYS", "read:abc, write:def")
+    monkeypatch.setenv("QI_API_ALLOWED_HOSTS", "a.example,b.example")
+    monkeypatch.setenv("QI_API_LEGACY_ERRORS", "1")
+    settings = read_settings(workers_threads=3)
+    assert (settings.max_ndim, settings.threads, settings.legacy_errors) == (4, 3, True)
+    assert [key.get_secret_value() for key in settings.api_keys] == ["read:abc", "write:def"]
+    assert settings.allowed_hosts == ("a.example", "b.example")
+
+
+def test_keys_are_not_shown() -> None:
+    assert "abc" not in repr(Settings(api_keys="read:abc"))
+
+
+def test_an_impossible_value_is_named_but_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QI_API_PORT", "hunter2")
+    with pytest.raises(ConfigError, match="QI_API_PORT") as caught:
+        read_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_none_leaves_it_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QI_API_HOST", "::1")
+    assert read_settings(host=None).host == "::1"
