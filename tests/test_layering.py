@@ -34,12 +34,7 @@ FRAMEWORKS = {"tensorflow", "keras", "torch", "jax"}
 PRIVATE = ("keras.src", "tensorflow.python")
 FRAMEWORKS_OF = {"keras": FRAMEWORKS, "torch": {"torch"}}
 # What the extra of a package brings: the package can't be imported without it.
-PACKAGES_OF = {
-    "service": {
-        "anyio", "fastapi", "orjson", "prometheus_client", "pydantic", "pydantic_settings", "starlette", "uvicorn",
-    },
-}  # fmt: skip
-LIBRARIES_OF = {  # what the extra of a package installs, which the package is nothing without
+LIBRARIES_OF = {
     "service": {
         "anyio", "fastapi", "orjson", "prometheus_client", "pydantic", "pydantic_settings", "python_multipart", "starlette",
         "uvicorn",
@@ -110,7 +105,6 @@ def faults_of(name: str, source: str) -> list[str]:
         else:
             legal = top in sys.stdlib_module_names or (ROW_OF[own] > 0 and top in BASE)
             legal = legal or top in LIBRARIES_OF.get(own, ())
-            legal = legal or top in PACKAGES_OF.get(own, ())
         if not legal:
             faults.append(f"qi.{name} line {found.line}: may not import {found.module}")
     return faults

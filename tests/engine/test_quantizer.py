@@ -385,3 +385,21 @@ def test_tensors_of_few_bits_take_no_more_memory_than_they_hold():
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < size + 2**20
+
+
+def test_counters_go_on_with_another_quantizer() -> None:
+    first = Quantizer()
+    first.quantize(np.ones(3, np.float32))
+    second = Quantizer(QuantizationConfig(quantization_type="int16"), statistics=first._statistics)
+    second.quantize(np.ones(2, np.float32))
+    assert (second.get_stats()["quantize_calls"], first.get_stats()["total_values"]) == (2, 5)
+
+
+def test_the_memory_of_kept_results_is_known() -> None:
+    quantizer = Quantizer()
+    codes = quantizer.quantize(np.linspace(-1, 1, 1000, dtype=np.float32))
+    assert quantizer.cache_bytes == 0
+    quantizer.dequantize(codes)
+    assert 5000 <= quantizer.cache_bytes < 8000
+    quantizer.clear_cache()
+    assert quantizer.cache_bytes == 0
