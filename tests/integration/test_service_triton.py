@@ -39,7 +39,11 @@ def test_health_and_metadata(client: Any) -> None:
     assert client.is_model_ready("channels")
     assert not client.is_model_ready("nobody")
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
-    assert [output["name"] for output in client.get_model_metadata("channels")["outputs"]] == ["q", "scale", "zero_point"]
+    assert [output["name"] for output in client.get_model_metadata("channels")["outputs"]] == [
+        "q",
+        "scale",
+        "zero_point",
+    ]
 
 
 @pytest.mark.parametrize("binary", [True, False])
