@@ -260,7 +260,7 @@ def minmax(x: Any, granularity: Granularity, *, num_threads: int = 1) -> tuple[n
                     nans, infs = nans + found[0], infs + found[1]
         return lo, hi, nans, infs
 
-    found = in_threads(work, num_threads, shares(x.size, False))
+    found = in_threads(work, num_threads, shares(x.size))
     lo, hi, nans, infs = found[0]
     for other in found[1:]:
         np.minimum(lo, other[0], out=lo)
@@ -300,7 +300,6 @@ def quantize_packed(
         x, scale, zero_point = x.reshape(-1), scale.reshape(1), zero_point.reshape(1)
     groups = groups_of(x.shape, scale, granularity)
     unit, rows = math.lcm(8 // math.gcd(8, math.prod(x.shape[1:])), groups[0]), x.shape[0]
-    most = shares(x.size, kernel_of("quantize", grid, 0, x.size, body).compiled)
 
     def work(start: int, step: int) -> Counts:
         share = -(-rows // (step * unit)) * unit  # of whole bytes
@@ -310,7 +309,7 @@ def quantize_packed(
         mine = part_of(scale, box, groups), part_of(zero_point, box, groups)
         return _packed_share(x[box], *mine, grid, granularity, stored[begin:end], body)
 
-    return stored, total(in_threads(work, num_threads, min(-(-rows // unit), most)))
+    return stored, total(in_threads(work, num_threads, min(-(-rows // unit), shares(x.size))))
 
 
 def _packed_share(
@@ -389,7 +388,7 @@ def dequantize_packed(
             apply("dequantize", codes, piece, *how, grid, granularity, body=body)
 
     check_body(body)
-    in_threads(work, num_threads, shares(out.size, with_numba=False))
+    in_threads(work, num_threads, shares(out.size))
     return out
 
 

@@ -34,7 +34,6 @@ __all__ = ["CompiledKernels", "load", "worth"]
 BLOCK = 1 << 16
 _FLOAT32 = np.dtype(np.float32)
 LONG = 1 << 19  # where tiles need no scratch
-SHARE = 1 << 20  # fewer values take less time than a thread to start
 _LEAST, _ALONE, _TOGETHER = 1 << 16, 1 << 26, 1 << 28
 _SHORT_ROW, _LONG_ROW = 64, 1024
 

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 BLOCK = 1 << 17  # of so many float32 a cache of 1 MiB holds all; fewer would have threads wait for the interpreter
-SHARE = 1 << 22  # numpy's calls are short, and each waits for the interpreter
+SHARE = 1 << 22  # fewer values don't make up for a thread's start
 LUT_BLOCK = 1 << 13  # looking up takes 64-bit indices beside
 _SHORT_ROW = 256  # numpy's cost of a row is that of a hundred values: shorter ones are repeated to a tile
 
@@ -186,13 +186,13 @@ def apply(
         def work(start: int, step: int, walk: Walk = walk, patterns: Sequence[Any] = patterns) -> Counts:
             return _sweep(maker.make(), walk, patterns, start, step)
 
-        found += in_threads(work, num_threads, shares(arrays[0].size, maker.compiled))
+        found += in_threads(work, num_threads, shares(arrays[0].size))
     return total(found)
 
 
-def shares(size: int, with_numba: bool) -> int:
-    """How many threads an array of `size` values is worth: starting one costs as much as so many values."""
-    return max(1, size // (compiled.SHARE if with_numba else SHARE))
+def shares(size: int) -> int:
+    """How many threads an array of `size` values is worth."""
+    return max(1, size // SHARE)
 
 
 def _sweep(run: Kernel, walk: Walk, given: Sequence[Any], start: int, step: int) -> Counts:

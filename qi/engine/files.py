@@ -130,7 +130,7 @@ def quantize_file(
         config: How; 8 bits, symmetric, one scale per array, if None. The range is each array's own.
         channel_dim: The channel dimension, where the configuration is per channel; 0 if None. Where it has no effect on any
             array, a warning says so; each array that is quantized has to have it.
-        num_threads: Threads that share the work; more than one pays with the extra `fast`.
+        num_threads: Threads that share the work; one takes at least 2**22 values, and two pay with the extra `fast`.
         progress: Whether to show a progress bar; None: if somebody watches and it takes a while.
 
     Returns:
@@ -190,7 +190,7 @@ def dequantize_file(
     Args:
         source: What `quantize_file` wrote.
         target: A `.safetensors`, `.npz` or, for one array, `.npy` file; replaced when all is done.
-        num_threads: Threads that share the work; more than one pays with the extra `fast`.
+        num_threads: Threads that share the work; one takes at least 2**22 values, and two pay with the extra `fast`.
         progress: As in `quantize_file`.
 
     Raises:

@@ -222,7 +222,7 @@ class Quantizer(SeedNames):
             layer_name: The layer it belongs to: its own configuration, or none if it is to be skipped.
             out: Where the codes go, of the codes' dtype and data's shape.
             return_tensor: Whether codes and parameters come back together, as a `QuantizedTensor`.
-            num_threads: Threads that share the work; more than one pays with the extra `fast`, from 2**21 values on.
+            num_threads: Threads that share the work; one takes at least 2**22 values, and two pay with the extra `fast`.
 
         Returns:
             codes in the type's dtype; of a skipped layer, or with type NONE, data itself.
@@ -285,7 +285,7 @@ class Quantizer(SeedNames):
                 a `QuantizedTensor` brings them, it has no effect, and a warning says so.
             layer_name: The layer it belongs to; one that is skipped gets its numbers back as they are.
             out: Where the numbers go: float32 of data's shape.
-            num_threads: Threads that share the work; more than one pays with the extra `fast`, from 2**21 values on.
+            num_threads: Threads that share the work; one takes at least 2**22 values, and two pay with the extra `fast`.
 
         Returns:
             float32 array of data's shape; new, also where it came from the cache.

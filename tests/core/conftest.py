@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qi.core import compiled, sweep
+from qi.core import sweep
 
 
 @pytest.fixture(scope="module")
@@ -14,5 +14,4 @@ def eager_threads() -> Iterator[None]:
     """Threads for arrays that would be too small to be worth one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "SHARE", 1)
-        patch.setattr(compiled, "SHARE", 1)
         yield

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qi.core import IntGrid, LutGrid, PerChannel, PerGroup, compiled, sweep
+from qi.core import IntGrid, LutGrid, PerChannel, PerGroup, sweep
 from qi.core.kernels import Counts
 from qi.core.sweep import apply, check_body, kernel_of, one_tile, parts, shared_zero, total, unspread
 from qi.errors import InputError
@@ -65,8 +65,7 @@ def test_totals_and_views():
     assert unspread(np.broadcast_to(np.ones((1, 3)), (5, 3))).shape == (1, 3)
 
 
-@pytest.mark.parametrize(("size", "with_numba", "expected"), [(0, True, 1), (3 << 20, True, 3), (3 << 20, False, 1)])
-def test_a_thread_is_not_started_for_what_takes_less_time_than_that(size, with_numba, expected, monkeypatch):
+@pytest.mark.parametrize(("size", "expected"), [(0, 1), (3 << 20, 1), (3 << 22, 3)])
+def test_a_thread_is_not_started_for_what_takes_less_time_than_that(size, expected, monkeypatch):
     monkeypatch.setattr(sweep, "SHARE", 1 << 22)
-    monkeypatch.setattr(compiled, "SHARE", 1 << 20)
-    assert sweep.shares(size, with_numba) == expected
+    assert sweep.shares(size) == expected
