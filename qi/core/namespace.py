@@ -8,6 +8,7 @@ The namespace is found from the type of the arguments through ``sys.modules``; n
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -138,6 +139,10 @@ class _Keras:
         more = {"round", "multiply", "sum", "max", "min", "repeat", "take", "stop_gradient", "zeros_like"}
         for name in _COMMON | more:
             setattr(self, name, getattr(ops, name))
+        if keras.backend.backend() in ("torch", "jax"):  # where Keras' own make float32 of float64
+            own: Any = importlib.import_module({"torch": "torch", "jax": "jax.numpy"}[keras.backend.backend()])
+            self.floor: Callable[[Array], Array] = lambda x: own.floor(ops.convert_to_tensor(x))
+            self.ceil: Callable[[Array], Array] = lambda x: own.ceil(ops.convert_to_tensor(x))
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
         return self._ops.convert_to_tensor(x, dtype=dtype)

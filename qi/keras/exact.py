@@ -103,8 +103,9 @@ class ExactSums(_Exact):
         def coarse() -> tuple[Any, Any]:
             wide, by = ops.cast(step, "float64"), ops.cast(scale, "float64")
             least = ops.abs(ops.cast(bias, "float64")) / (most * by)
-            least = ops.maximum(least if step.shape[0] > 1 else ops.max(least, keepdims=True), SMALLEST / by)
-            coarse = ops.cast(ops.maximum(wide, least), "float32")
+            least = least if step.shape[0] > 1 else ops.max(least, keepdims=True)
+            least = ops.where(least < SMALLEST / by, SMALLEST / by, least)  # `maximum` makes float32 of it with torch
+            coarse = ops.cast(ops.where(wide < least, least, wide), "float32")
             ratio = ops.where(wide >= least, ops.ones_like(wide), wide / ops.cast(coarse, "float64"))
             # Depthwise kernels end with the two axes that its channels are made of.
             of_pairs = step.shape[0] > 1 and step.shape[0] != prod(shape)
@@ -170,7 +171,10 @@ class ExactPool(_Exact):
             scale: of the codes.
         """
         integers = self.target != "onnxruntime" or self.whole(codes.shape)
-        x = codes if integers else codes * keras.ops.stop_gradient(scale)
+        x = codes
+        if not integers:  # in float64, so that XLA fuses no product with a sum
+            wide = keras.ops.cast(codes, "float64") * keras.ops.cast(keras.ops.stop_gradient(scale), "float64")
+            x = keras.ops.cast(wide, "float32")
         return self._sums(x), self._sums(keras.ops.ones_like(x[:1, ..., :1]))
 
     def whole(self, shape: Any) -> int:

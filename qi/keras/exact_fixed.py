@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from qi.core.namespace import namespace_of
+
 __all__ = [
     "divided",
     "divided_factor",
@@ -28,6 +30,10 @@ _POWERS = np.exp2(np.arange(-_REACH, _REACH + 1, dtype=np.float64))
 
 Factor = tuple[Any, Any]
 """A factor as (multiplier, exponent), int64."""
+
+
+def _floor(x: Any) -> Any:
+    return namespace_of(x).floor(x)  # Keras' own makes float32 of float64 with torch
 
 
 def _shifted(x: Any, by: Any) -> Any:
@@ -50,9 +56,9 @@ def multiplier_of(factor: Any) -> Factor:
     """
     ops = keras.ops
     flat = ops.reshape(factor, (-1,))
-    powers = ops.convert_to_tensor(_POWERS)
+    powers = ops.convert_to_tensor(_POWERS, dtype="float64")
     place = ops.clip(ops.searchsorted(powers, flat, side="right"), 0, 2 * _REACH)  # of the first power above it
-    multiplier = _int64(ops.floor(flat * ops.take(powers, 2 * _REACH - place) * 2.0**31 + 0.5))
+    multiplier = _int64(_floor(flat * ops.take(powers, 2 * _REACH - place) * 2.0**31 + 0.5))
     exponent = _int64(place) - _REACH
     full = multiplier == 2**31
     exponent = exponent + _int64(full)
@@ -121,7 +127,7 @@ def multiplied(x: Any, factor: Factor, by: str) -> Any:
     """
     ops = keras.ops
     multiplier, exponent = factor
-    power = lambda e: ops.take(ops.convert_to_tensor(_POWERS), e + _REACH)
+    power = lambda e: ops.take(ops.convert_to_tensor(_POWERS, dtype="float64"), e + _REACH)
     right = ops.maximum(-exponent, ops.zeros_like(exponent))
 
     def quick() -> Any:
@@ -130,7 +136,7 @@ def multiplied(x: Any, factor: Factor, by: str) -> Any:
         wide = ops.cast(x, "float64")
         half = {"once": 0.0, "up": first}.get(by)
         half = ops.where(wide < 0, -first, first) if half is None else half
-        return ops.cast(ops.floor(wide * step + (half + 0.5)), "float32")
+        return ops.cast(_floor(wide * step + (half + 0.5)), "float32")
 
     # No kernel has factors that small but where a result is as good as constant.
     whole = lambda: ops.cast(_WAYS[by](_int64(x), factor), "float32")
@@ -149,5 +155,5 @@ def half_away(x: Any) -> Any:
     ops = keras.ops
     x = ops.clip(x, -(2.0**24), 2.0**24)
     size = ops.abs(x)
-    whole = ops.floor(size)
+    whole = _floor(size)
     return ops.sign(x) * (whole + ops.cast(size - whole >= 0.5, x.dtype))

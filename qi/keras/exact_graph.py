@@ -79,7 +79,7 @@ def make_exact(model: keras.Model, target: str) -> keras.Model:
         UnsupportedError: a layer that Keras can't compute as the runtime does; it is named.
     """
     graph = flatten_model(model)
-    _split_fused(graph)
+    _split_fused(graph, target)
     writer = _Writer(graph, target)
     for call in graph.calls:
         writer.write(call)
@@ -89,7 +89,7 @@ def make_exact(model: keras.Model, target: str) -> keras.Model:
     return build_model(graph, build_tensors(graph), kind=type(model))
 
 
-def _split_fused(graph: Graph) -> None:
+def _split_fused(graph: Graph, target: str) -> None:
     """Takes the activation out of linear layers whose results are quantized, where exact sums have to come before it."""
     consumers = graph.consumers()
     for calls in graph.calls_of().values():
@@ -100,7 +100,10 @@ def _split_fused(graph: Graph) -> None:
             continue
         # ReLU commutes with a positive factor and rounding: a layer may apply it to its sums, if they are in one part.
         name = activation_name(op.layer)
-        if name == "relu6" or (name == "relu" and _needs_halves(op)):
+        fixed = (
+            target == "reference" or op.bounds["kernel"].quantizer.num_bits < 8
+        )  # sums in fixed point, with their bias
+        if name == "relu6" or (name == "relu" and (fixed or _needs_halves(op))):
             split_activation(graph, calls, op.layer, op)
             op.layer.activation = keras.activations.linear
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from qi.core.namespace import namespace_of
 from qi.ir.dynamic import quantized_rows
 from qi.keras.exact import _Exact, _snapped
 from qi.keras.exact_fixed import half_away
@@ -185,7 +186,8 @@ class ExactBilinear(_Kernel):
             before, behind = (ops.take(x, np.asarray(index, np.int32), axis=axis) for index in (low, high))
             x = before * (one - share) + behind * share
         x = x / one**2
-        x = ops.sign(x) * ops.floor(ops.abs(x) + 0.5) if self.away else ops.floor(x + 0.5)
+        floor = namespace_of(x).floor
+        x = ops.sign(x) * floor(ops.abs(x) + 0.5) if self.away else floor(x + 0.5)
         return ops.cast(x, "float32")
 
     def compute_output_shape(self, shape: Any, *_: Any) -> Any:

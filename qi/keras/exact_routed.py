@@ -48,6 +48,11 @@ def check_exact(exact: str | None) -> None:
     if keras.backend.backend() == "jax":
         import jax
 
+        if exact == "onnxruntime":  # found in whole networks, never in single layers
+            raise UnsupportedError(
+                "expected the TensorFlow or torch backend for exact='onnxruntime'; received JAX, whose compiler rounds a few "
+                "results otherwise; do set KERAS_BACKEND, or leave out exact='onnxruntime' (qi.emulate gives what the file gives)"
+            )
         if not jax.config.jax_enable_x64:
             raise UnsupportedError(
                 f"expected 64-bit numbers for exact={exact!r}; JAX has them off; do set jax_enable_x64 before anything else"

@@ -6,12 +6,14 @@ Codes are float32 integers without their zero point. Scales are tensors, for the
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import keras
 
+from qi.core.namespace import namespace_of
 from qi.ir.formulas import fixed_sum, fused_sum, integer_mean, offset_mean, rounded_product, rounded_real
 from qi.ir.linear import EXACT32
 from qi.keras.exact_fixed import (
@@ -74,7 +76,7 @@ def _fixed(x: Any, factor: Any, by: str = "twice") -> Any:
 @STEPS.register("real")
 def _from_real(target: str, scale: Any, zero: Any, x: Any) -> Any:
     if target == "reference":
-        return lambda: x, lambda: half_away(x / scale)
+        return lambda: x, lambda: half_away(namespace_of(x).divide(x, scale))
     return lambda: x, lambda: rounded_real(x, scale, reciprocal=target == "litert")
 
 
@@ -169,7 +171,7 @@ def _from_matmul(
     """`wide`: float32 doesn't hold every sum."""
 
     def exact() -> Any:
-        sums = keras.ops.matmul(*_wide(a, b)) if wide else keras.ops.matmul(a, b)
+        sums = operator.matmul(*_wide(a, b)) if wide else keras.ops.matmul(a, b)  # Keras' own is float32 with torch
         if target == "reference":
             product, step = _wide(sa * sb, scale)
             return _fixed(sums, product / step)
@@ -217,4 +219,5 @@ def _from_pool(
     shifted = zero + 128.0  # codes are uint8 there, and the zero point is added before rounding
     # What the counts are chosen by can't be multiplied with their reciprocals, as graph optimizers do with constants.
     known = lambda: keras.ops.where(keras.ops.isnan(sums), sums, counts)
-    return lambda: sums / counts, lambda: keras.ops.round(sums / known() / scale + shifted) - shifted
+    divide = namespace_of(sums).divide
+    return lambda: sums / counts, lambda: keras.ops.round(divide(sums / known(), scale) + shifted) - shifted

@@ -131,3 +131,19 @@ def test_an_activation_comes_after_sums_in_two_parts(activation: str, target: st
     qat.fit(x, np.zeros((32, 5), np.float32), verbose=0)
     converted = qi.convert(qat).predict(x, verbose=0)
     np.testing.assert_array_equal(converted, qat.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize(("recipe", "target"), [("w8a8", "reference"), ("w4a8", "reference"), ("w4a8", "litert")])
+def test_a_relu_after_sums_in_fixed_point_comes_after_their_bias(recipe: str, target: str) -> None:
+    """A channel with a bias of many steps; in training as well."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(64, 7)).astype(np.float32)
+    dense = layers.Dense(2, activation="relu")
+    model = keras.Sequential([keras.Input((7,)), dense])
+    kernel, _ = dense.get_weights()
+    dense.set_weights([kernel * np.float32([1, 1e-4]), np.float32([0, 1])])
+    qmodel, _ = qi.quantize_model(model, recipe, x, exact=target, progress=False)
+    np.testing.assert_array_equal(qmodel.predict(x, verbose=0), qi.emulate(qmodel, x, target, progress=False))
+    qat = qi.prepare_qat(model, recipe, x, exact=target, progress=False)
+    found = qi.convert(qat)
+    np.testing.assert_array_equal(found.predict(x, verbose=0), qat.predict(x, verbose=0))
