@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from statistics import median
 
@@ -118,6 +119,34 @@ def table(rounds: int, millions: int) -> None:
             print(f"{body} {what}, two threads: {ratio:.2f}x one")
 
 
+def throughput(body: str, size: int, threads: int, seconds: float = 0.5) -> float:
+    """Values a second that so many of the caller's threads quantize together, each array after array of its own."""
+    params, done = QParams(np.float32(0.02), 0, IntGrid(8)), [0] * threads
+    x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    blocked.quantize(x, params, body=body)
+
+    def work(i: int) -> None:
+        out = np.empty(size, np.int8)
+        while time.perf_counter() < ends:
+            blocked.quantize(x, params, out=out, body=body)
+            done[i] += size
+
+    begun = time.perf_counter()
+    ends = begun + seconds
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    return sum(done) / (time.perf_counter() - begun)
+
+
+def two_threads(rounds: int) -> None:
+    """The work of two of the caller's threads over that of one, in pairs of runs."""
+    for body in ("numpy", "numba"):
+        for size in (1 << 20, 1 << 24):
+            found = sorted(throughput(body, size, 2) / throughput(body, size, 1) for _ in range(rounds))
+            spread = f"{found[0]:.2f} to {found[-1]:.2f}"
+            print(f"{body}, arrays of {size}: two callers do {found[rounds // 2]:.2f}x the work of one ({spread})")
+
+
 def small() -> None:
     """Microseconds of a thousand values, beside those of the bare kernel."""
     x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
@@ -145,4 +174,5 @@ def small() -> None:
 
 if __name__ == "__main__":
     small()
+    two_threads(9)
     table(*(int(argument) for argument in [*sys.argv[1:], *("9", "16")[len(sys.argv) - 1 :]]))
