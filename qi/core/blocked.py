@@ -17,7 +17,7 @@ import numpy as np
 
 from qi.core.compiled import join_codes
 from qi.core.granularity import Granularity, PerGroup
-from qi.core.grid import Grid, IntGrid, LutGrid
+from qi.core.grid import Grid, IntGrid, LutGrid, code_bits
 from qi.core.kernels import Counts, spread_of
 from qi.core.namespace import numpy_dtype
 from qi.core.packing import Packer, join, packed_nbytes, unpack_range
@@ -289,7 +289,7 @@ def quantize_packed(
     """
     x = real(x)
     params.check_shape(x.shape)
-    grid, bits = params.grid, _bits(params.grid)
+    grid, bits = params.grid, code_bits(params.grid)
     stored = _bytes(out, packed_nbytes(x.size, bits), x)
     scale, zero_point, granularity = params.scale, params.zero_point, params.granularity
     if not x.size:
@@ -324,7 +324,7 @@ def _packed_share(
     """Quantizes and packs what one thread has to, in C order."""
     zero = shared_zero(zero_point) if isinstance(grid, IntGrid) else 0
     maker = kernel_of("quantize", grid, zero, x.size, body)
-    packer = Packer(_bits(grid), stored, join_codes if maker.compiled else join)
+    packer = Packer(code_bits(grid), stored, join_codes if maker.compiled else join)
     groups = groups_of(x.shape, scale, granularity)
     whole = all(n % group == 0 for n, group in zip(x.shape, groups, strict=True))
     # Longer pieces where none is copied: neither to float32, nor to close the gap that a partial group leaves.
@@ -363,7 +363,7 @@ def dequantize_packed(
         [0.5, -0.5, 3.5]
     """
     params.check_shape(shape)
-    grid, bits = params.grid, _bits(params.grid)
+    grid, bits = params.grid, code_bits(params.grid)
     expected = packed_nbytes(math.prod(shape), bits)
     if stored.dtype != np.uint8 or stored.shape != (expected,):
         raise InputError(f"expected {expected} bytes; received {stored.dtype}, shape {stored.shape}")
@@ -390,10 +390,6 @@ def dequantize_packed(
     check_body(body)
     in_threads(work, num_threads, shares(out.size))
     return out
-
-
-def _bits(grid: Grid) -> int:
-    return grid.bits if isinstance(grid, IntGrid) else grid.index_bits
 
 
 def groups_of(shape: Shape, scale: np.ndarray, granularity: Granularity) -> list[int]:

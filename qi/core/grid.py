@@ -10,7 +10,7 @@ import numpy as np
 
 from qi.errors import ConfigError
 
-__all__ = ["Grid", "IntGrid", "LutGrid"]
+__all__ = ["Grid", "IntGrid", "LutGrid", "code_bits"]
 
 
 def _check_bits(bits: int, largest: int = 16) -> int:
@@ -139,3 +139,13 @@ class LutGrid:
 
 
 Grid = IntGrid | LutGrid
+
+
+def code_bits(grid: Grid) -> int:
+    """Bits that one stored code of a grid takes.
+
+    Example:
+        >>> code_bits(IntGrid(4)), code_bits(LutGrid([-3, 0, 2]))
+        (4, 2)
+    """
+    return grid.bits if isinstance(grid, IntGrid) else grid.index_bits

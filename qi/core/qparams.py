@@ -10,7 +10,7 @@ import numpy as np
 
 from qi.core import affine, blocked
 from qi.core.granularity import Granularity, PerTensor
-from qi.core.grid import Grid, IntGrid
+from qi.core.grid import Grid, IntGrid, code_bits
 from qi.core.namespace import NUMPY, namespace_of
 from qi.core.packing import pack, unpack
 from qi.errors import ConfigError, InputError
@@ -160,7 +160,7 @@ class QParams:
             num_threads: as there.
             block: as there; for codes that aren't packed.
         """
-        bits = self.grid.bits if isinstance(self.grid, IntGrid) else self.grid.index_bits
+        bits = code_bits(self.grid)
         if bits == 8 * self.grid.storage_dtype.itemsize or x.size <= _SMALL:
             codes, counts = blocked.quantize(x, self, num_threads=num_threads, block=block)
             return QTensor.of(codes, self, dtype, counts.nans), counts
@@ -232,7 +232,7 @@ class QTensor:
         return tensor
 
     def _keep(self, codes: np.ndarray, qparams: QParams, dtype: str, nan_count: int) -> None:
-        bits = qparams.grid.bits if isinstance(qparams.grid, IntGrid) else qparams.grid.index_bits
+        bits = code_bits(qparams.grid)
         stored = codes if bits == 8 * codes.itemsize else pack(codes, bits)
         codes.flags.writeable = False
         self._set(stored, codes.shape, qparams, dtype, nan_count)
@@ -283,8 +283,7 @@ class QTensor:
     @property
     def bits(self) -> int:
         """Bits that one stored code takes."""
-        grid = self.qparams.grid
-        return grid.bits if isinstance(grid, IntGrid) else grid.index_bits
+        return code_bits(self.qparams.grid)
 
     @property
     def data_nbytes(self) -> int:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from qi.core import IntGrid, QParams, QTensor, packed_nbytes, unpack
+from qi.core.grid import code_bits
 from qi.core.packing import pack
 from qi.dispatch import NodeQuantizationDispatcher
 from qi.errors import ConfigError, FileFormatError, InputError
@@ -437,7 +438,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
     def _decode(self, binding: _Binding, data: np.ndarray) -> np.ndarray:
         qparams, shape = binding.qparams(), tuple(binding.variable.shape)
         grid = qparams.grid
-        bits = grid.bits if isinstance(grid, IntGrid) else grid.index_bits
+        bits = code_bits(grid)
         if data.size != packed_nbytes(int(np.prod(shape)), bits):
             raise FileFormatError(f"expected {bits}-bit codes of shape {shape}; received {data.size} bytes")
         signed = isinstance(grid, IntGrid) and grid.signed

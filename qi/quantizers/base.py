@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from qi.core import Granularity, Grid, IntGrid, PerChannel, PerGroup, PerTensor, QParams, range_of
+from qi.core import Granularity, Grid, PerChannel, PerGroup, PerTensor, QParams, range_of
 from qi.core.affine import fake_quantize
+from qi.core.grid import code_bits
 from qi.core.namespace import NUMPY, namespace_of
 from qi.errors import ConfigError, InputError
 from qi.quantizers.registry import QuantizationMethod, QuantizationTarget
@@ -204,7 +205,7 @@ class BaseQuantizer:
     @property
     def num_bits(self) -> int:
         """Bits of one stored code."""
-        return self.grid.bits if isinstance(self.grid, IntGrid) else self.grid.index_bits
+        return code_bits(self.grid)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BaseQuantizer):

@@ -145,6 +145,7 @@ class BodyGuard:
             body.start(headers)
             await self._app(scope, body.receive, body.send)
         except Exception:
+            # Whatever an application makes of a body that was refused on the way is answered by the refusal alone.
             if body.refusal is None and not body.abandoned:
                 raise
         finally:

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from qi.service.app import create_app
 from qi.service.settings import Settings
+from qi.service.store import Store, open_store
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,14 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a new store."""
     return "memory" if request.param == "memory" else f"sqlite:///{tmp_path / 'service.db'}"
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """An open store of each kind."""
+    opened = open_store(store_url)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

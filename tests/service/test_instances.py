@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,9 @@ import pytest
 from qi.engine import QuantizationConfig, Quantizer
 from qi.errors import InputError, NotCalibratedError
 from qi.service.instances import DEFAULT, Counters, ForbiddenError, Instances
-from qi.service.store import ExistsError, FullError, MemoryStore, MissingError, RevisionError, Store, open_store
+from qi.service.store import ExistsError, FullError, MemoryStore, MissingError, RevisionError, Store
 
 X = np.linspace(-1, 3, 12, dtype=np.float32).reshape(3, 4)
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = open_store(store_url)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,9 @@ from qi.errors import InputError, NotCalibratedError, QiError
 from qi.service import operations
 from qi.service.instances import DEFAULT, Instance, Instances
 from qi.service.operations import check_array, dequantize, export_parameters, quantize, quantize_dequantize, stats
-from qi.service.store import Store, open_store
+from qi.service.store import Store
 
 X = np.array([[1.2, 3.4, 5.6], [7.8, 9.0, 2.1]], np.float32)
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = open_store(store_url)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
