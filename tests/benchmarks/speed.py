@@ -1,6 +1,6 @@
 """Ratios of time on both reference models: predict and training epochs against float, quantize_model with its report.
 
-Run: python -m tests.benchmarks.speed [predict] [quantize] [epoch] [epoch-xla]
+Run: python -m tests.benchmarks.speed [predict] [wide] [quantize] [epoch] [epoch-xla]
 """
 
 from __future__ import annotations
@@ -67,8 +67,38 @@ def epoch_ratios(name: str, jit: bool) -> None:
     print(f"{name}: epoch, w8a8, batch {BATCH}, jit_compile={jit}: {found} ({seconds['float']:.2f} s)", flush=True)
 
 
+def dense(width: int = 1024) -> keras.Model:
+    """Two wide layers, whose sums need two parts."""
+    inputs = keras.Input((width,))
+    x = keras.layers.Dense(width, activation="relu")(keras.layers.Dense(width, activation="relu")(inputs))
+    return keras.Model(inputs, keras.layers.Dense(10)(x))
+
+
+def transformer(length: int = 64, width: int = 128) -> keras.Model:
+    """One block."""
+    inputs = keras.Input((length, width))
+    add, norm = keras.layers.Add(), keras.layers.LayerNormalization()
+    x = norm(add([inputs, keras.layers.MultiHeadAttention(4, 32)(inputs, inputs)]))
+    return keras.Model(inputs, keras.layers.Dense(width)(keras.layers.Dense(4 * width, activation="gelu")(x)))
+
+
+def wide_ratios(name: str) -> None:
+    """Predict time of exact models without convolutions over plain fake quantization's, by batch size."""
+    keras.utils.set_random_seed(0)
+    model = {"dense": dense, "transformer": transformer}[name]()
+    x = np.random.default_rng(0).standard_normal((256, *model.input_shape[1:])).astype(np.float32)
+    make = lambda exact: qi.quantize_model(model, "w8a8", x[:64], exact=exact, progress=False)[0]
+    models = {str(exact): make(exact) for exact in (None, "litert", "onnxruntime")}
+    for batch in (32, 256):
+        actions = {key: partial(made.predict, x, batch_size=batch, verbose=0) for key, made in models.items()}
+        seconds = timed_rounds(actions, ROUNDS)
+        found = ", ".join(f"{key} {paired_ratio(seconds, key, 'None'):.2f}x" for key in models if key != "None")
+        print(f"{name}: predict of exact models, batch {batch}, of w8a8: {found}", flush=True)
+
+
 TABLES = {
     "predict": predict_ratios,
+    "wide": wide_ratios,
     "quantize": quantize_seconds,
     "epoch": partial(epoch_ratios, jit=False),
     "epoch-xla": partial(epoch_ratios, jit=True),
@@ -76,6 +106,6 @@ TABLES = {
 
 if __name__ == "__main__":
     for table in sys.argv[1:] or TABLES:
-        for model_name in MODELS:
+        for model_name in ("dense", "transformer") if table == "wide" else MODELS:
             TABLES[table](model_name)
             keras.backend.clear_session()
