@@ -11,13 +11,13 @@ import orjson
 from starlette.responses import Response
 
 from qi.errors import QiError
-from qi.service.formats import JSON, ArrayResponse, available, negotiate
+from qi.service.formats import JSON, ArrayResponse, PartsResponse, available, negotiate
 from qi.service.instances import ForbiddenError
 from qi.service.operations import Result
 from qi.service.problems import Problem, problem_of
 from qi.service.store import ExistsError, FullError, MissingError, RevisionError, UnavailableError
 
-__all__ = ["STATUSES", "answering", "etag", "metadata_headers", "respond", "revision_of", "store_problem"]
+__all__ = ["STATUSES", "accepted", "answering", "etag", "metadata_headers", "respond", "revision_of", "store_problem"]
 
 STATUSES: dict[type[QiError], tuple[int, str]] = {
     ForbiddenError: (403, "default-instance"),
@@ -38,6 +38,7 @@ _HEADERS = {
     "num_bits": "QI-Num-Bits",
     "params_rev": "QI-Params-Rev",
 }
+_LONG = 1 << 20  # bytes of JSON that are sent in pieces, as arrays are
 _MAX_HEADER = 4096  # what proxies pass on
 
 
@@ -78,19 +79,32 @@ def answering(prefix: str, *, conditional: bool = False) -> Iterator[None]:
         raise store_problem(error, conditional=conditional) or problem_of(error, prefix) from error
 
 
+def accepted(accept: str | None) -> str:
+    """The media type in which a client wants an array; to be asked before the work, which a refusal must not do.
+
+    Raises:
+        Problem: 406, the client accepts nothing that there is.
+
+    Example:
+        >>> accepted("*/*"), accepted("application/x-npy")
+        ('application/json', 'application/x-npy')
+    """
+    return negotiate(accept, (JSON, *available()))
+
+
 def respond(result: Result, accept: str | None, *, told: Mapping[str, Any] | None = None) -> Response:
     """An array and what is told about it, as the client accepts it: JSON by default.
 
     Args:
         result: Both.
-        accept: The Accept header.
+        accept: The Accept header, or what `accepted` made of it.
         told: What to say in JSON instead of the array; its bytes are sent to those who ask for them.
 
     Raises:
         Problem: 406, the client accepts nothing that there is.
         UnsupportedError: The format doesn't hold the array's dtype.
     """
-    media_type = negotiate(accept, (JSON, *available()))
+    media_type = accepted(accept)
     vary = {"Vary": "Accept"}
     if media_type != JSON:
         return ArrayResponse(result.array, media_type, {**metadata_headers(result.meta), **vary})
@@ -100,7 +114,10 @@ def respond(result: Result, accept: str | None, *, told: Mapping[str, Any] | Non
     if array.dtype.kind == "f" and (count := array.size - int(np.isfinite(array).sum())):
         vary["QI-Nonfinite"] = str(count)  # null in JSON
     body = {"data": _jsonable(array), **result.meta}
-    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=vary, media_type=JSON)
+    text = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    if len(text) > _LONG:
+        return PartsResponse([text], JSON, vary)
+    return Response(text, headers=vary, media_type=JSON)
 
 
 def metadata_headers(meta: Mapping[str, Any]) -> dict[str, str]:

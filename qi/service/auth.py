@@ -117,6 +117,7 @@ class Auth:
             nothing, whatever address the server listens on.
         allow_anonymous: Whether others do without keys as well.
         open_paths: Paths that need no key where there are keys; one that ends in "*" stands for all that start so.
+        probes: Paths that are answered to everybody, keys or not.
     """
 
     def __init__(
@@ -126,8 +127,10 @@ class Auth:
         *,
         allow_anonymous: bool = False,
         open_paths: Iterable[str] = OPEN,
+        probes: Iterable[str] = PROBES,
     ) -> None:
         self._app = app
+        self._probes = frozenset(probes)
         self._keys = tuple(keys)
         self._allow_anonymous = allow_anonymous
         paths = tuple(open_paths)
@@ -142,6 +145,9 @@ class Auth:
             await refuse(scope, receive, send, problem)
 
     def _problem(self, scope: Scope) -> Problem | None:
+        path = route_path(scope)
+        if path in self._probes:
+            return None
         if not self._keys:
             if self._allow_anonymous or is_local(scope):
                 return None
@@ -151,7 +157,6 @@ class Auth:
                 "do: set QI_API_API_KEYS",
                 code="not-local",
             )
-        path = route_path(scope)
         if path in self._open or path.startswith(self._open_below):
             return None
         given = self._scope_given(Headers(scope=scope))

@@ -14,12 +14,14 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from qi.errors import QiError
+from qi.service.costs import parsed_bytes
 from qi.service.formats import JSON, NPY, Format, Limits, available, format_of, media_type_of
+from qi.service.limits import Memory, memory_of
 from qi.service.models import RaggedError
 from qi.service.problems import Problem, problem_of
 from qi.service.service import SMALL, service_of
 
-__all__ = ["MULTIPART", "documented_body", "parse_json", "reading"]
+__all__ = ["MULTIPART", "documented_body", "documented_json", "parse_json", "parsing", "reading"]
 
 MULTIPART = "multipart/form-data"
 
@@ -37,11 +39,13 @@ def reading(model: type[M], prefix: str) -> Callable[[Request], Awaitable[M]]:
 
     Raises:
         RequestValidationError: JSON that isn't what the model wants.
-        Problem: 400 for bytes that aren't what they claim to be, 415 for a form that isn't known.
+        Problem: 400 for bytes that aren't what they claim to be, 415 for a form that isn't known, 503 if they take too
+            much memory now.
     """
 
     async def read(request: Request) -> M:
-        service = service_of(request)
+        service, memory = service_of(request), memory_of(request)
+        memory.counts()
         options = _options(model, request)
         content_type = request.headers.get("content-type")
         media_type = media_type_of(content_type)
@@ -50,9 +54,30 @@ def reading(model: type[M], prefix: str) -> Callable[[Request], Awaitable[M]]:
         else:
             body = await request.body()
         if media_type == JSON or media_type.endswith("+json"):
-            parse = partial(_from_json, model, options, body, prefix)
+            parse = partial(_from_json, model, options, body, prefix, memory)
         else:
             parse = partial(_from_array, model, options, body, prefix, format_of(media_type), service.limits)
+        return parse() if len(body) <= SMALL else await service.work(parse, len(body))
+
+    return read
+
+
+def parsing(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+    """A dependency: a body in JSON as a model of anything but arrays. Long ones don't hold up other requests.
+
+    Args:
+        model: Any model.
+
+    Raises:
+        RequestValidationError: The body isn't what the model wants.
+        Problem: 503, it takes too much memory now.
+    """
+
+    async def read(request: Request) -> M:
+        service, memory = service_of(request), memory_of(request)
+        memory.counts()
+        body = await request.body()
+        parse = partial(_from_json, model, {}, body, "", memory)
         return parse() if len(body) <= SMALL else await service.work(parse, len(body))
 
     return read
@@ -78,8 +103,7 @@ def parse_json(body: bytes) -> Any:
 
 def documented_body(model: type[BaseModel]) -> dict[str, Any]:
     """The `openapi_extra` of a route that reads a model's body: its forms, and the options of the query string."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
+    schema = _schema(model)
     content: dict[str, Any] = {JSON: {"schema": schema}}
     binary = {"type": "string", "format": "binary"}
     for name in available():
@@ -93,6 +117,17 @@ def documented_body(model: type[BaseModel]) -> dict[str, Any]:
         if name != "data"
     ]
     return {"requestBody": {"required": True, "content": content}, "parameters": parameters}
+
+
+def documented_json(model: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads a model by `parsing`."""
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": _schema(model)}}}}
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return schema
 
 
 def _options(model: type[BaseModel], request: Request) -> dict[str, Any]:
@@ -110,7 +145,8 @@ def _options(model: type[BaseModel], request: Request) -> dict[str, Any]:
     return options
 
 
-def _from_json(model: type[M], options: dict[str, Any], body: bytes, prefix: str) -> M:
+def _from_json(model: type[M], options: dict[str, Any], body: bytes, prefix: str, memory: Memory) -> M:
+    memory.need(parsed_bytes(body))
     return _validated(model, options, parse_json(body), prefix)
 
 

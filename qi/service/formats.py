@@ -26,8 +26,8 @@ from qi.service.problems import Problem
 from qi.typing import Shape
 
 __all__ = [
-    "ARROW", "FORMATS", "JSON", "NPY", "SAFETENSORS", "ArrayResponse", "Format", "Limits", "available", "format_of",
-    "media_type_of", "negotiate",
+    "ARROW", "FORMATS", "JSON", "MAX_CHANNELS", "NPY", "SAFETENSORS", "ArrayResponse", "Format", "Limits", "PartsResponse",
+    "available", "format_of", "media_type_of", "negotiate",
 ]  # fmt: skip
 
 JSON = "application/json"
@@ -37,6 +37,9 @@ ARROW = "application/vnd.apache.arrow.tensor"
 
 Parts = Sequence[bytes | memoryview]
 """What to send, one after the other; views of the array where it needs no copy."""
+
+MAX_CHANNELS = 1 << 16
+"""Channels of an array, if the operator sets no other limit."""
 
 _MAX_ACCEPT = 100  # entries that are looked at
 _MAX_HEADER = 4096
@@ -51,10 +54,12 @@ class Limits:
     Attributes:
         max_elements: Elements, and the length of a dimension.
         max_ndim: Dimensions.
+        max_channels: Channels with parameters of their own: hundreds of bytes each, and more in an answer.
     """
 
     max_elements: int = MAX_ELEMENTS
     max_ndim: int = MAX_NDIM
+    max_channels: int = MAX_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,31 @@ def negotiate(accept: str | None, offered: Sequence[str]) -> str:
     return offered[qualities.index(max(qualities))]
 
 
-class ArrayResponse(Response):
-    """An array as it lies in memory, sent in pieces so that no connection holds another copy of it.
+class PartsResponse(Response):
+    """Bytes that are sent in pieces, so that no connection holds another copy of them.
+
+    Args:
+        parts: What to send.
+        media_type: What it is.
+        headers: Headers of the answer.
+    """
+
+    def __init__(self, parts: Parts, media_type: str, headers: Mapping[str, str] | None = None) -> None:
+        self.parts = [memoryview(part) for part in parts]
+        length = sum(len(part) for part in parts)
+        super().__init__(None, 200, {**(headers or {}), "content-length": str(length)}, media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for part in self.parts:
+            for start in range(0, len(part), _PIECE):
+                await send({"type": "http.response.body", "body": part[start : start + _PIECE], "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class ArrayResponse(PartsResponse):
+    """An array as it lies in memory.
 
     Args:
         array: What to send.
@@ -151,17 +179,7 @@ class ArrayResponse(Response):
     """
 
     def __init__(self, array: np.ndarray, media_type: str, headers: Mapping[str, str] | None = None) -> None:
-        self.parts = FORMATS.get(media_type).encode(array)
-        length = sum(len(part) for part in self.parts)
-        super().__init__(None, 200, {**(headers or {}), "content-length": str(length)}, media_type)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for part in self.parts:
-            for start in range(0, len(part), _PIECE):
-                await send({"type": "http.response.body", "body": part[start : start + _PIECE], "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        super().__init__(FORMATS.get(media_type).encode(array), media_type, headers)
 
 
 @functools.cache

@@ -6,13 +6,14 @@ then does anything read its body, within limits; the innermost wrapper holds the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fastapi import FastAPI
 
 from qi.service.auth import OPEN, Auth, parse_key
 from qi.service.deadline import Deadline
+from qi.service.heads import HeadCheck
 from qi.service.limits import Admission, BodyGuard, BodyLimits
 from qi.service.metrics import Metrics
 from qi.service.origin import LOCAL_HOSTS, CrossSiteCheck, HostCheck, checked_origins, cors
@@ -48,6 +49,7 @@ def install(
     request_timeout: float = 60.0,
     legacy_errors: bool = False,
     metrics: bool = True,
+    draining: Callable[[], bool] = lambda: False,
 ) -> Guard:
     """Protects an application, and makes it answer with problems. Call it once, after the routes are there.
 
@@ -63,6 +65,7 @@ def install(
         request_timeout: Seconds for an answer, from the last piece of the body on.
         legacy_errors: Whether refusals of the arithmetic are answered with 500.
         metrics: Whether there is a route `/metrics`.
+        draining: Tells whether the service stops, so that clients should connect anew.
 
     Returns:
         the counters, to be fed by the operations.
@@ -73,7 +76,7 @@ def install(
     admission = admission or Admission()
     counters = Metrics()
     counters.watch(
-        {"queue_depth": lambda: admission.in_flight, "memory_reserved_bytes": lambda: admission.memory},
+        {"queue_depth": lambda: admission.in_flight, "memory_reserved_bytes": lambda: admission.memory}, own=True
     )
     observers: tuple[Observer, ...] = (AccessLog(), counters)
     keys, origins = [parse_key(text) for text in api_keys], checked_origins(cors_origins)
@@ -87,5 +90,6 @@ def install(
     app.add_middleware(CrossSiteCheck, origins=origins)
     app.add_middleware(cors, origins=origins)
     app.add_middleware(HostCheck, allowed=tuple(allowed_hosts))
-    app.add_middleware(Requests, observers=observers)
+    app.add_middleware(HeadCheck)
+    app.add_middleware(Requests, observers=observers, draining=draining)
     return Guard(counters, admission)

@@ -1,7 +1,8 @@
 """How much a client may send, how slowly, and how many may do so at once.
 
-What a request may cost is known before its body is read: so many bytes of memory per byte of the body. Requests that
-don't fit are told to come again; nobody waits for memory.
+Memory is counted before it is taken: of a body as its bytes arrive, so that nobody holds any by announcing a long one; of
+the work and the answer by estimate (`qi.service.costs`), just before. Requests that don't fit are told to come again;
+nobody waits for memory.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qi.errors import ConfigError
 from qi.service.auth import route_path
 from qi.service.problems import Problem, problem_response
 
-__all__ = ["BINARY_TYPES", "Admission", "BodyGuard", "BodyLimits"]
+__all__ = ["BINARY_TYPES", "Admission", "BodyGuard", "BodyLimits", "Memory", "memory_of"]
 
 _MIB = 1 << 20
 BINARY_TYPES = (
@@ -32,6 +34,7 @@ BINARY_TYPES = (
 
 _LINGER_BYTES = 64 * _MIB  # what is thrown away of a refused body, so that clients get to read the answer
 _LINGER_SECONDS = 2.0
+_ARRIVING = 3  # copies of a body while it arrives: its pieces, all of them joined, and what the connection holds
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class BodyLimits:
     Attributes:
         max_json_bytes: Bytes of a body of JSON, or of a media type that isn't known.
         max_binary_bytes: Bytes of the others.
-        json_factor: Bytes of memory for each byte of JSON.
+        json_factor: Bytes of memory for each byte of JSON, unless who reads it counts by itself (`Memory.counts`).
         binary_factor: Bytes of memory for each of the others.
         timeout: Seconds for a body to arrive, and for a client to read each piece of the answer, ...
         min_rate: ... and bytes that give a body another second.
@@ -50,8 +53,8 @@ class BodyLimits:
 
     max_json_bytes: int = 16 * _MIB
     max_binary_bytes: int = 256 * _MIB
-    json_factor: int = 20
-    binary_factor: int = 5
+    json_factor: int = 40
+    binary_factor: int = _ARRIVING
     timeout: float = 30.0
     min_rate: int = _MIB
     binary_types: Iterable[str] = BINARY_TYPES
@@ -81,16 +84,34 @@ class Admission:
     retry_after: int = 1
     memory: int = field(default=0, init=False)
     in_flight: int = field(default=0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
-    def reserve(self, nbytes: int) -> None:
-        """Takes memory.
+    def reserve(self, nbytes: int, own: int = 0) -> None:
+        """Takes memory; from any thread.
+
+        Args:
+            nbytes: How much; below 0: gives it back.
+            own: What of the memory that is taken is the request's own.
 
         Raises:
             Problem: There isn't enough.
         """
-        if self.memory and self.memory + nbytes > self.memory_budget:
+        with self._lock:
+            self._check_memory(nbytes, own)
+            self.memory += nbytes
+
+    def check_memory(self, nbytes: int) -> None:
+        """Looks whether there is so much memory now, and takes none.
+
+        Raises:
+            Problem: There isn't.
+        """
+        with self._lock:
+            self._check_memory(nbytes, own=0)
+
+    def _check_memory(self, nbytes: int, own: int) -> None:
+        if nbytes > 0 and self.memory > own and self.memory + nbytes > self.memory_budget:
             raise self._full("memory")
-        self.memory += nbytes
 
     def check(self) -> None:
         """Looks whether another request can be let in.
@@ -117,6 +138,68 @@ class Admission:
             code=f"{what}-full",
             headers={"Retry-After": str(self.retry_after)},
         )
+
+
+class Memory:
+    """What one request takes of the budget. All of it is given back when the request has been answered.
+
+    Threads may call it.
+
+    Args:
+        admission: Whose budget.
+        per_byte: Bytes of memory for each byte of the body.
+    """
+
+    def __init__(self, admission: Admission, per_byte: int = _ARRIVING) -> None:
+        self._admission = admission
+        self._per_byte = per_byte
+        self._lock = threading.Lock()
+        self._body = self._taken = 0
+        self._released = False
+
+    def counts(self) -> None:
+        """Says that who reads the body counts what its parsing takes: only its bytes are counted as they arrive."""
+        self._per_byte = min(self._per_byte, _ARRIVING)
+
+    def arrived(self, nbytes: int) -> None:
+        """Takes memory for the bytes of the body that are here, of which there are `nbytes` in all.
+
+        Raises:
+            Problem: There isn't enough.
+        """
+        self._body = nbytes
+        self._raise_to(nbytes * self._per_byte)
+
+    def need(self, nbytes: int) -> None:
+        """Takes what the request is going to need at one time, beside its body.
+
+        Steps follow each other: the largest counts, not their sum.
+
+        Raises:
+            Problem: There isn't enough.
+        """
+        self._raise_to(self._body + nbytes)
+
+    def release(self) -> None:
+        """Gives everything back; what is asked for later isn't counted."""
+        with self._lock:
+            self._admission.reserve(-self._taken)
+            self._taken = 0
+            self._released = True
+
+    def _raise_to(self, total: int) -> None:
+        with self._lock:
+            more = total - self._taken
+            if more > 0 and not self._released:
+                self._admission.reserve(more, own=self._taken)
+                self._taken = total
+
+
+def memory_of(source: Request | Scope) -> Memory:
+    """The memory of a request; one without a bound, where no `BodyGuard` guards the application."""
+    scope = source.scope if isinstance(source, Request) else source
+    found = scope.get("state", {}).get("memory")
+    return found if isinstance(found, Memory) else Memory(Admission())
 
 
 class BodyGuard:
@@ -172,11 +255,12 @@ class _Body:
         self._limits, self._admission = limits, admission
         self._binary = binary
         self._limit = limits.max_binary_bytes if binary else limits.max_json_bytes
-        self._factor = limits.binary_factor if binary else limits.json_factor
+        self._memory = Memory(admission, limits.binary_factor if binary else limits.json_factor)
+        scope.setdefault("state", {})["memory"] = self._memory
         self._began = asyncio.get_running_loop().time()
         self._declared: int | None = None
         self._waits = False  # for a word before it sends the body
-        self._received = self._reserved = self._entered = 0
+        self._received = self._entered = 0
         self._complete = self._started = self._answered = False
 
     def start(self, headers: Headers) -> None:
@@ -201,7 +285,8 @@ class _Body:
             self._check_size(self._declared)
         if self._declared or "transfer-encoding" in headers:
             self._guarded(self._admission.check)
-            self._reserve(self._declared or 0)
+            declared = (self._declared or 0) * _ARRIVING
+            self._guarded(lambda: self._admission.check_memory(declared))
 
     async def receive(self) -> Message:
         """The next piece of the body."""
@@ -223,7 +308,7 @@ class _Body:
         self._received += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         self._check_size(self._received)
-        self._reserve(self._received)
+        self._guarded(lambda: self._memory.arrived(self._received))
         if self._complete and self._received:
             self._guarded(self._admission.enter)
             self._entered = 1
@@ -268,8 +353,7 @@ class _Body:
 
     def release(self) -> None:
         """Gives back what the request took."""
-        self._admission.memory -= self._reserved
-        self._reserved = 0
+        self._memory.release()
         self._leave()
 
     def _leave(self) -> None:
@@ -291,13 +375,6 @@ class _Body:
                 code="body-too-large",
             )
         )
-
-    def _reserve(self, nbytes: int) -> None:
-        """Takes the memory for a body of so many bytes, less what is taken already."""
-        more = nbytes * self._factor - self._reserved
-        if more > 0:
-            self._guarded(lambda: self._admission.reserve(more))
-            self._reserved += more
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:

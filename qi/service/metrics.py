@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,12 +15,15 @@ from starlette.responses import Response
 from qi.errors import QiError
 from qi.service.requests import Exchange
 
-__all__ = ["REJECTIONS", "Metrics"]
+__all__ = ["REJECTIONS", "SHARED_DIRECTORY", "Metrics", "forget_process"]
+
+SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable that names the folder in which several processes count together; set before they start."""
 
 REJECTIONS = frozenset(
     (
-        "body-timeout", "body-too-large", "content-encoding", "cross-site", "memory-full", "not-local", "queue-full",
-        "request-timeout", "scope", "unauthorized", "unknown-host",
+        "body-timeout", "body-too-large", "content-encoding", "cross-site", "head-too-large", "memory-full", "not-local",
+        "queue-full", "request-timeout", "scope", "transfer-encoding", "unauthorized", "unknown-host",
     )
 )  # fmt: skip
 """Codes of problems that stand for a request which never got to the arithmetic."""
@@ -30,11 +34,15 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 class Metrics:
     """The counters of one application; an observer of its requests.
 
-    They are those of one process: with several workers, each answers with its own.
+    Where the environment names a folder (`SHARED_DIRECTORY`), they are those of all processes that count there, whichever
+    answers; else those of this one.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._folder = os.environ.get(SHARED_DIRECTORY)
+        self._asked = CollectorRegistry() if self._folder else self.registry
+        self._own: dict[Gauge, Callable[[], float]] = {}
         self._requests = self._counter("request", "Requests that were answered.", "method", "route", "status")
         self._rejected = self._counter("rejected", "Requests that were turned away before any work.", "reason")
         self._bytes_in = self._counter("bytes_in", "Bytes of bodies that arrived.")
@@ -49,10 +57,14 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
-        self._in_progress = Gauge("qi_requests_in_progress", "Requests without an answer yet.", registry=self.registry)
+        self._in_progress = self._summed("requests_in_progress", "Requests without an answer yet.")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"qi_{name}", text, labels, registry=self.registry)
+
+    def _summed(self, name: str, text: str) -> Gauge:
+        """A number of each process, of which the sum is shown."""
+        return Gauge(f"qi_{name}", text, registry=self.registry, multiprocess_mode="livesum")
 
     def begin(self, exchange: Exchange) -> None:
         """A request has arrived."""
@@ -85,24 +97,55 @@ class Metrics:
         self._cache.labels("hit").inc(hits)
         self._cache.labels("miss").inc(misses)
 
-    def watch(self, gauges: Mapping[str, Callable[[], float]]) -> None:
+    def watch(self, gauges: Mapping[str, Callable[[], float]], *, own: bool = False) -> None:
         """Adds numbers that are asked for when somebody reads the metrics.
 
         Args:
             gauges: Functions by name; `{"instances": ...}` is shown as `qi_instances`. NaN is shown for one that fails:
                 what doesn't depend on it can still be read.
+            own: Whether they are of this process alone, so that the sum over all is to be shown. Others are told then
+                whenever `refresh` is called.
         """
         for name, function in gauges.items():
-            gauge = Gauge(f"qi_{name}", f"Now: {name.replace('_', ' ')}.", registry=self.registry)
+            text = f"Now: {name.replace('_', ' ')}."
+            if own and self._folder:
+                self._own[self._summed(name, text)] = function
+                continue
+            gauge = Gauge(f"qi_{name}", text, registry=self._asked)
             gauge.set_function(partial(_asked, function))
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes count together."""
+        return bool(self._folder)
+
+    def refresh(self) -> None:
+        """Tells the other processes the numbers of this one that aren't counters."""
+        for gauge, function in self._own.items():
+            gauge.set(_asked(function))
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        if not self._folder:
+            return generate_latest(self.registry)
+        self.refresh()
+        everybodys = CollectorRegistry()
+        multiprocess.MultiProcessCollector(everybodys, self._folder)  # type: ignore[no-untyped-call]
+        return generate_latest(everybodys) + generate_latest(self._asked)
 
     async def endpoint(self, request: Request) -> Response:
         """Answers `GET /metrics`."""
         return Response(self.text(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+
+
+def forget_process(pid: int) -> None:
+    """Takes the numbers of a process that died out of the sums; what it counted stays.
+
+    Args:
+        pid: Its number.
+    """
+    if os.environ.get(SHARED_DIRECTORY):
+        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def _asked(function: Callable[[], float]) -> float:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, WithJsonSchema
+import orjson
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 
-from qi.engine import QuantizationConfig
+from qi.engine import QuantizationConfig, QuantizationMode, QuantizationType
 from qi.errors import ConfigError, InputError
 
 __all__ = [
@@ -20,6 +32,7 @@ __all__ = [
     "ImportExportParams",
     "LayerParamsResponse",
     "MessageResponse",
+    "ParametersResponse",
     "QuantizationParamsRequest",
     "QuantizationRequest",
     "QuantizationResponse",
@@ -30,21 +43,32 @@ __all__ = [
     "StatsResponse",
     "UploadResponse",
     "array_from_json",
+    "query_options",
 ]
 
+MAX_LAYER_NAME = 512
+"""Characters of a layer's name."""
+
 _MAX_NESTED = 32
-_NUMBERS = {"type": "array", "items": {"type": "number"}}
-_ARRAY_SCHEMA: dict[str, Any] = {
-    "description": "Numbers in any number of dimensions; rows of one length.",
-    "anyOf": [
-        {"type": "array", "items": _NUMBERS},
-        _NUMBERS,
-        {"type": "array", "items": {"type": "array", "items": _NUMBERS}},
-        {"type": "array", "items": {"type": "array", "items": {"type": "array"}}},
-        {"type": "number"},
-    ],
-    "examples": [[[1.2, 3.4, 5.6], [7.8, 9.0, 2.1]]],
-}
+_DOCUMENTED_NESTED = 8
+
+
+def _nested(item: Mapping[str, Any], description: str) -> dict[str, Any]:
+    """The schema of numbers in up to so many dimensions as there may be by default, two of them first."""
+    levels: list[Any] = [item]
+    for _ in range(_DOCUMENTED_NESTED):
+        levels.append({"type": "array", "items": levels[-1]})
+    return {
+        "description": description,
+        "anyOf": [levels[2], *levels[1::-1], *levels[3:]],
+        "examples": [[[1.2, 3.4, 5.6], [7.8, 9.0, 2.1]]],
+    }
+
+
+_ARRAY_SCHEMA = _nested({"type": "number"}, "Numbers in any number of dimensions; rows of one length.")
+_RESULT_SCHEMA = _nested(
+    {"type": ["number", "null"]}, "Numbers in the shape of the input; null for NaN and infinities."
+)
 
 
 class RaggedError(InputError):
@@ -98,9 +122,98 @@ ArrayField = Annotated[
     WithJsonSchema(_ARRAY_SCHEMA),
 ]
 
-LayerName = Annotated[str, Field(max_length=512)]
+
+def _whole(value: Any) -> Any:
+    """8.0 as 8, which are one number to JSON."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+# Strict: neither true nor "1" is a number.
+Flag = Annotated[bool, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+Number = Annotated[float, Field(strict=True)]
+LayerName = Annotated[str, Field(max_length=MAX_LAYER_NAME, pattern=r"^[^\x00]*$")]
+"""Without the character 0, which not every store can keep."""
 Layers = Annotated[list[LayerName], Field(max_length=4096)]
-ScaleOrScales = Annotated[float | list[float], Field(description="One number, or one for each channel.")]
+ScaleOrScales = Annotated[Number | list[Number], Field(description="One number, or one for each channel.")]
+ChannelDim = Annotated[Whole, Field(ge=-32, lt=32)]
+ResultField = Annotated[Any, WithJsonSchema(_RESULT_SCHEMA)]
+
+_TEXTS = ("layer_name",)
+_FLAG = TypeAdapter(bool)
+
+
+def query_options(model: type[BaseModel], query: Mapping[str, str]) -> dict[str, Any]:
+    """Options in a query string, as the values that they would have in JSON; what can't be read stays a text.
+
+    Args:
+        model: Whose fields, `data` aside, may be options.
+        query: The query string's texts.
+
+    Example:
+        >>> query_options(DequantizationRequest, {"scale": "[0.5,1]", "layer_name": "7", "other": "1"})
+        {'layer_name': '7', 'scale': [0.5, 1]}
+    """
+    fields = {field.alias or name: field.annotation for name, field in model.model_fields.items() if name != "data"}
+    return {
+        name: query[name] if name in _TEXTS else _read(query[name], annotation)
+        for name, annotation in fields.items()
+        if name in query
+    }
+
+
+def _read(text: str, annotation: Any) -> Any:
+    try:
+        return _FLAG.validate_python(text) if annotation is bool else orjson.loads(text)
+    except (ValidationError, orjson.JSONDecodeError):
+        return text
+
+
+_LAYER_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "What one layer has instead of the instance's own.",
+    "properties": {
+        "type": {"type": "string", "enum": list(QuantizationType.__members__)},
+        "bits": {"type": "integer", "minimum": 2, "maximum": 32},
+        "mode": {"type": "string", "enum": [mode.name for mode in QuantizationMode]},
+        "symmetric": {"type": "boolean"},
+        "per_channel": {"type": "boolean"},
+    },
+    "additionalProperties": False,
+}
+
+
+_NUMBERS_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "object", "additionalProperties": {"type": "number"}},
+        {"type": "array", "items": {"type": "number"}},
+        {"type": "null"},
+    ]
+}
+_PARAMETERS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "As exported; what is left out stays as it is. All together are taken over, or none.",
+    "properties": {
+        "global_scale": {"type": "number", "exclusiveMinimum": 0},
+        "global_zero_point": {"type": "number"},
+        "per_channel_scales": _NUMBERS_SCHEMA,
+        "per_channel_zero_points": _NUMBERS_SCHEMA,
+        "channel_dim": {"type": ["integer", "null"]},
+        "has_parameters": {"type": "boolean"},
+        "quantization_type": {"type": ["string", "null"]},
+        "quantization_mode": {"type": ["string", "null"]},
+        "num_bits": {"type": ["integer", "null"]},
+        "symmetric": {"type": ["boolean", "null"]},
+        "is_calibrated": {"type": "boolean"},
+        "calibration": {"type": ["object", "null"]},
+        "qmin": {"type": ["integer", "null"]},
+        "qmax": {"type": ["integer", "null"]},
+        "layers": {"type": "object", "additionalProperties": {"type": "object"}},
+    },
+    "required": ["global_scale"],
+    "additionalProperties": False,
+    "examples": [{"global_scale": 0.5, "global_zero_point": 3}],
+}
 
 
 class _Model(BaseModel):
@@ -114,30 +227,38 @@ class QuantizerConfigModel(_Model):
     """
 
     quantization_type: str = Field(
-        default="INT8", description="INT8, UINT8, INT16, UINT16, INT4, ..., FLOAT16, NONE or MIXED"
+        default="INT8",
+        description="INT8, UINT8, INT16, UINT16, INT4, ..., FLOAT16, NONE or MIXED",
+        json_schema_extra={"enum": list(QuantizationType.__members__)},
     )
-    quantization_mode: str = Field(default="DYNAMIC", description="DYNAMIC, SYMMETRIC, STATIC, CALIBRATED, ...")
-    num_bits: int = Field(default=8, ge=1, le=32, description="Bits of one number: 2 to those of the type")
-    symmetric: bool = False
-    enable_cache: bool = True
-    cache_size: int = Field(default=1000, ge=0, le=1 << 20)
-    enable_mixed_precision: bool = False
-    per_channel: bool = False
-    buffer_size: int = Field(default=0, ge=0, le=1 << 24)
-    use_percentile: bool = False
-    min_percentile: float = Field(default=0.01, ge=0, le=100)
-    max_percentile: float = Field(default=99.99, ge=0, le=100)
-    error_on_nan: bool = True
-    error_on_inf: bool = True
-    optimize_memory: bool = False
-    enable_requantization: bool = False
-    requantization_threshold: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    outlier_threshold: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    quantization_mode: str = Field(
+        default="DYNAMIC",
+        description="DYNAMIC, SYMMETRIC, STATIC, CALIBRATED, ...",
+        json_schema_extra={"enum": [mode.name for mode in QuantizationMode]},
+    )
+    num_bits: Whole = Field(default=8, ge=2, le=32, description="Bits of one number: 2 to those of the type")
+    symmetric: Flag = False
+    enable_cache: Flag = True
+    cache_size: Whole = Field(default=1000, ge=0, le=1 << 20)
+    enable_mixed_precision: Flag = False
+    per_channel: Flag = False
+    buffer_size: Whole = Field(default=0, ge=0, le=1 << 24)
+    use_percentile: Flag = False
+    min_percentile: Number = Field(default=0.01, ge=0, le=100, description="Below max_percentile")
+    max_percentile: Number = Field(default=99.99, ge=0, le=100)
+    error_on_nan: Flag = True
+    error_on_inf: Flag = True
+    optimize_memory: Flag = False
+    enable_requantization: Flag = False
+    requantization_threshold: Number = Field(default=0.01, ge=0, allow_inf_nan=False)
+    outlier_threshold: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
     skip_layers: Layers = []
-    quantize_bias: bool = True
-    quantize_weights_only: bool = False
+    quantize_bias: Flag = True
+    quantize_weights_only: Flag = False
     mixed_precision_layers: Layers = []
-    custom_quantization_config: Annotated[dict[LayerName, dict[str, Any]], Field(max_length=4096)] = {}
+    custom_quantization_config: Annotated[
+        dict[LayerName, Annotated[dict[str, Any], WithJsonSchema(_LAYER_SCHEMA)]], Field(max_length=4096)
+    ] = {}
 
     def to_config(self) -> QuantizationConfig:
         """The engine's configuration.
@@ -187,17 +308,17 @@ class QuantizationRequest(_Model):
     """Numbers to quantize."""
 
     data: ArrayField
-    validate_input: bool = Field(default=True, alias="validate", description="Whether NaN and infinities may be errors")
-    channel_dim: int | None = Field(default=None, ge=-32, lt=32, description="The channel dimension, 0 by default")
+    validate_input: Flag = Field(default=True, alias="validate", description="Whether NaN and infinities may be errors")
+    channel_dim: ChannelDim | None = Field(default=None, description="The channel dimension, 0 by default")
     layer_name: LayerName | None = None
-    remember: bool = Field(default=True, description="Whether dequantize uses these parameters by default from now on")
+    remember: Flag = Field(default=True, description="Whether dequantize uses these parameters by default from now on")
 
 
 class DequantizationRequest(_Model):
     """Codes to dequantize: whole numbers, unless the type is FLOAT16 or NONE."""
 
     data: ArrayField
-    channel_dim: int | None = Field(default=None, ge=-32, lt=32)
+    channel_dim: ChannelDim | None = None
     layer_name: LayerName | None = None
     scale: ScaleOrScales | None = Field(default=None, description="As quantize answered; the latest ones by default")
     zero_point: ScaleOrScales | None = None
@@ -207,21 +328,49 @@ class CalibrationRequest(_Model):
     """Arrays of any shapes to calibrate with."""
 
     data: Annotated[list[ArrayField], Field(min_length=1, max_length=65536)]
-    channel_dim: int | None = Field(default=None, ge=-32, lt=32)
+    channel_dim: ChannelDim | None = None
 
 
 class QuantizationParamsRequest(_Model):
     """Numbers to compute parameters for."""
 
     data: ArrayField
-    channel_idx: int | None = Field(default=None, ge=0, lt=1 << 31)
+    channel_idx: Annotated[Whole, Field(ge=0, lt=1 << 31)] | None = None
     layer_name: LayerName | None = None
+
+
+class LayerScales(BaseModel):
+    """What the latest array of a layer was quantized with; lists where channels differ."""
+
+    scale: ScaleOrScales
+    zero_point: ScaleOrScales
+    channel_dim: int | None
+
+
+class ParametersResponse(BaseModel):
+    """All parameters of an instance; see `qi.engine.parameters`. Indices of channels are keys."""
+
+    global_scale: float
+    global_zero_point: float
+    per_channel_scales: dict[str, float]
+    per_channel_zero_points: dict[str, float]
+    channel_dim: int | None
+    has_parameters: bool
+    quantization_type: str
+    quantization_mode: str
+    num_bits: int
+    symmetric: bool
+    is_calibrated: bool
+    calibration: dict[str, Any] | None
+    qmin: int | None
+    qmax: int | None
+    layers: dict[str, LayerScales]
 
 
 class ImportExportParams(_Model):
     """Parameters, as ``GET /instances/{instance_id}/parameters`` answers."""
 
-    parameters: dict[str, Any]
+    parameters: Annotated[dict[str, Any], WithJsonSchema(_PARAMETERS_SCHEMA)]
 
 
 class HealthResponse(BaseModel):
@@ -255,7 +404,7 @@ class CalibrationResponse(MessageResponse, ScaleZeroPointResponse):
 class QuantizationResponse(BaseModel):
     """Codes, and what is needed to read them; ``x = (code - zero_point) * scale``."""
 
-    data: Any = Field(description="Nested lists of numbers, in the shape of the input")
+    data: ResultField
     quantization_type: str
     original_shape: list[int]
     scale: ScaleOrScales | None = None
@@ -269,7 +418,7 @@ class QuantizationResponse(BaseModel):
 class DequantizationResponse(BaseModel):
     """Numbers in the shape of the input."""
 
-    data: Any = Field(description="Nested lists of numbers, in the shape of the input")
+    data: ResultField
     original_shape: list[int]
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal, Protocol, TextIO
@@ -86,10 +86,14 @@ class Requests:
     Args:
         app: What answers.
         observers: Whom to tell.
+        draining: Tells whether the service stops: clients are told to connect anew, and so to another.
     """
 
-    def __init__(self, app: ASGIApp, observers: Iterable[Observer] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, observers: Iterable[Observer] = (), *, draining: Callable[[], bool] = lambda: False
+    ) -> None:
         self._app = app
+        self._draining = draining
         self._observers = tuple(observers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,6 +129,8 @@ class Requests:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = exchange.request_id
                 headers["X-Content-Type-Options"] = "nosniff"  # what a client sent is never a page
+                if self._draining() and exchange.scope.get("http_version", "1.1").startswith("1"):
+                    headers["Connection"] = "close"
             exchange.bytes_out += len(message.get("body", b""))
             await send(message)
 

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import ipaddress
+import logging
 import math
 import os
+import signal
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.supervisors import Multiprocess
 
 from qi.errors import ConfigError
 from qi.service.app import create_app
+from qi.service.http1 import BoundedProtocol, HeadLimits
+from qi.service.metrics import SHARED_DIRECTORY
 from qi.service.requests import configure_logging
 from qi.service.service import Service
 from qi.service.settings import Settings, read_settings
+from qi.service.stopping import StoppingServer
+from qi.service.workers import Workers
 
-__all__ = ["check_settings", "serve"]
+__all__ = ["check_settings", "listening", "serve"]
 
 _WORKER = "qi.service.server:make_worker"
+_BACKLOG = 2048
 
 
 def serve(settings: Settings, *, workers: int = 1, announce: Callable[[str], None] | None = None) -> None:
@@ -33,42 +42,66 @@ def serve(settings: Settings, *, workers: int = 1, announce: Callable[[str], Non
         announce: Is told the URL once clients can connect.
 
     Raises:
-        ConfigError: The settings don't fit together; see `check_settings`.
+        ConfigError: The settings don't fit together, see `check_settings`, or the address is taken.
+        UnavailableError: The store can't be opened.
     """
     check_settings(settings, workers)
-    options: dict[str, Any] = {
-        "host": settings.host,
-        "port": settings.port,
+    service = Service(settings)
+    service.instances.ids()  # what is wrong with the store is told now, in one line, and not by every worker
+    service.close()
+    with listening(settings.host, settings.port) as shared:
+        url = _url(settings.host, shared.getsockname()[1])
+        tell = functools.partial(announce, url) if announce is not None else None
+        if workers == 1:
+            configure_logging(settings.log)
+            config = uvicorn.Config(create_app(settings), **_options(settings))
+            StoppingServer(config, settings.shutdown_delay, tell).run([shared])
+            return
+        os.environ.update(_environment(settings))
+        config = uvicorn.Config(_WORKER, factory=True, workers=workers, **_options(settings))
+        with _shared_metrics():
+            if tell is not None:
+                tell()
+            Workers(config, [shared], settings.shutdown_delay).run()
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """What uvicorn is told."""
+    head = HeadLimits(settings.max_header_bytes, settings.header_timeout)
+    return {
+        "http": functools.partial(BoundedProtocol, limits=head),
+        "h11_max_incomplete_event_size": head.max_bytes,
+        "ws": "none",
         "timeout_graceful_shutdown": math.ceil(settings.grace),
         "access_log": False,
         "server_header": False,
         "log_config": None,
     }
-    if workers == 1:
-        configure_logging(settings.log)
-        app = create_app(settings)
-        _Server(uvicorn.Config(app, **options), app.state.service, announce).run()
-        return
-    os.environ.update(_environment(settings))
-    config = uvicorn.Config(_WORKER, factory=True, workers=workers, **options)
-    shared = listening(config)
-    if announce is not None:
-        announce(_url(settings.host, shared.getsockname()[1]))
-    Multiprocess(config, sockets=[shared]).run()
 
 
-def listening(config: uvicorn.Config) -> socket.socket:
-    """The socket that workers share.
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at which clients wait until somebody answers.
 
-    It says that it is one of TCP, which uvicorn's own doesn't: only then does asyncio turn off Nagle's algorithm, which
-    makes every answer wait for 40 ms.
+    It says that it is one of TCP, which asyncio looks for before it turns off Nagle's algorithm: that makes every answer
+    wait for 40 ms.
 
     Args:
-        config: Where to listen.
+        host: An address or a name.
+        port: 0: any that is free.
+
+    Raises:
+        ConfigError: It isn't this machine's, or taken.
     """
-    shared = socket.socket(fileno=config.bind_socket().detach())
-    shared.listen(config.backlog)  # clients that come before the workers are ready wait
-    return shared
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        made = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"expected a free address of this machine; received host={host!r}, port={port}: {error.strerror}; "
+            "do: choose another, or stop what listens there"
+        ) from None
+    made.set_inheritable(True)
+    return socket.socket(fileno=made.detach())
 
 
 def make_worker() -> FastAPI:
@@ -87,7 +120,7 @@ def check_settings(settings: Settings, workers: int = 1) -> None:
     if not (settings.api_keys or settings.allow_anonymous or _is_loopback(settings.host)):
         raise ConfigError(
             f"expected API keys to listen on other addresses than this machine's own; received host={settings.host!r} and "
-            "none; do: set QI_API_API_KEYS, or QI_API_ALLOW_ANONYMOUS=1 where everybody may use it"
+            "none; do: set QI_API_KEYS, or QI_API_ALLOW_ANONYMOUS=1 where everybody may use it"
         )
     if workers > 1 and settings.store == "memory":
         raise ConfigError(
@@ -95,24 +128,18 @@ def check_settings(settings: Settings, workers: int = 1) -> None:
         )
 
 
-class _Server(uvicorn.Server):
-    """A server that says where it listens, and stops being ready as soon as it is told to stop."""
-
-    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[str], None] | None) -> None:
-        super().__init__(config)
-        self._service, self._announce = service, announce
-
-    async def startup(self, sockets: Any = None) -> None:
-        """Starts to listen."""
-        await super().startup(sockets)
-        if self.started and self._announce is not None:
-            port = self.servers[0].sockets[0].getsockname()[1]
-            self._announce(_url(self.config.host, port))
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        """Told to stop."""
-        self._service.draining = True
-        super().handle_exit(sig, frame)
+@contextlib.contextmanager
+def _shared_metrics() -> Iterator[None]:
+    """A folder in which the workers count together, unless the operator has named one."""
+    if os.environ.get(SHARED_DIRECTORY):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="qi-metrics-") as folder:
+        os.environ[SHARED_DIRECTORY] = folder
+        try:
+            yield
+        finally:
+            del os.environ[SHARED_DIRECTORY]
 
 
 def _is_loopback(host: str) -> bool:

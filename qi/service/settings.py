@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qi.errors import ConfigError
@@ -25,7 +25,7 @@ class Settings(BaseSettings):
         host: Address to listen on.
         port: Port to listen on; 0: any that is free.
         api_keys: Keys that clients may show, each ``KEY``, ``read:KEY`` or ``write:KEY``; none (default): clients on
-            loopback need no key, and all others are refused.
+            loopback need no key, and all others are refused. ``QI_API_KEYS`` sets it, too, and counts if both do.
         allow_anonymous: Whether clients elsewhere need no key either.
         cors_origins: Origins whose pages may call the service from a browser; none by default.
         allowed_hosts: Values of the Host header that are answered, without port; ``*``: any.
@@ -40,9 +40,14 @@ class Settings(BaseSettings):
         max_queue: Requests that may wait for such a thread.
         memory_budget: Memory that requests in flight may take together, by estimate.
         overload_status: What a client is told when the queue or the budget is full.
+        max_header_bytes: Longest request line and headers.
+        header_timeout: Seconds until they must have arrived. As the length, it holds where `qi serve` or
+            ``python -m qi.service`` run the server; see `qi.service.http1` for others.
         body_timeout: Seconds until a body must have arrived.
         request_timeout: Seconds until a request must be answered.
         grace: Seconds that requests in flight have when the service is told to stop.
+        shutdown_delay: Seconds before that, after SIGTERM, in which new requests are still answered, while readiness says
+            503 and every answer closes its connection.
         log: How a request is logged.
         metrics: Whether ``GET /metrics`` is there.
         docs: Whether the interactive documentation is there.
@@ -55,11 +60,13 @@ class Settings(BaseSettings):
         ('https://a.example', 'https://b.example')
     """
 
-    model_config = SettingsConfigDict(env_prefix="QI_API_", extra="ignore", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(env_prefix="QI_API_", extra="ignore", frozen=True, validate_default=True, populate_by_name=True)
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), validation_alias=AliasChoices("QI_API_KEYS", "QI_API_API_KEYS")
+    )
     allow_anonymous: bool = False
     cors_origins: Names = ()
     allowed_hosts: Names = ("localhost", "127.0.0.1", "[::1]", "testserver")
@@ -74,9 +81,12 @@ class Settings(BaseSettings):
     max_queue: int = Field(default=64, ge=0)
     memory_budget: int = Field(default=2048 * _MIB, ge=_MIB)
     overload_status: Literal[503, 429] = 503
+    max_header_bytes: int = Field(default=64 << 10, ge=1024, le=1 << 17)
+    header_timeout: float = Field(default=10.0, gt=0)
     body_timeout: float = Field(default=30.0, gt=0)
     request_timeout: float = Field(default=60.0, gt=0)
     grace: float = Field(default=30.0, ge=0)
+    shutdown_delay: float = Field(default=1.0, ge=0, le=600)
     log: Literal["json", "console"] = "console"
     metrics: bool = True
     docs: bool = True

@@ -2,22 +2,26 @@
 
 A store keeps plain text and numbers; what they mean is for `qi.service.instances` to know. Every change of an instance
 gives it a revision that no instance of the store ever had, so a revision that is still the same says that nothing changed.
-Stores are registered by the scheme of their URL.
+Stores are registered by the scheme of their URL: each in a module of this package whose name ends with ``_store``.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import pkgutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from qi.errors import ConfigError, QiError
 from qi.registry import Registry
 
 __all__ = [
+    "MAX_BYTES",
     "MAX_LAYERS",
     "STORES",
     "ExistsError",
@@ -34,10 +38,15 @@ __all__ = [
     "full",
     "missing",
     "open_store",
+    "too_much",
+    "unavailable",
 ]
 
 MAX_LAYERS = 4096
 """Layers of one instance whose latest parameters are kept."""
+
+MAX_BYTES = 16 << 20
+"""Length of the latest parameters of one instance that are kept."""
 
 
 class MissingError(QiError, LookupError):
@@ -91,12 +100,18 @@ class Latest:
 
 
 class Store(Protocol):
-    """What every store can do, from any number of threads.
+    """What every store can do, from any number of threads. Names are text without NUL.
 
-    A store whose changes other processes see at once has `shared` True.
+    Each method may raise `UnavailableError`. A change that raised it was made or not, and as a whole.
+
+    Attributes:
+        shared: Whether other processes see its changes at once, and a call may therefore take time.
+        remembers: Whether latest parameters are kept unless a client says otherwise. Stores across a network don't: each
+            array would be a write that all hosts wait for.
     """
 
     shared: bool
+    remembers: bool
 
     def ids(self) -> list[str]:
         """Names of all instances, in the order of their creation."""
@@ -137,6 +152,8 @@ class Store(Protocol):
     def remember(self, record: Record, layers: tuple[str, ...], parameters: str) -> int:
         """Keeps the latest parameters of layers ("": of any), unless the instance has another revision by now.
 
+        The oldest go where there are more than `MAX_LAYERS`, or than `MAX_BYTES` hold.
+
         Returns:
             Their sequence number; 0 if they were not kept.
         """
@@ -162,11 +179,14 @@ def open_store(url: str) -> Store:
     """The store of a URL.
 
     Args:
-        url: ``memory``; ``sqlite:///relative/path``, ``sqlite:////absolute/path`` or a plain path; or a URL whose scheme
-            is registered.
+        url: ``memory``; ``sqlite:///relative/path``, ``sqlite:////absolute/path`` or a plain path; ``redis://...``,
+            ``postgresql://...``; or a URL of another scheme that is registered.
 
     Raises:
-        ConfigError: Nothing is registered for its scheme.
+        ConfigError: Nothing is registered for its scheme, or it is wrong.
+        FileFormatError: Something else is stored there.
+        UnavailableError: The store can't be used now.
+        MissingDependencyError: The extra that it needs isn't installed.
 
     Example:
         >>> store = open_store("memory")
@@ -175,9 +195,11 @@ def open_store(url: str) -> Store:
     """
     if not url:
         raise ConfigError("expected the URL of a store; received ''; do: memory, or sqlite:///path")
-    from qi.service import sqlite_store  # noqa: F401  # registers itself
-
     scheme, separator, _ = url.partition("://")
+    if scheme not in STORES:
+        for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+            if module.name.endswith("_store"):
+                importlib.import_module(f"{__package__}.{module.name}")  # registers itself
     if separator or url in STORES:
         return STORES.get(scheme)(url)
     return STORES.get("sqlite")(f"sqlite:///{url}")
@@ -188,12 +210,14 @@ class MemoryStore:
     """Instances of this process alone; they end with it."""
 
     shared = False
+    remembers = True
 
     def __init__(self, url: str = "memory") -> None:
         self._lock = threading.Lock()
         self._counter = itertools.count(1)
         self._records: dict[str, Record] = {}
         self._latest: dict[str, OrderedDict[str, Latest]] = {}
+        self._sizes: dict[str, int] = {}
 
     def ids(self) -> list[str]:
         """See `Store`."""
@@ -232,19 +256,22 @@ class MemoryStore:
         """See `Store`."""
         with self._lock:
             self._expect(id, revision)
-            del self._records[id], self._latest[id]
+            del self._records[id], self._latest[id], self._sizes[id]
 
     def remember(self, record: Record, layers: tuple[str, ...], parameters: str) -> int:
         """See `Store`."""
         with self._lock:
             if self.revision(record.id) != record.revision:
                 return 0
-            kept, sequence = self._latest[record.id], next(self._counter)
+            kept, size, sequence = self._latest[record.id], self._sizes[record.id], next(self._counter)
             for layer in layers:
+                if layer in kept:
+                    size -= len(kept.pop(layer).parameters)
                 kept[layer] = Latest(sequence, parameters)
-                kept.move_to_end(layer)
-            while len(kept) > MAX_LAYERS:
-                kept.popitem(last=False)
+                size += len(parameters)
+            while too_much(len(kept), size):
+                size -= len(kept.popitem(last=False)[1].parameters)
+            self._sizes[record.id] = size
             return sequence
 
     def recall(self, record: Record, layer: str) -> Latest | None:
@@ -266,6 +293,7 @@ class MemoryStore:
     def _put(self, record: Record) -> None:
         self._records[record.id] = record
         self._latest[record.id] = OrderedDict()
+        self._sizes[record.id] = 0
 
     def _expect(self, id: str, revision: int | None) -> None:
         found = self.revision(id)
@@ -273,6 +301,11 @@ class MemoryStore:
             raise missing(id)
         if revision is not None and found != revision:
             raise changed(id, revision, found)
+
+
+def too_much(layers: int, size: int) -> bool:
+    """Whether the latest parameters of so many layers, of so many characters together, are more than are kept."""
+    return layers > MAX_LAYERS or size > MAX_BYTES
 
 
 def missing(id: str) -> MissingError:
@@ -295,3 +328,9 @@ def changed(id: str, revision: int, found: int) -> RevisionError:
     return RevisionError(
         f"expected revision {revision} of instance {id}; received {found}, for it has changed; do read it again"
     )
+
+
+def unavailable(error: Exception) -> UnavailableError:
+    """The error of a store that doesn't answer, or not as it should: what a library raised, as one of ours."""
+    text = " ".join(str(error).split())[:300]
+    return UnavailableError(f"expected a store that can be used; received {type(error).__name__}: {text}")

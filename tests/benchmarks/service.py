@@ -1,0 +1,225 @@
+"""The service beside a plain FastAPI endpoint, its event loop and its memory; each server is a process of its own.
+
+Run: python -m tests.benchmarks.service [ratios] [loop] [memory] [load]
+
+Everything is on loopback, and the machine's cores are shared by server and clients. `load` needs wrk.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.common import timed_rounds
+from tests.benchmarks.service_load import load
+from tests.benchmarks.serving import (
+    Form,
+    Server,
+    binary_forms,
+    get,
+    json_form,
+    machine,
+    plain,
+    post,
+    quantile,
+    service,
+)
+
+MIB = 1 << 20
+SHAPES = {(10, 100): 200, (100, 1000): 40, (1000, 1000): 15}
+"""Shapes of arrays, and rounds in which each is sent in every form."""
+TARGETS = {"npy": 30, "JSON": 3, "JSON, short": 3}
+"""Times as fast as the plain endpoint at a million floats."""
+LOOP_TARGET = 20.0
+"""Milliseconds for GET / at the 95th percentile while large arrays are worked on."""
+MEMORY_TARGET = 4.0
+"""Bytes that one request may take for each byte of its float32 array."""
+OPERATIONS = ("quantize", "dequantize", "quantize_dequantize")
+
+
+def array_of(*shape: int) -> np.ndarray:
+    """Float32 values as a layer has them."""
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def ratios() -> None:
+    """Milliseconds from request to answer, and times as fast as the plain endpoint, median and quartiles of the rounds.
+
+    "short" is JSON with the digits that a float32 needs, which has a base of its own. A million numbers with 17 digits are
+    more JSON than the service takes by default.
+    """
+    print("\nfrom request to answer, one client; x plain: paired in each round; (quartiles)")
+    print(f"{'floats':>9} {'':18}{'ms':>9} {'':19}{'x plain':>8} {'':17}{'MB/s':>7}")
+    path = "/instances/default/quantize"
+    with service(max_json_bytes=64 * MIB) as ours, plain() as other:
+        for shape, rounds in SHAPES.items():
+            array = array_of(*shape)
+            forms = {"JSON": json_form(array, path), "JSON, short": json_form(array, path, short=True)}
+            forms |= binary_forms(array)
+            _check(ours, forms)
+            to_ours, to_other = ours.connection(), other.connection()
+            actions: dict[str, Callable[[], object]] = {
+                "plain": partial(post, to_other, json_form(array, "/quantize")),
+                "plain, short": partial(post, to_other, json_form(array, "/quantize", short=True)),
+            }
+            actions |= {name: partial(post, to_ours, form) for name, form in forms.items()}
+            seconds = timed_rounds(actions, rounds)
+            for name, values in seconds.items():
+                _ratio_row(array, name, values, seconds["plain, short" if "short" in name else "plain"])
+
+
+def _check(server: Server, forms: dict[str, Form]) -> None:
+    """Every form gives the same codes."""
+    connection = server.connection()
+    codes = {name: form.read(*post(connection, form)) for name, form in forms.items()}
+    for name, found in codes.items():
+        if not np.array_equal(found, codes["npy"]):
+            raise RuntimeError(f"expected the codes of npy; {name} gives others")
+
+
+def _ratio_row(array: np.ndarray, name: str, values: list[float], base: list[float]) -> None:
+    times = [one / other for one, other in zip(base, values, strict=True)]
+    ms, low, high = (quantile(values, share) * 1e3 for share in (0.5, 0.25, 0.75))
+    ratio, least, most = median(times), quantile(times, 0.25), quantile(times, 0.75)
+    verdict = ""
+    if name in TARGETS and array.size == 1_000_000:
+        verdict = _verdict(ratio >= TARGETS[name], f"at least {TARGETS[name]}")
+    spread, of_times = f"({low:.2f} to {high:.2f})", f"({least:.1f} to {most:.1f})"
+    rate = array.nbytes / ms / 1e3
+    print(f"{array.size:>9} {name:18}{ms:9.2f} {spread:19}{ratio:8.1f} {of_times:17}{rate:7.0f} {verdict}", flush=True)
+
+
+def loop(seconds: float = 8.0) -> None:
+    """How long GET / takes while others send arrays.
+
+    A request is due every 2 ms. What is late because the one before it was counts from when it was due: other clients
+    don't wait for each other. "As sent" is the same without that.
+    """
+    print(f"\nGET / every 2 ms for {seconds:g} s, ms; in brackets as sent")
+    print(
+        f"{'meanwhile':34}{'p50':>6}{'p95':>8}{'p99':>8}{'max':>8}   {'(p50':>6}{'p95':>8}{'p99':>8}{'max)':>8}  arrays/s"
+    )
+    large, numbers = array_of(8, 1024, 1024), array_of(500, 1000)
+    path = "/instances/default/quantize"
+    npy, text, other = binary_forms(large)["npy"], json_form(numbers, path), json_form(numbers, "/quantize")
+    with service() as ours:
+        _loop_row("nothing", ours, [], seconds)
+        _loop_row("32 MB npy, one client", ours, [npy], seconds, judged=True)
+        _loop_row("32 MB npy, two clients", ours, [npy, npy], seconds)
+        _loop_row(f"JSON of {len(text.body) / 1e6:.0f} MB, one client", ours, [text], seconds)
+    with plain() as theirs:
+        _loop_row(f"plain, JSON of {len(other.body) / 1e6:.0f} MB, one client", theirs, [other], seconds)
+
+
+def _loop_row(name: str, server: Server, forms: list[Form], seconds: float, *, judged: bool = False) -> None:
+    context = multiprocessing.get_context("spawn")
+    begins, done = context.Barrier(len(forms) + 1), context.Queue()
+    clients = [context.Process(target=_post_on, args=(server, form[:3], begins, seconds, done)) for form in forms]
+    for client in clients:
+        client.start()
+    begins.wait(60)
+    due, sent = probe(server, seconds)
+    count = sum(done.get(timeout=120) for _ in clients)
+    for client in clients:
+        client.join()
+    columns = [[quantile(values, share) * 1e3 for share in (0.5, 0.95, 0.99, 1.0)] for values in (due, sent)]
+    texts = ["".join(f"{value:8.1f}" for value in column) for column in columns]
+    verdict = _verdict(columns[0][1] < LOOP_TARGET, f"p95 < {LOOP_TARGET:g}") if judged else ""
+    print(f"{name:32}{texts[0]}   {texts[1]}  {count / seconds:8.1f} {verdict}", flush=True)
+
+
+def _post_on(server: Server, request: tuple[Any, ...], begins: Any, seconds: float, done: Any) -> None:
+    """A client that sends the same array again and again."""
+    form, connection, count = Form(*request, read=lambda answer, _: np.empty(0)), server.connection(), 0
+    post(connection, form)
+    begins.wait(60)
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        post(connection, form)
+        count += 1
+    done.put(count)
+
+
+def probe(server: Server, seconds: float, every: float = 0.002) -> tuple[list[float], list[float]]:
+    """Seconds that each GET / took, from when it was due and from when it was sent."""
+    connection, due_times, sent_times = server.connection(), [], []
+    get(connection)
+    begun = due = time.perf_counter()
+    while due < begun + seconds:
+        time.sleep(max(0.0, due - time.perf_counter()))
+        sent = time.perf_counter()
+        get(connection)
+        ended = time.perf_counter()
+        due_times.append(ended - min(due, sent))
+        sent_times.append(ended - sent)
+        due += every
+    return due_times, sent_times
+
+
+def memory(millions: int = 8) -> None:
+    """By how much the most memory that a server ever had grows by one request, of a server that has done nothing else."""
+    x = array_of(millions, 1024, 1024)
+    codes = np.random.default_rng(0).integers(-128, 128, x.shape).astype(np.int8)
+    print(f"\nmemory for one request of {x.nbytes / MIB:.0f} MiB of float32, MiB (x of the array)")
+    print(f"{'':14}" + "".join(f"{operation:>22}" for operation in OPERATIONS))
+    for name in binary_forms(x[:1, :1]):
+        growths = [_growth(operation, name, x, codes) for operation in OPERATIONS]
+        cells = "".join(f"{g / MIB:14.1f} ({g / x.nbytes:4.2f}x)" for g in growths)
+        good = all(g <= MEMORY_TARGET * x.nbytes for g in growths)
+        print(f"{name:14}{cells} {_verdict(good, f'at most {MEMORY_TARGET:g}')}", flush=True)
+    _json_memory()
+
+
+def _growth(operation: str, name: str, x: np.ndarray, codes: np.ndarray) -> int:
+    def form(count: int) -> Form:
+        if operation == "dequantize":
+            return binary_forms(codes[:count], operation, scale=0.05, zero_point=3.0)[name]
+        return binary_forms(x[:count], operation)[name]
+
+    small, whole = form(0), form(len(x))
+    with service() as server:
+        return _peak(server, small, whole)
+
+
+def _peak(server: Server, small: Form, whole: Form) -> int:
+    """Growth by a request, after a small one has loaded whatever is loaded when it is first used."""
+    connection = server.connection()
+    post(connection, small)
+    server.forget_peak()
+    before = server.memory("VmRSS")
+    post(connection, whole)
+    return server.memory("VmHWM") - before
+
+
+def _json_memory() -> None:
+    """The same for JSON, as times the bytes of the body: that is what the service estimates by."""
+    for operation in OPERATIONS:
+        values = array_of(500, 1000) if operation != "dequantize" else np.zeros((2000, 1000), np.int8)
+        fields = {"scale": 0.05, "zero_point": 3.0} if operation == "dequantize" else {}
+        path = f"/instances/default/{operation}"
+        with service() as server:
+            whole = json_form(values, path, **fields)
+            grown = _peak(server, json_form(values[:1, :1], path, **fields), whole)
+        size = len(whole.body)
+        print(
+            f"JSON of {size / 1e6:.1f} MB, {operation}: {grown / MIB:.1f} MiB, {grown / size:.1f}x the body", flush=True
+        )
+
+
+def _verdict(good: bool, target: str) -> str:
+    return f"[{target}: {'met' if good else 'MISSED'}]"
+
+
+PARTS = {"ratios": ratios, "loop": loop, "memory": memory, "load": load}
+
+if __name__ == "__main__":
+    print(machine())
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()
