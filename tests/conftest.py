@@ -6,9 +6,9 @@ import importlib.abc
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports a framework: no start-up chatter, and one thread each, as workers share the cores.
 for _name, _value in {
@@ -25,6 +25,9 @@ for _name, _value in {
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.servers import Servers
 
 
 class _TorchFirst(importlib.abc.MetaPathFinder):
@@ -75,3 +78,19 @@ def readonly() -> Callable[[Any], np.ndarray]:
         return array
 
     return make
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """Redis and PostgreSQL, each started when a test first wants it."""
+    from tests.servers import Servers
+
+    started = Servers()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def new_store_url(servers: Servers, tmp_path: Path) -> Callable[[str], str]:
+    """A function from a kind of store ("memory", "sqlite", "redis", "postgresql") to the URL of a new one."""
+    return lambda kind: servers.new_store_url(kind, tmp_path)

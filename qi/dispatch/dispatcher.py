@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qi.dispatch.policy import LayerPolicy
+from qi.dispatch.policy import LayerPolicy, Slot
 from qi.errors import ConfigError, FileFormatError
 from qi.quantizers import BaseQuantizer, QuantizationTarget, quantizer_from_dict
 from qi.registry import suggest
@@ -147,13 +147,20 @@ class NodeQuantizationDispatcher:
         """How many outputs are quantized."""
         return len(self.activation_quantizers)
 
-    def bind(self, shapes: Mapping[str, Shape], policy: LayerPolicy | None, layer: str) -> dict[str, BaseQuantizer]:
+    def bind(
+        self,
+        shapes: Mapping[str, Shape],
+        policy: LayerPolicy | None,
+        layer: str,
+        slots: Mapping[str, Slot] | None = None,
+    ) -> dict[str, BaseQuantizer]:
         """Binds the weight quantizers to a built layer's weights.
 
         Args:
             shapes: shape of every weight by its path.
             policy: the layer's policy, for the main weight and the axes; None where it has none.
             layer: the layer's name, for messages.
+            slots: the slot of each weight that has one by its path, where they are known better than from the policy.
 
         Returns:
             the quantizer of each path, with its axes filled in.
@@ -166,11 +173,11 @@ class NodeQuantizationDispatcher:
         for path, quantizer in self.weight_quantizers.items():
             wanted = path
             if path == MAIN:
-                wanted = policy.slots[0].path if policy else self._only(shapes, layer)
+                wanted = policy.slots[0].path if policy and policy.slots else self._only(shapes, layer)
             found = resolve_path(wanted, shapes)
             if found in bound:
                 raise ConfigError(f"expected one quantizer a weight; received two for {found!r} of {layer!r}")
-            slot = policy.slot(found) if policy else None
+            slot = slots.get(found) if slots is not None else policy.slot(found) if policy else None
             axes = (slot.channel_axis, slot.input_axis) if slot else (-1, None)
             bound[found] = quantizer.with_axes(*axes)
             try:

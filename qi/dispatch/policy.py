@@ -1,12 +1,13 @@
-"""Which attributes of a layer are quantized, and along which axis their channels lie: a table, open to users.
+"""Which attributes of a layer are quantized, along which axis their channels lie, and why others aren't: a table, open to users.
 
 A `Slot` names one weight of a layer type. `channel_axis` is the axis with one scale an index (the output channels);
-`input_axis` is the axis that groups run along.
+`input_axis` is the axis that groups run along. Layers that are made of others need no row: the row of whichever layer
+holds a weight counts. A row of the outer layer that names it ("proj/kernel") comes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -33,40 +34,54 @@ class Slot:
 
 @dataclass(frozen=True)
 class LayerPolicy:
-    """The slots of a layer type; the first is its main weight, the one a bare quantizer is bound to."""
+    """The slots of a layer type; the first is its main weight, the one a bare quantizer is bound to.
+
+    `floats` says why other weights stay in float, as (pattern of the path, reason).
+    """
 
     layer_type: str
     slots: tuple[Slot, ...]
+    floats: tuple[tuple[str, str], ...] = ()
 
     def slot(self, path: str) -> Slot | None:
         """The slot at `path`, if the policy names it."""
         return next((slot for slot in self.slots if fnmatchcase(path, slot.path)), None)
 
+    def why_float(self, path: str) -> str:
+        """Why the weight at `path` stays in float; "" where the policy doesn't say that it does."""
+        return next((why for pattern, why in self.floats if fnmatchcase(path, pattern)), "")
+
 
 _POLICIES: dict[str, LayerPolicy] = {}
 
 
-def register_policy(layer_type: str, slots: Sequence[Slot], *, replace: bool = False) -> LayerPolicy:
+def register_policy(
+    layer_type: str, slots: Sequence[Slot] = (), *, floats: Mapping[str, str] | None = None, replace: bool = False
+) -> LayerPolicy:
     """Says how a layer type is quantized; subclasses follow the nearest ancestor that has a policy.
+
+    Weights that neither argument names stay in float; those that a subclass adds go by their shape, as those of layers
+    without a policy do: the last axis is that of the channels.
 
     Args:
         layer_type: the class' name.
         slots: its weights, the main one first.
+        floats: why others stay in float, by the pattern of their paths; reports say so.
         replace: allows a second registration.
 
     Raises:
-        ConfigError: the type already has a policy, or no slot is given.
+        ConfigError: the type already has a policy, or neither a slot nor a reason is given.
 
     Example:
         >>> policy = register_policy("MyDense", [Slot("kernel")], replace=True)
         >>> policy_for(["MyDense", "Layer"]).slots[0].channel_axis
         -1
     """
-    if not slots:
-        raise ConfigError(f"expected at least one slot for {layer_type}; received none")
+    if not slots and not floats:
+        raise ConfigError(f"expected at least one slot for {layer_type}, or a reason in floats; received none")
     if layer_type in _POLICIES and not replace:
         raise ConfigError(f"expected a layer type without a policy; received {layer_type!r}; do pass replace=True")
-    _POLICIES[layer_type] = LayerPolicy(layer_type, tuple(slots))
+    _POLICIES[layer_type] = LayerPolicy(layer_type, tuple(slots), tuple((floats or {}).items()))
     return _POLICIES[layer_type]
 
 
@@ -95,9 +110,17 @@ register_policy("EinsumDense", [Slot("kernel", input_axis=0)])
 register_policy("Embedding", [Slot("embeddings", channel_axis=0, input_axis=1)])
 register_policy("ReversibleEmbedding", [Slot("embeddings", channel_axis=0, input_axis=1)])
 # The kernels of all gates side by side, for inputs and for states.
-_RECURRENT = [
-    f"{cell}_cell/{kernel}" for cell in ("lstm", "gru", "simple_rnn") for kernel in ("kernel", "recurrent_kernel")
-]
-for _name, _first in (("LSTM", 0), ("GRU", 2), ("SimpleRNN", 4)):
-    register_policy(_name, [Slot(_path) for _path in _RECURRENT[_first : _first + 2]])
-register_policy("Bidirectional", [Slot(f"*/{_path}") for _path in _RECURRENT])
+_GATES = ("kernel", "recurrent_kernel")
+for _name in ("LSTMCell", "GRUCell", "SimpleRNNCell", "ConvLSTMCell"):
+    register_policy(_name, [Slot(_path) for _path in _GATES])
+for _name, _cell in (("LSTM", "lstm_cell"), ("GRU", "gru_cell"), ("SimpleRNN", "simple_rnn_cell")):
+    register_policy(_name, [Slot(f"{_cell}/{_path}") for _path in _GATES])
+# [window, 1, frequencies]
+register_policy("STFTSpectrogram", [Slot("real_kernel", input_axis=0), Slot("imag_kernel", input_axis=0)])
+register_policy("PReLU", floats={"alpha": "slopes of an activation, whose kernels are float ones or tables made of them"})
+_NORMALIZED = "normalizations are computed in float"
+for _name in ("BatchNormalization", "LayerNormalization", "GroupNormalization"):
+    register_policy(_name, floats=dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), _NORMALIZED))
+register_policy("RMSNormalization", floats={"scale": _NORMALIZED})
+register_policy("Normalization", floats=dict.fromkeys(("mean", "variance"), _NORMALIZED))
+register_policy("SpectralNormalization", floats={"vector_u": "no results are made of it: training alone uses it"})

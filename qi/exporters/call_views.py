@@ -67,7 +67,7 @@ def view_of(call: Any) -> CallView:
     from qi.keras.weights import layer_policy
 
     policy, kind = layer_policy(call.op), call.builtin_kind
-    if policy is not None and hasattr(call.op, "weights"):
+    if policy is not None and policy.slots and hasattr(call.op, "weights"):
         slot, values = policy.slots[0], weight_values(call.op)
         if slot.path in values and "/" not in slot.path:  # a part of the layer multiplies with the others
             axes = (slot.channel_axis, -1) if "Depthwise" in policy.layer_type else (slot.channel_axis,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 
 import keras
 
@@ -22,7 +23,7 @@ from qi.ledger import Row
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RuleBook
 
-__all__ = ["Weights", "copy_layers", "frozen_wrapper", "insert_holders", "wrap_layers"]
+__all__ = ["Weights", "copy_layers", "frozen_wrapper", "insert_holders", "unasked", "wrap_layers"]
 
 
 @dataclass(eq=False)
@@ -117,12 +118,14 @@ def wrap_layers(
                 call.op = wrapper
         rows = weight_rows(calls, originals, reasons, types[id(calls[0])])
         result.rows += rows
-        result.refused += [row for row in rows if not row.quantized and _unasked(row, book)]
+        result.refused += [row for row in rows if not row.quantized and unasked(row, book)]
     return result
 
 
-def _unasked(row: Row, book: RuleBook) -> bool:
-    matrix = row.shape is not None and len(row.shape) >= 2 and row.name.rpartition("/")[2] != "bias"
+def unasked(row: Row, book: RuleBook) -> bool:
+    """Whether a weight stays in float though it is a matrix and no rule wants it so."""
+    rows = prod(row.shape[:-1]) if row.shape is not None and len(row.shape) > 1 else 1
+    matrix = rows > 1 and row.name.rpartition("/")[2] != "bias"
     return (
         matrix
         and "not real numbers" not in row.reason

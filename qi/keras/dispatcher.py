@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import keras
 
-from qi.dispatch import NodeQuantizationDispatcher, policy_for
-from qi.keras.variables import class_names, weights_of
+from qi.dispatch import NodeQuantizationDispatcher
+from qi.keras.slots import layer_policy, slots_of
 from qi.quantizers import BaseQuantizer
 
 __all__ = ["KerasNodeQuantizationDispatcher"]
@@ -28,6 +28,7 @@ class KerasNodeQuantizationDispatcher(NodeQuantizationDispatcher):
 
     def bind_layer(self, layer: keras.layers.Layer) -> dict[str, BaseQuantizer]:
         """The quantizer of each weight path of a built layer; raises as `bind` does."""
-        names = class_names(layer)
-        shapes = {path: tuple(variable.shape) for path, variable in weights_of(layer).items()}
-        return self.bind(shapes, policy_for(names), layer.name)
+        choices = slots_of(layer)
+        shapes = {path: tuple(choice.place.variable.shape) for path, choice in choices.items()}
+        slots = {path: choice.slot for path, choice in choices.items() if choice.slot is not None}
+        return self.bind(shapes, layer_policy(layer), layer.name, slots)

@@ -14,7 +14,7 @@ from qi.keras.prepare import Prepared
 from qi.ledger import Row
 from qi.observers import TensorStatistics
 
-__all__ = ["findings"]
+__all__ = ["findings", "range_findings"]
 
 _FEW_SAMPLES = 32
 _SATURATED = 0.02
@@ -32,7 +32,7 @@ def findings(
         calibration: what it gave.
         seen: statistics by group.
     """
-    return [*_of_ranges(rows, calibration, seen), *_shared(ready.notes, rows), *_misnamed(ready.given)]
+    return [*range_findings(rows, calibration, seen), *_shared(ready.notes, rows), *_misnamed(ready.given)]
 
 
 def _shared(notes: Mapping[str, str], rows: list[Row]) -> list[str]:
@@ -57,7 +57,8 @@ def _misnamed(graph: Graph) -> list[str]:
     ]
 
 
-def _of_ranges(rows: list[Row], calibration: Calibration, seen: Mapping[str, TensorStatistics]) -> list[str]:
+def range_findings(rows: list[Row], calibration: Calibration, seen: Mapping[str, TensorStatistics]) -> list[str]:
+    """Sentences on calibration, ranges and errors; the arguments are those of `findings`."""
     found = []
     if seen and 0 < calibration.samples < _FEW_SAMPLES:
         found.append(

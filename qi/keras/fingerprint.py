@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import keras
 import numpy as np
 
+from qi.errors import UnsupportedError
 from qi.keras.graph import flatten_model
 from qi.keras.variables import to_numpy, weights_of
 
@@ -20,22 +22,29 @@ def fingerprint(model: keras.Model) -> str:
     that was trained on has another one.
 
     Args:
-        model: a built Functional or Sequential model; it is only read.
+        model: built; it is only read.
 
     Raises:
-        UnsupportedError: a call that can't be followed on symbolic tensors.
         InputError: not a model, or one that isn't built yet.
     """
     found = hashlib.sha256()
     seen: set[int] = set()
-    for call in flatten_model(model).calls:
-        found.update(f"{call.site}\0{call.kind}\0".encode())
-        if id(call.op) in seen or not isinstance(call.op, keras.layers.Layer):
+    for site, op in _operations(model):
+        found.update(f"{site}\0{type(op).__name__}\0".encode())
+        if id(op) in seen or not isinstance(op, keras.layers.Layer):
             continue
-        seen.add(id(call.op))
-        for path, variable in weights_of(call.op).items():
+        seen.add(id(op))
+        for path, variable in weights_of(op).items():
             array = np.ascontiguousarray(to_numpy(variable))
             if "float" in array.dtype.name:  # not the states of random generators, which every training step moves
                 found.update(f"{path}\0{array.shape}\0{array.dtype.name}\0".encode())
                 found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
+
+
+def _operations(model: keras.Model) -> list[tuple[str, Any]]:
+    """The places and operations of a model; the model alone where its call can't be followed."""
+    try:
+        return [(call.site, call.op) for call in flatten_model(model).calls]
+    except UnsupportedError:
+        return [(model.name, model)]

@@ -15,8 +15,8 @@ from typing import Any
 
 import keras
 
-from qi.errors import InputError, QiError
-from qi.keras.trace import same_in_training, trace_model
+from qi.errors import InputError, QiError, UnsupportedError
+from qi.keras.trace import same_in_training, trace_call, trace_model, why_whole
 
 __all__ = ["Call", "Graph", "Value", "build_model", "build_tensors", "flatten_model", "is_graph_model"]
 
@@ -144,6 +144,11 @@ def flatten_model(model: keras.Model) -> Graph:
     """
     if not isinstance(model, keras.Model):
         raise InputError(f"expected a Keras model; received {model!r} of type {type(model).__name__}")
+    if getattr(model, "quantized_in_place", False):
+        raise UnsupportedError(
+            f"expected a model whose graph is known; received {model.name!r}, which is quantized in place, layer by layer; do "
+            "rebuild the float model as keras.Model(inputs, outputs) and quantize that"
+        )
     with ExitStack() as traces:
         return _flattened(model, traces)
 
@@ -201,7 +206,7 @@ class _Walker:
         self._traces = traces
         self._traced: dict[int, Any] = {}
         self._paths: dict[int, str] = {}
-        self._sites: dict[int, int] = {}
+        self._sites: dict[str, int] = {}  # by path: functions within a layer are others at each of its calls
 
     def walk(self, model: Any, values: dict[int, Value], prefix: str) -> None:
         """Adds the calls that lead to a functional model's outputs.
@@ -214,8 +219,7 @@ class _Walker:
         for node in _nodes(model.outputs, values):
             op = node.operation
             path = self._paths.setdefault(id(op), prefix + op.name)
-            functional = self._inside(op)
-            inner = _inner_inputs(functional, node) if functional is not None else None
+            functional, inner = self._inside(op, node)
             if inner is None:
                 self._add(op, node, values, path)
                 continue
@@ -224,12 +228,26 @@ class _Walker:
             for given, own in zip(node.outputs, functional.outputs, strict=True):
                 values[id(given)] = known[id(own)]
 
-    def _inside(self, op: Any) -> Any:
-        """The functional model that a nested model is, keeps inside or can be traced to; None for all else."""
-        if is_graph_model(op):
-            return _functional(op)
-        if not isinstance(op, keras.Model):
-            return None
+    def _inside(self, op: Any, node: Any) -> tuple[Any, list[Any] | None]:
+        """The functional model that is called, and the tensors it is given in the order of its inputs.
+
+        A nested model is one, keeps one inside or can be traced to one; so can layers of users that are made of layers.
+        (None, None) for all else.
+        """
+        if isinstance(op, keras.Model):
+            functional = _functional(op) if is_graph_model(op) else self._model_of(op)
+            inner = _inner_inputs(functional, node) if functional is not None else None
+            return (None, None) if inner is None else (functional, inner)
+        if not isinstance(op, keras.layers.Layer) or why_whole(op, node):
+            return None, None
+        with suppress(QiError):
+            if same_in_training(op, node):
+                given = {id(tensor): tensor for tensor in node.arguments.keras_tensors}
+                return self._traces.enter_context(trace_call(op, node)), list(given.values())
+        return None, None
+
+    def _model_of(self, op: Any) -> Any:
+        """What a subclassed model can be traced to; None where it is called as a whole."""
         if id(op) not in self._traced:
             self._traced[id(op)] = None
             with suppress(QiError):  # then it is called as a whole, as any layer is
@@ -238,7 +256,7 @@ class _Walker:
         return self._traced[id(op)]
 
     def _add(self, op: Any, node: Any, values: dict[int, Value], path: str) -> None:
-        self._sites[id(op)] = count = self._sites.get(id(op), 0) + 1
+        self._sites[path] = count = self._sites.get(path, 0) + 1
         site = path if count == 1 else f"{path}@{count}"
         tensors = list(node.arguments.keras_tensors)
         symbolic = node.arguments

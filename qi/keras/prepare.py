@@ -20,6 +20,7 @@ from qi.keras.fingerprint import fingerprint
 from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales, split_activations
 from qi.keras.graph import Call, Graph, Value, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.in_place_quantize import calibrate_in_place, prepare_in_place, why_in_place
 from qi.keras.merges import split_merges
 from qi.keras.plan import ActivationPlan, plan_activations
 from qi.keras.rows import original_weights
@@ -31,7 +32,7 @@ from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.observers import CalibratedStatistics, TensorStatistics, load_statistics
 from qi.recipes import RecipeLike, RuleBook, get_recipe
 
-__all__ = ["Prepared", "calibrate", "gather_statistics", "prepare"]
+__all__ = ["Prepared", "calibrate", "gather_statistics", "prepare", "stored_statistics"]
 
 _QUANTIZED = (KerasActivationQuantizationHolder, KerasQuantizationWrapper, ExactGrid, ExactRows, ExactSums)
 _MEASURED_ELEMENTS = 2**24  # activations held at once to measure errors: 64 MiB a model
@@ -133,7 +134,7 @@ def gather_statistics(
     if statistics is None:
         calibration = _new_statistics(ready, data, batch_size, progress)
     else:
-        calibration = _stored_statistics(model, data, statistics)
+        calibration = stored_statistics(model, data, statistics)
     check_copies(ready.given, ready.graph, calibration.sample)
     return calibration
 
@@ -157,16 +158,26 @@ def calibrate(
     Raises:
         ConfigError: a recipe that quantizes no activations, besides what `quantize_model` raises.
     """
+    if why_in_place(model):
+        in_place = prepare_in_place(model, recipe)
+        _check_watched(in_place.watched, in_place.book)
+        calibrate_in_place(in_place, data, None, batch_size, progress)
+        seen = {n: s for part in in_place.parts.values() for n, s in zip(part.names, part.outputs, strict=True)}
+        return CalibratedStatistics(seen, samples=in_place.calibration.samples, model=fingerprint(model))
     ready = prepare(model, recipe)
-    if not ready.watched:
-        raise ConfigError(
-            f"expected a recipe with activation ranges to choose; received {ready.book.recipe.name!r}, which needs no "
-            "statistics; do quantize without them"
-        )
+    _check_watched(ready.watched, ready.book)
     calibration = gather_statistics(model, ready, data, None, batch_size, progress)
     for group in ready.plan.groups:
         group_statistics(group, calibration.statistics)  # refuses what no recipe could use
     return CalibratedStatistics(calibration.statistics, samples=calibration.samples, model=fingerprint(model))
+
+
+def _check_watched(watched: list[Any], book: RuleBook) -> None:
+    if not watched:
+        raise ConfigError(
+            f"expected a recipe with activation ranges to choose; received {book.recipe.name!r}, which needs no "
+            "statistics; do quantize without them"
+        )
 
 
 def _new_statistics(ready: Prepared, data: Any, batch_size: int, progress: bool) -> Calibration:
@@ -176,7 +187,7 @@ def _new_statistics(ready: Prepared, data: Any, batch_size: int, progress: bool)
     return _collect(ready, data, batch_size, progress)
 
 
-def _stored_statistics(model: keras.Model, data: Any, statistics: Any) -> Calibration:
+def stored_statistics(model: keras.Model, data: Any, statistics: Any) -> Calibration:
     """What an earlier calibration gave, checked to be of this model where it says so."""
     if data is not None:
         raise InputError("expected data or statistics; received both; do give one of them")

@@ -9,23 +9,30 @@ from typing import Any
 
 import keras
 
-from qi.errors import QuantizationWarning, StrictError
+from qi.errors import QuantizationWarning, StrictError, UnsupportedError
 from qi.keras.assemble import Weights, insert_holders, wrap_layers
 from qi.keras.calibrate import Calibration, group_statistics, run
 from qi.keras.data import elements
 from qi.keras.dormant import activation_quantizers
 from qi.keras.exact_graph import check_exact, make_exact
-from qi.keras.findings import findings
+from qi.keras.findings import findings, range_findings
 from qi.keras.graph import Graph, Value, build_model, build_tensors
-from qi.keras.prepare import Prepared, gather_statistics, prepare
+from qi.keras.in_place_quantize import (
+    calibrate_in_place,
+    prepare_in_place,
+    put_quantizers,
+    quantized_rows,
+    why_in_place,
+)
+from qi.keras.prepare import Prepared, gather_statistics, prepare, stored_statistics
 from qi.keras.rows import activation_rows, describe, errors_of, in_graph_order
 from qi.keras.running import predict
 from qi.keras.saving import size_on_disk
 from qi.ledger import QuantizationReport, Row
 from qi.observers import TensorStatistics
-from qi.recipes import RecipeLike
+from qi.recipes import RecipeLike, RuleBook
 
-__all__ = ["check_strict", "quantize_model"]
+__all__ = ["check_not_exact", "check_strict", "quantize_model"]
 
 
 def quantize_model(
@@ -89,6 +96,10 @@ def quantize_model(
         ['bias', 'bias']
     """
     check_exact(exact)
+    if why := why_in_place(model):
+        check_not_exact(model, exact)
+        stored = None if statistics is None else stored_statistics(model, data, statistics).statistics
+        return _quantize_in_place(model, recipe, data, stored, why, strict, batch_size, progress)
     ready = prepare(model, recipe)
     calibration = gather_statistics(model, ready, data, statistics, batch_size, progress)
     seen = calibration.statistics
@@ -109,12 +120,43 @@ def quantize_model(
         measured, before, after, {id(v): quantizers[id(g)] for v in measured if (g := ready.plan.group_of(v))}
     )
     seen_by_group = {key: found for key, found in merged.items() if found is not None}
-    activations = activation_rows(float_graph, ready.plan, quantizers, seen_by_group, errors, types)
+    activations = activation_rows(float_graph, ready.plan, quantizers, seen_by_group, errors, types, ready.kept)
     rows = in_graph_order(float_graph, weights.rows, activations)
     result = result if exact is None else make_exact(result, exact)
     return result, _report(
-        model, result, ready, rows, findings(ready, rows, calibration, seen_by_group), calibration.settings
+        model, result, ready.book, rows, findings(ready, rows, calibration, seen_by_group), calibration.settings
     )
+
+
+def _quantize_in_place(
+    model: keras.Model,
+    recipe: RecipeLike,
+    data: Any,
+    statistics: Mapping[str, TensorStatistics] | None,
+    why: str,
+    strict: bool,
+    batch_size: int,
+    progress: bool,
+) -> tuple[keras.Model, QuantizationReport]:
+    """A model whose call can't be followed: the layers are quantized where they are."""
+    ready = prepare_in_place(model, recipe)
+    calibrate_in_place(ready, data, statistics, batch_size, progress)
+    result, weights, made = put_quantizers(ready)
+    check_strict(weights, strict)
+    rows = quantized_rows(ready, result, weights, made)
+    told = [f"quantized in place, layer by layer, which no file for a runtime can be made of: {why}"]
+    seen = {name: s for part in ready.parts.values() for name, s in zip(part.names, part.outputs, strict=True)}
+    told += range_findings(rows, ready.calibration, seen)
+    return result, _report(model, result, ready.book, rows, told, ready.calibration.settings)
+
+
+def check_not_exact(model: keras.Model, exact: str | None) -> None:
+    """Refuses the arithmetic of a runtime for a model that is quantized in place."""
+    if exact is not None:
+        raise UnsupportedError(
+            f"expected exact=None for a model that is quantized in place; received exact={exact!r} for {model.name!r} of class "
+            f"{type(model).__name__}; do rebuild it as keras.Model(inputs, outputs)"
+        )
 
 
 def _measured_values(ready: Prepared, calibration: Calibration) -> list[Value]:
@@ -138,18 +180,18 @@ def check_strict(weights: Weights, strict: bool) -> None:
 def _report(
     model: keras.Model,
     result: keras.Model,
-    ready: Prepared,
+    book: RuleBook,
     rows: list[Row],
     found: list[str],
     settings: dict[str, Any],
 ) -> QuantizationReport:
-    recipe = ready.book.recipe
+    recipe = book.recipe
     report = QuantizationReport(
         recipe=recipe.name,
         model=model.name,
         description=str(recipe),
         rows=tuple(rows),
-        unused_rules=ready.book.unused_rules(),
+        unused_rules=book.unused_rules(),
         warnings=found,
         settings=settings,
         float_file_bytes=size_on_disk(model),

@@ -23,8 +23,15 @@ from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales
 from qi.keras.graph import Graph, build_model, build_tensors, flatten_model, is_graph_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.layers import copy_operation, rebuild_layer
-from qi.keras.prepare import Prepared, gather_statistics, prepare
-from qi.keras.ptq import check_strict
+from qi.keras.in_place_quantize import (
+    calibrate_in_place,
+    convert_in_place,
+    prepare_in_place,
+    put_quantizers,
+    why_in_place,
+)
+from qi.keras.prepare import Prepared, gather_statistics, prepare, stored_statistics
+from qi.keras.ptq import check_not_exact, check_strict
 from qi.keras.rows import describe
 from qi.keras.sites import quantizer_sites
 from qi.keras.trace import same_in_training
@@ -111,7 +118,10 @@ def prepare_qat(
         raise ConfigError(f"expected batch_norm to be one of {_NORMS}; received batch_norm={batch_norm!r}")
     methods = TrainingMethods(method, activation_method, estimator, dict(estimator_options or {}))
     kind = _model_class(model)
-    _check_trains_alike(model)
+    if why_in_place(model) or _trains_otherwise(model):
+        check_not_exact(model, exact)
+        stored = None if statistics is None else stored_statistics(model, data, statistics).statistics
+        return _prepare_in_place(model, recipe, data, stored, methods, strict, batch_size, progress)
     ready = prepare(model, recipe, train_norms=batch_norm == "trained")
     seen = gather_statistics(model, ready, data, statistics, batch_size, progress).statistics
 
@@ -193,6 +203,8 @@ def convert(model: keras.Model) -> keras.Model:
             its wrappers and holders.
         InputError: training left NaN or infinities.
     """
+    if getattr(model, "quantized_in_place", False):
+        return convert_in_place(model)
     kind = _model_class(model)
     graph = flatten_model(model)
     exact = exact_target(graph)
@@ -292,19 +304,30 @@ def _model_class(model: Any) -> type[keras.Model]:
     return cls
 
 
-def _check_trains_alike(model: keras.Model) -> None:
-    """Refuses subclassed models whose training a Functional model of their layers wouldn't do."""
+def _trains_otherwise(model: keras.Model) -> bool:
+    """Whether a subclassed model trains as no Functional model of its layers would."""
     if not isinstance(model, keras.Model) or is_graph_model(model):
-        return
+        return False
     own = [name for name in _TRAINING if getattr(type(model), name) is not getattr(keras.Model, name)]
-    if own:
-        raise UnsupportedError(
-            f"expected a subclassed model with no more than a call of its own; received {model.name!r} of class "
-            f"{type(model).__name__}, which overrides {own}; do put them into a class that is made of inputs and outputs, as "
-            "Trainer(inputs, outputs)"
-        )
-    if not same_in_training(model):
-        raise UnsupportedError(
-            f"expected a model whose call runs the same layers in training; received {model.name!r} of class "
-            f"{type(model).__name__}, which runs others with training=True; do move the difference into a layer"
-        )
+    try:
+        return bool(own) or not same_in_training(model)
+    except UnsupportedError:  # in training its call can't be followed
+        return True
+
+
+def _prepare_in_place(
+    model: keras.Model,
+    recipe: RecipeLike,
+    data: Any,
+    statistics: Mapping[str, TensorStatistics] | None,
+    methods: TrainingMethods,
+    strict: bool,
+    batch_size: int,
+    progress: bool,
+) -> keras.Model:
+    """A copy of its own class, its layers quantized where they are."""
+    ready = prepare_in_place(model, recipe)
+    calibrate_in_place(ready, data, statistics, batch_size, progress)
+    result, weights, _ = put_quantizers(ready, lambda q, shape, fixed: trainable_quantizer(q, shape, methods, fixed=fixed))
+    _tell_refused(weights, strict)
+    return result

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from qi.core import IntGrid, QTensor, sqnr_db
+from qi.keras.attention import ATTENTIONS
 from qi.keras.choose import describe_granularity
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.macs import multiply_accumulates
@@ -20,7 +21,7 @@ from qi.ledger import Row
 from qi.observers import TensorStatistics, clipped_share
 from qi.quantizers import BaseInferableQuantizer
 
-__all__ = ["activation_rows", "describe", "errors_of", "in_graph_order", "original_weights", "weight_rows"]
+__all__ = ["activation_row", "activation_rows", "describe", "errors_of", "in_graph_order", "original_weights", "weight_rows"]
 
 _STATES = "gates and states between the steps of a recurrent layer stay in float, here and in exported files"
 
@@ -80,6 +81,7 @@ def activation_rows(
     statistics: Mapping[str, TensorStatistics],
     errors: Mapping[int, tuple[float, float]],
     types: Mapping[int, str],
+    kept: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Rows of all activations.
 
@@ -90,38 +92,66 @@ def activation_rows(
         statistics: by group key; absent where ranges were fixed.
         errors: own and total SQNR in dB by ``id(value)``, where measured.
         types: description of each call's operation by ``id(call)``.
+        kept: why attentions weren't taken apart, by path.
     """
     rows = []
     for value in [*graph.flat_inputs(), *(v for call in graph.calls for v in call.outputs)]:
         if id(value) in plan.fused:
             continue
         call, group = value.producer, plan.group_of(value)
+        kind = "InputLayer" if call is None else types.get(id(call), call.kind)
+        name = "input" if call is None else "output"
         if group is None:
-            outcome = _in_float(plan.floats.get(id(value), "not planned"))
+            reason = plan.floats.get(id(value), "not planned")
+            rows.append(activation_row(value_name(value), kind, value.shape, reason, name=name))
         else:
-            own, total = errors.get(id(value), (None, None))
-            outcome = _quantized_activation(group, quantizers[id(group)], statistics.get(group.key))
-            outcome |= {"sqnr_db": own, "total_sqnr_db": total}
-        rows.append(
-            Row(
-                kind="activation",
-                layer=value_name(value),
-                layer_type="InputLayer" if call is None else types.get(id(call), call.kind),
-                name="input" if call is None else "output",
-                shape=value.shape,
-                **outcome,
-            )
-        )
-        if group is not None and call is not None and _is_recurrent(call.op):
+            found = (group, quantizers[id(group)], statistics.get(group.key))
+            rows.append(activation_row(value_name(value), kind, value.shape, found, errors.get(id(value)), name=name))
+        name, why = _inside(call, kept or {}) if group is not None and call is not None else ("", "")
+        if call is not None and why:
             kind = types.get(id(call), call.kind)
-            float_ = _in_float(_STATES)
-            rows.append(Row(kind="activation", layer=value_name(value), layer_type=kind, name="states", **float_))
+            rows.append(
+                Row(kind="activation", layer=value_name(value), layer_type=kind, name=name, **_in_float(why))
+            )
     return rows
 
 
-def _is_recurrent(op: Any) -> bool:
-    op = op.layer if isinstance(op, KerasQuantizationWrapper) else op
-    return isinstance(op, (keras.layers.RNN, keras.layers.Bidirectional))
+def activation_row(
+    layer: str,
+    layer_type: str,
+    shape: tuple[int | None, ...],
+    found: str | tuple[Group, BaseInferableQuantizer, TensorStatistics | None],
+    errors: tuple[float, float] | None = None,
+    *,
+    name: str = "output",
+) -> Row:
+    """The row of one activation.
+
+    Args:
+        layer: the place of the layer that gives it.
+        layer_type: its class.
+        shape: of the activation.
+        found: why it stays in float; or how it is quantized, and what calibration saw of it.
+        errors: own and total SQNR in dB, where measured.
+        name: what it is of the layer.
+    """
+    if isinstance(found, str):
+        outcome = _in_float(found)
+    else:
+        own, total = errors or (None, None)
+        outcome = _quantized_activation(*found) | {"sqnr_db": own, "total_sqnr_db": total}
+    return Row(kind="activation", layer=layer, layer_type=layer_type, name=name, shape=shape, **outcome)
+
+
+def _inside(call: Call, kept: Mapping[str, str]) -> tuple[str, str]:
+    """The name of what a layer that is called as a whole computes within, and why that stays in float; "" for others."""
+    op = call.op.layer if isinstance(call.op, KerasQuantizationWrapper) else call.op
+    parts = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
+    if any(isinstance(part, (keras.layers.RNN, keras.layers.Bidirectional)) for part in parts):
+        return "states", _STATES
+    if type(op).__name__ in ATTENTIONS and call.path in kept:
+        return "scores", f"attention is kept whole: {kept[call.path]}"
+    return "", ""
 
 
 def in_graph_order(graph: Graph, weights: list[Row], activations: list[Row]) -> list[Row]:

@@ -13,7 +13,7 @@ import numpy as np
 from qi.errors import InputError, QiError
 from qi.keras.variables import to_numpy
 
-__all__ = ["fixed_batch", "predict", "stateless_call", "translated"]
+__all__ = ["eagerly", "fixed_batch", "predict", "stateless_call", "translated"]
 
 _LONGEST = 300
 _COLOUR = re.compile(r"\x1b\[\d*m")
@@ -48,6 +48,28 @@ def translated(model: str, inputs: Mapping[str, Any], expected: list[Any]) -> It
             f"expected samples that {model!r} can run on, of shape {[tuple(shape) for shape in expected]}; received "
             f"{received}, on which it raised {type(error).__name__}: {_in_short(error)}; do {advice}"
         ) from error
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Has functions that users compiled run as they are written, so that hooks see real values."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        before = tf.config.functions_run_eagerly()
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(before)
+    elif backend == "jax":
+        import jax
+
+        with jax.disable_jit():
+            yield
+    else:
+        yield
 
 
 def stateless_call(model: keras.Model, inputs: Any) -> list[np.ndarray]:

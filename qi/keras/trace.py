@@ -1,4 +1,7 @@
-"""Subclassed models as graphs: their ``call`` is run once on symbolic tensors, which shows every layer that it calls."""
+"""Classes with a ``call`` of their own as graphs: it is run once on symbolic tensors, which shows every layer that it calls.
+
+Subclassed models are followed so, and layers that are made of other layers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import keras
 from qi.errors import InputError, QiError, UnsupportedError
 from qi.ir.graph import take_name
 
-__all__ = ["same_in_training", "trace_model"]
+__all__ = ["input_shapes", "is_shape", "same_in_training", "trace_call", "trace_model", "why_whole"]
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _COUNT = re.compile(r"_\d+$")
@@ -39,10 +42,8 @@ def trace_model(model: keras.Model, *, training: bool | None = None) -> Iterator
             model's own, which no layer holds.
         InputError: a model that isn't built yet.
     """
-    shapes = _input_shapes(model)
-    layers = list(model._flatten_layers())
-    before = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
-    try:
+    shapes = input_shapes(model)
+    with _forgotten(model):
         functional = _run(model, shapes, "float32", training)
         indices = [_is_index(tensor) for tensor in functional.inputs]
         if any(indices):  # nothing but their use tells integers
@@ -51,6 +52,67 @@ def trace_model(model: keras.Model, *, training: bool | None = None) -> Iterator
         _check_weights(model, functional)
         _number(functional)
         yield functional
+
+
+@contextmanager
+def trace_call(layer: keras.layers.Layer, node: Any, *, training: bool | None = None) -> Iterator[keras.Model]:
+    """A Functional model of one call of a layer, over the layer's own sub-layers, which don't remember it once it is left.
+
+    Args:
+        layer: made of other layers (see `why_whole`).
+        node: Keras' record of the call.
+        training: what to give for ``training``; by default nothing.
+
+    Yields:
+        a Functional model. Its inputs are the tensors of the call, each once, in the order of its arguments.
+
+    Raises:
+        UnsupportedError: as `trace_model`; or the layer adds losses.
+    """
+    given = {id(tensor): tensor for tensor in node.arguments.keras_tensors}
+    with _forgotten(layer):
+        inputs = [
+            keras.Input(batch_shape=tuple(tensor.shape), dtype=tensor.dtype, name=f"input_{place}")
+            for place, tensor in enumerate(given.values(), start=1)
+        ]
+        args, kwargs = node.arguments.fill_in(dict(zip(given, inputs, strict=True)))
+        functional = _followed(layer, inputs, args, kwargs, training)
+        _check_weights(layer, functional)
+        _number(functional)
+        yield functional
+
+
+def why_whole(layer: Any, node: Any) -> str:
+    """Why a call of a layer isn't followed into the layers that it is made of; "" where it can be tried.
+
+    Keras' own layers have rules of their own, and what is called with masks or in another precision does more than its
+    sub-layers do.
+    """
+    if isinstance(layer, keras.Model) or type(layer).__module__.partition(".")[0] in ("keras", "qi"):
+        return "it isn't a layer of the user's own"
+    children = layer._flatten_layers(include_self=False, recursive=False)
+    if not children:
+        return "it has no sub-layers"
+    own = {id(v) for v in layer.variables} - {id(v) for child in children for v in child.variables}
+    if own:
+        return "it has weights of its own"
+    tensors = [*node.arguments.keras_tensors, *node.outputs]
+    if any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors):
+        return "it is called with a mask"
+    if node.arguments.kwargs.get("training") is not None:
+        return "it is called for training or inference alone"
+    if any("float" in t.dtype and t.dtype != layer.compute_dtype for t in node.arguments.keras_tensors):
+        return "it casts what it is given"
+    return ""
+
+
+@contextmanager
+def _forgotten(owner: keras.layers.Layer) -> Iterator[None]:
+    """Has a layer and all in it forget the calls made within."""
+    layers = list(owner._flatten_layers())
+    before = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
+    try:
+        yield
     finally:
         for layer, inbound, outbound in before:
             del layer._inbound_nodes[inbound:]
@@ -67,7 +129,7 @@ def _number(functional: keras.Model) -> None:
         operation.name = take_name(_COUNT.sub("", operation.name), taken)
 
 
-def _input_shapes(model: keras.Model) -> Any:
+def input_shapes(model: keras.Model) -> Any:
     """The structure of shapes that the model was built with."""
     shapes = getattr(model, "_build_shapes_dict", None)
     if not model.built or not shapes:
@@ -83,24 +145,40 @@ def _input_shapes(model: keras.Model) -> Any:
     return next(iter(shapes.values()))
 
 
-def _parameters(model: keras.Model) -> Mapping[str, inspect.Parameter]:
+def _parameters(model: keras.layers.Layer) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(model.call).parameters
 
 
 def _run(model: keras.Model, shapes: Any, dtypes: Any, training: bool | None) -> keras.Model:
     inputs = _inputs(shapes, dtypes, "input")
-    kwargs = {} if training is None else {"training": training}
+    return _followed(model, inputs, (inputs,), {}, training)
+
+
+def _followed(
+    layer: keras.layers.Layer, inputs: Any, args: Any, kwargs: Mapping[str, Any], training: bool | None
+) -> keras.Model:
+    """The Functional model of a call on symbolic inputs."""
+    if training is not None:
+        kwargs = {**kwargs, "training": training}
+    losses = len(layer._losses)
     try:
-        outputs = model.call(inputs, **kwargs)
-        return keras.Model(inputs, outputs, name=model.name)
+        outputs = layer.call(*args, **kwargs)
+        functional = keras.Model(inputs, outputs, name=layer.name)
     except Exception as error:  # of users' code
         if isinstance(error, QiError):
             raise
         raise UnsupportedError(
-            f"expected a model whose call is made of layers and keras.ops; received {model.name!r} of class "
-            f"{type(model).__name__}, whose call raised {type(error).__name__} on symbolic tensors: "
+            f"expected a model whose call is made of layers and keras.ops; received {layer.name!r} of class "
+            f"{type(layer).__name__}, whose call raised {type(error).__name__} on symbolic tensors: "
             f"{' '.join(str(error).split())[:300]}; {_ADVICE}"
         ) from error
+    if len(layer._losses) > losses:
+        del layer._losses[losses:]
+        raise UnsupportedError(
+            f"expected a call without losses of its own; received {layer.name!r} of class {type(layer).__name__}, which adds "
+            "some; do add them in a layer of their own"
+        )
+    return functional
 
 
 def _inputs(shapes: Any, dtypes: Any, name: str) -> Any:
@@ -108,13 +186,14 @@ def _inputs(shapes: Any, dtypes: Any, name: str) -> Any:
     if isinstance(shapes, dict):
         pick = lambda key: dtypes[key] if isinstance(dtypes, dict) else dtypes
         return {key: _inputs(shape, pick(key), str(key)) for key, shape in shapes.items()}
-    if _is_shape(shapes):
+    if is_shape(shapes):
         return keras.Input(shape=tuple(shapes[1:]), dtype=dtypes, name=name)
     pick = lambda index: dtypes if isinstance(dtypes, str) else dtypes[index]
     return type(shapes)([_inputs(shape, pick(i), f"{name}_{i + 1}") for i, shape in enumerate(shapes)])
 
 
-def _is_shape(shape: Any) -> bool:
+def is_shape(shape: Any) -> bool:
+    """Whether it is one shape, and no structure of them."""
     return isinstance(shape, (tuple, list)) and all(size is None or isinstance(size, int) for size in shape)
 
 
@@ -124,7 +203,7 @@ def _is_index(tensor: Any) -> bool:
     return any(type(node.operation).__name__ in _TAKES_INDICES for node in nodes)
 
 
-def _check_weights(model: keras.Model, functional: keras.Model) -> None:
+def _check_weights(model: keras.layers.Layer, functional: keras.Model) -> None:
     """Refuses models whose ``call`` uses weights that are in no layer it calls: a copy would lack them."""
     held = {id(weight) for weight in functional.weights}
     own = [w for w in (*model._trainable_variables, *model._non_trainable_variables) if id(w) not in held]
@@ -140,15 +219,20 @@ def _check_weights(model: keras.Model, functional: keras.Model) -> None:
         )
 
 
-def same_in_training(model: keras.Model) -> bool:
-    """Whether a subclassed model's ``call`` runs the same operations in training as in inference.
+def same_in_training(model: keras.layers.Layer, node: Any = None) -> bool:
+    """Whether a subclassed model's, or a layer's, ``call`` runs the same operations in training as in inference.
+
+    Args:
+        model: followed from what it was built with.
+        node: of a layer, the call to follow.
 
     Raises:
         UnsupportedError, InputError: as `trace_model`.
     """
     if "training" not in _parameters(model):
         return True
-    with trace_model(model) as one, trace_model(model, training=True) as other:
+    trace = (lambda **how: trace_model(model, **how)) if node is None else lambda **how: trace_call(model, node, **how)
+    with trace() as one, trace(training=True) as other:
         return _sequence(one) == _sequence(other)
 
 

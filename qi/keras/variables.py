@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -13,7 +14,30 @@ import numpy as np
 
 from qi.errors import InputError
 
-__all__ = ["add_parameter", "build_layer", "class_names", "first_value", "to_numpy", "weights_of"]
+__all__ = [
+    "Place",
+    "add_parameter",
+    "build_layer",
+    "class_names",
+    "first_value",
+    "is_builtin",
+    "own_variables",
+    "places_of",
+    "sub_layers",
+    "to_numpy",
+    "weights_of",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A variable of a layer, and whose it is.
+
+    `owners` are the layers that hold it, from the outermost to the one it belongs to, each with the variable's path below it.
+    """
+
+    variable: keras.Variable
+    owners: tuple[tuple[Any, str], ...]
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -58,34 +82,58 @@ def weights_of(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     Keras' other classes lose the number, and in classes of users the attribute's name stands for them. Where two variables
     have one path, a counter keeps them apart.
     """
-    found: dict[str, keras.Variable] = {}
+    return {path: place.variable for path, place in places_of(layer).items()}
+
+
+def places_of(layer: keras.layers.Layer) -> dict[str, Place]:
+    """The variables of a built layer by the paths of `weights_of`, with the sub-layers that hold them."""
+    found: dict[str, Place] = {}
     seen: set[int] = set()
-    for path, variable in _walk(layer, ""):
-        if id(variable) in seen:
+    for place in _walk(layer):
+        if id(place.variable) in seen:
             continue
-        seen.add(id(variable))
+        seen.add(id(place.variable))
+        path = place.owners[0][1]
         count, unique = 1, path
         while unique in found:
             count += 1
             unique = f"{path}_{count}"
-        found[unique] = variable
+        found[unique] = place
     return found
 
 
-def _walk(layer: Any, prefix: str) -> Iterator[tuple[str, keras.Variable]]:
-    children = layer._flatten_layers(include_self=False, recursive=False)
-    below = {id(variable) for child in children for variable in child.variables}
-    keeps_names = isinstance(layer, keras.Sequential) or hasattr(layer, "operations")  # the latter: functional models
-    attributes = {} if keeps_names else _attribute_names(layer)
+def _walk(layer: Any) -> Iterator[Place]:
+    name_of = _namer(layer)
+    for variable in own_variables(layer):
+        yield Place(variable, ((layer, name_of(variable)),))
+    for name, child in sub_layers(layer):
+        for place in _walk(child):
+            yield Place(place.variable, ((layer, f"{name}/{place.owners[0][1]}"), *place.owners))
 
-    def name_of(item: Any) -> str:
-        return item.name if keeps_names else _stable_name(item, attributes)
 
-    for variable in layer.variables:
-        if id(variable) not in below:
-            yield prefix + name_of(variable), variable
-    for child in children:
-        yield from _walk(child, f"{prefix}{name_of(child)}/")
+def is_builtin(layer: Any) -> bool:
+    """Whether a layer's class is one of Keras' own."""
+    return type(layer).__module__.partition(".")[0] == "keras"
+
+
+def own_variables(layer: Any) -> list[keras.Variable]:
+    """The variables of a layer that no layer within it holds."""
+    below = {id(variable) for _, child in sub_layers(layer) for variable in child.variables}
+    return [variable for variable in layer.variables if id(variable) not in below]
+
+
+def sub_layers(layer: Any) -> list[tuple[str, Any]]:
+    """The layers that a layer directly holds, by the names that paths have of them."""
+    name_of = _namer(layer)
+    return [(name_of(child), child) for child in layer._flatten_layers(include_self=False, recursive=False)]
+
+
+def _namer(layer: Any) -> Callable[[Any], str]:
+    """Gives the name that paths have of a layer's sub-layer or variable."""
+    if isinstance(layer, keras.Sequential) or hasattr(layer, "operations"):  # the latter: functional models
+        return lambda item: str(item.name)
+    attributes = _attribute_names(layer)
+    return lambda item: _stable_name(item, attributes)
 
 
 def _stable_name(item: Any, attributes: dict[int, str]) -> str:
@@ -96,7 +144,7 @@ def _stable_name(item: Any, attributes: dict[int, str]) -> str:
 
 def _attribute_names(layer: Any) -> dict[int, str]:
     """The attribute that holds each object, for classes of users."""
-    if type(layer).__module__.partition(".")[0] == "keras":
+    if is_builtin(layer):
         return {}
     held = vars(layer) | vars(layer).get("_modules", {})  # the torch backend keeps sub-layers apart
     names: dict[int, str] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,9 +51,18 @@ class _Binding:
 
 @dataclass(eq=False)
 class _Inside:
-    """The wrapped layer's variables by path, in an object of ours: a dict Keras would track as the wrapper's own state."""
+    """The wrapped layer's variables by path, in an object of ours: a dict Keras would track as the wrapper's own state.
+
+    `run` is what runs the layer, where that isn't the layer itself; `elsewhere` are the variables that others store.
+    """
 
     weights: dict[str, keras.Variable] = field(default_factory=dict)
+    run: Callable[..., Any] | None = None
+    elsewhere: frozenset[str] = frozenset()
+
+    @property
+    def stored(self) -> list[tuple[str, keras.Variable]]:
+        return [(path, variable) for path, variable in self.weights.items() if path not in self.elsewhere]
 
 
 def _unshared(record: Any, owner: str) -> Any:
@@ -196,12 +205,12 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         substitutes = {
             id(b.variable): self.quantized_weight(path, training)
             for path, b in self._bindings.items()
-            if b.frozen is not b.variable
+            if b.frozen is not b.variable or training  # some layers change their weights as they train
         }
         if training is not None:
             kwargs["training"] = training
         outputs = (
-            self._run_with(substitutes, inputs, args, kwargs) if substitutes else self.layer(inputs, *args, **kwargs)
+            self._run_with(substitutes, inputs, args, kwargs) if substitutes else self._run(inputs, *args, **kwargs)
         )
         return self._quantize_outputs(outputs, training) if self._outputs else outputs
 
@@ -219,15 +228,32 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         """The layer's output with other values for some of its weights, by path."""
         return self._run_with({id(self._inside.weights[path]): value for path, value in values.items()}, inputs, (), {})
 
+    def run_by(self, run: Callable[..., Any]) -> None:
+        """Has another function run the layer than the layer itself: what it does when it is called within a hook."""
+        self._inside.run = run
+
+    def leave_to_others(self, paths: Iterable[str]) -> None:
+        """Has saved files not hold some of the layer's variables here, by path, for they hold them elsewhere."""
+        self._inside.elsewhere = frozenset(paths)
+
+    @property
+    def _run(self) -> Callable[..., Any]:
+        return self._inside.run or self.layer
+
     def _run_with(self, substitutes: Mapping[int, Any], inputs: Any, args: Any, kwargs: Any) -> Any:
         # All variables are snapshot, since an inner scope doesn't see an outer one.
         before = [(v, substitutes.get(id(v), v.value)) for v in self._inside.weights.values()]
         with keras.StatelessScope(state_mapping=before, collect_losses=True) as scope:
-            outputs = self.layer(inputs, *args, **kwargs)
+            outputs = self._run(inputs, *args, **kwargs)
         for variable, value in before:
             after = scope.get_current_value(variable)
-            if after is not value and id(variable) not in substitutes:
+            if after is value:
+                continue
+            if id(variable) not in substitutes:
                 variable.assign(after)
+            elif not self._is_frozen:
+                # What the layer adds to the quantized weight is added to the weight itself.
+                variable.assign(variable + keras.ops.cast(keras.ops.stop_gradient(after - value), variable.dtype))
         for loss in scope.losses:
             # It is the wrapper's from here on: within an outer scope its maker would count it once more.
             for sub_layer in self.layer._flatten_layers():
@@ -390,7 +416,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
     def save_own_variables(self, store: Any) -> None:
         """Stores every variable by name: frozen weights as packed codes, the rest as they are."""
-        for path, variable in self._inside.weights.items():
+        for path, variable in self._inside.stored:
             key, binding = path.replace("/", "."), self._bindings.get(path)
             for name, parameter in binding.bound.variables.items() if binding is not None else ():
                 value = to_numpy(parameter)
@@ -418,7 +444,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
                 )
             return np.asarray(store[key])
 
-        for path, variable in self._inside.weights.items():
+        for path, variable in self._inside.stored:
             key, binding = path.replace("/", "."), self._bindings.get(path)
             for name, parameter in binding.bound.variables.items() if binding is not None else ():
                 stored = f"{key}:{name}"

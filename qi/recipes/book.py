@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,15 +53,18 @@ class RuleBook:
         self._covering: set[int] = set()
         self._deciding: set[int] = set()
 
-    def weights_for(self, path: str, layer_type: str, attribute: str) -> Decision:
+    def weights_for(
+        self, path: str, layer_type: str, attribute: str, within: Sequence[tuple[str, str, str]] = ()
+    ) -> Decision:
         """Decide on one weight.
 
         Args:
             path: The layer's path, "backbone/conv1".
             layer_type: The name of its class, "Conv2D".
             attribute: The weight's path within the layer, "kernel" or "query/kernel".
+            within: The same of layers inside it that hold the weight, which rules may speak of as well.
         """
-        return self._decide("weights", path, layer_type, attribute)
+        return self._decide("weights", [(path, layer_type, attribute), *within])
 
     def activations_for(self, path: str, layer_type: str) -> Decision:
         """Decide on the outputs of one layer (or on an input of the model, whose layer is the `InputLayer`).
@@ -69,7 +73,7 @@ class RuleBook:
             path: The layer's path.
             layer_type: The name of its class.
         """
-        return self._decide("activations", path, layer_type, None)
+        return self._decide("activations", [(path, layer_type, None)])
 
     def folded(self, path: str, layer_type: str, into: str) -> None:
         """Note a layer about which nothing is to be decided, since another one has taken it in.
@@ -89,13 +93,14 @@ class RuleBook:
             if index not in self._deciding
         )
 
-    def _decide(self, slot: str, path: str, layer_type: str, attribute: str | None) -> Decision:
-        self._layers[path] = layer_type
+    def _decide(self, slot: str, names: Sequence[tuple[str, str, str | None]]) -> Decision:
         rules = self.recipe.rules
-        self._covering.update(index for index, rule in enumerate(rules) if rule.covers(path, layer_type))
+        for path, layer_type, _ in names:
+            self._layers[path] = layer_type
+            self._covering.update(index for index, rule in enumerate(rules) if rule.covers(path, layer_type))
         choice: Choice = None
         for index, rule in enumerate(rules):
-            if rule.matches(path, layer_type, attribute):
+            if any(rule.matches(*name) for name in names):
                 choice = getattr(rule, slot)
                 if choice is not None:
                     self._deciding.add(index)

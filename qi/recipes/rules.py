@@ -26,7 +26,8 @@ class Rule:
     """An exception to a recipe's defaults, for the layers that it matches.
 
     Patterns are globs (``*``, ``?``, ``[abc]``), case-sensitive; ``*`` also crosses the ``/`` between nested
-    models. A layer must satisfy every pattern that is given.
+    models. A layer must satisfy every pattern that is given. Where a layer holds others (an RNN its cell, a wrapper
+    its layer), rules for weights may name either: "rnn" with "lstm_cell/kernel", or "rnn/lstm_cell" and "LSTMCell".
 
     Args:
         match: Pattern for the layer's path: "head", "backbone/conv*", "*/query".

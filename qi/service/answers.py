@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from qi.service.operations import Result
 from qi.service.problems import Problem, problem_of
 from qi.service.store import ExistsError, FullError, MissingError, RevisionError, UnavailableError
 
-__all__ = ["STATUSES", "accepted", "answering", "etag", "metadata_headers", "respond", "revision_of", "store_problem"]
+__all__ = ["STATUSES", "accepted", "answering", "metadata_headers", "respond", "store_problem"]
 
 STATUSES: dict[type[QiError], tuple[int, str]] = {
     ForbiddenError: (403, "default-instance"),
@@ -55,7 +56,8 @@ def store_problem(error: QiError, *, conditional: bool = False) -> Problem | Non
     status, code = found
     if conditional and isinstance(error, RevisionError):
         status = 412
-    if isinstance(error, UnavailableError):  # the reason may name a path of the machine
+    if isinstance(error, UnavailableError):  # the reason may name a path of the machine: for the operator alone
+        logging.getLogger("qi.service.store").error("%s", error)
         return Problem(
             status, "expected a store that can be used; do try again", code=code, headers={"Retry-After": "1"}
         )
@@ -133,28 +135,6 @@ def metadata_headers(meta: Mapping[str, Any]) -> dict[str, str]:
         if meta.get(name) is not None
     }
     return {header: text for header, text in texts.items() if len(text) <= _MAX_HEADER}
-
-
-def etag(revision: int) -> dict[str, str]:
-    """The header that tells an instance's revision."""
-    return {"ETag": f'"{revision}"'}
-
-
-def revision_of(if_match: str | None) -> int | None:
-    """The revision that a client wants an instance to have: an ``If-Match`` header; None: any.
-
-    A tag that is none of ours becomes -1, which no instance has.
-
-    Example:
-        >>> revision_of('"7"'), revision_of("*"), revision_of("seven")
-        (7, None, -1)
-    """
-    if if_match is None or if_match.strip() == "*":
-        return None
-    tag = if_match.strip()
-    digits = tag[1:-1]
-    good = len(tag) < 20 and tag[:1] == tag[-1:] == '"' and digits.isascii() and digits.isdecimal()
-    return int(digits) if good else -1
 
 
 def _jsonable(array: np.ndarray) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -11,15 +12,19 @@ from starlette.responses import Response
 
 from qi._version import __version__
 from qi.errors import QiError
-from qi.service import oip_routes, page
+from qi.service import docs, document, oip_routes, page
 from qi.service.answers import STATUSES, store_problem
+from qi.service.auth import HEALTH
 from qi.service.guard import install
 from qi.service.limits import Admission, BodyLimits
+from qi.service.metrics import Metrics
 from qi.service.models import HealthResponse
 from qi.service.problems import Problem, documented, problem_response
+from qi.service.requests import logged
 from qi.service.routes import router
 from qi.service.service import Service
 from qi.service.settings import Settings
+from qi.service.stopping import when_told_to_stop
 
 __all__ = ["create_app"]
 
@@ -30,15 +35,17 @@ Every path is there below `/v1` too. Arrays are JSON, or `application/x-npy`, `a
 by Content-Type and Accept; options of binary bodies are in the query string."""
 
 
-_REFUSALS = documented(401, 403, 408, 413, 503, 504)
+_TELL_SECONDS = 1.0
+_REFUSALS = (400, 401, 403, 408, 413, 415, 431, 503, 504)
 """What the protections answer, whatever the route."""
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, log: bool = False) -> FastAPI:
     """The application of one service.
 
     Args:
         settings: What the operator has set; what the environment says by default.
+        log: Whether the application makes its log visible while it runs, unless somebody has done so before.
 
     Returns:
         An ASGI application; ``app.state.service`` is its `qi.service.service.Service`.
@@ -57,15 +64,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=_DESCRIPTION,
         version=__version__,
         lifespan=_lifespan,
-        docs_url="/docs" if service.settings.docs else None,
-        redoc_url="/redoc" if service.settings.docs else None,
+        docs_url=None,
+        redoc_url=None,
     )
-    app.state.service = service
+    app.state.service, app.state.log = service, log
+    refusals = documented(*_REFUSALS, service.settings.overload_status)
     for prefix in ("", "/v1"):
-        app.include_router(_health_router(prefix), include_in_schema=not prefix)
-        app.include_router(router, prefix=prefix, include_in_schema=not prefix, responses=_REFUSALS)
-    app.include_router(oip_routes.router(service))
+        app.include_router(_health_router(prefix), include_in_schema=not prefix, responses=refusals)
+        app.include_router(router, prefix=prefix, include_in_schema=not prefix, responses=refusals)
+    app.include_router(oip_routes.router(service), responses=refusals)
     app.include_router(page.router())
+    if service.settings.docs and docs.available():
+        app.include_router(docs.router())
+    document.complete(app, open_paths=HEALTH)
     _protect(app, service)
     return app
 
@@ -101,13 +112,27 @@ def _health_router(prefix: str) -> APIRouter:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Opens the store before the first request, and closes it after the last answer."""
     service: Service = app.state.service
-    service.draining = False
-    service.instances.ids()
-    try:
-        yield
-    finally:
+
+    def drain() -> None:
         service.draining = True
-        service.close()
+
+    service.draining = False
+    with contextlib.ExitStack() as stack:
+        if app.state.log:
+            stack.enter_context(logged(service.settings.log))
+        stack.enter_context(when_told_to_stop(drain))
+        stack.callback(service.close)
+        stack.callback(drain)
+        service.instances.ids()
+        stack.callback(asyncio.create_task(_tell(app.state.metrics)).cancel)
+        yield
+
+
+async def _tell(metrics: Metrics) -> None:
+    """Keeps other processes' metrics up to date with those of this one."""
+    while metrics.shared:
+        metrics.refresh()
+        await asyncio.sleep(_TELL_SECONDS)
 
 
 def _protect(app: FastAPI, service: Service) -> None:
@@ -132,7 +157,9 @@ def _protect(app: FastAPI, service: Service) -> None:
         request_timeout=settings.request_timeout,
         legacy_errors=settings.legacy_errors,
         metrics=settings.metrics,
+        draining=lambda: service.draining,
     )
+    app.state.metrics = guard.metrics
 
     def observe(counts: Mapping[str, int]) -> None:
         name = "quantize" if counts.get("quantize_calls") else "dequantize"

@@ -26,8 +26,8 @@ PROBES = (*_PROBES, *(f"/v1{path}" for path in _PROBES), "/v2/health/live", "/v2
 """Paths that an orchestrator asks, by the address of a container: they say whether the service runs, and nothing else."""
 HEALTH = ("/", "/v1", *PROBES)
 """Those, and where people look."""
-OPEN = (*HEALTH, "/ui", "/ui/*")
-"""What needs no key: health, and the page, which holds no data and asks for a key itself."""
+OPEN = (*HEALTH, "/ui", "/ui/*", "/docs", "/docs/*", "/redoc")
+"""What needs no key: health, and the pages, which hold no data and ask for a key themselves."""
 
 _COMPUTES = re.compile(
     r"(?:/v1)?/instances/[^/]+/(?:quantize|dequantize|quantize_dequantize|compute_params|upload_numpy)"

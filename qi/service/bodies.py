@@ -17,11 +17,11 @@ from qi.errors import QiError
 from qi.service.costs import parsed_bytes
 from qi.service.formats import JSON, NPY, Format, Limits, available, format_of, media_type_of
 from qi.service.limits import Memory, memory_of
-from qi.service.models import RaggedError
+from qi.service.models import RaggedError, query_options
 from qi.service.problems import Problem, problem_of
 from qi.service.service import SMALL, service_of
 
-__all__ = ["MULTIPART", "documented_body", "documented_json", "parse_json", "parsing", "reading"]
+__all__ = ["MULTIPART", "documented_body", "documented_json", "parse_json", "parsing", "reading", "uploaded"]
 
 MULTIPART = "multipart/form-data"
 
@@ -46,11 +46,11 @@ def reading(model: type[M], prefix: str) -> Callable[[Request], Awaitable[M]]:
     async def read(request: Request) -> M:
         service, memory = service_of(request), memory_of(request)
         memory.counts()
-        options = _options(model, request)
+        options = query_options(model, request.query_params)
         content_type = request.headers.get("content-type")
         media_type = media_type_of(content_type)
         if media_type == MULTIPART:
-            body, media_type = await _uploaded(request), NPY
+            (_, body), media_type = await uploaded(request), NPY
         else:
             body = await request.body()
         if media_type == JSON or media_type.endswith("+json"):
@@ -97,7 +97,9 @@ def parse_json(body: bytes) -> Any:
                 return json.loads(body)
             except (ValueError, RecursionError):
                 pass
-        problem = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error"}
+        too_large = "infinity" in error.msg
+        text = "Number too large: at most 1.7976931348623157e308" if too_large else "JSON decode error"
+        problem = {"type": "json_invalid", "loc": ("body", error.pos), "msg": text}
         raise RequestValidationError([problem]) from error
 
 
@@ -130,21 +132,6 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return schema
 
 
-def _options(model: type[BaseModel], request: Request) -> dict[str, Any]:
-    """What the query string says about fields of a model, by the names of JSON."""
-    names = {field.alias or name for name, field in model.model_fields.items()} - {"data"}
-    options: dict[str, Any] = {name: value for name, value in request.query_params.items() if name in names}
-    for name in ("scale", "zero_point"):
-        if options.get(name, "").startswith("["):
-            try:
-                options[name] = orjson.loads(options[name])
-            except orjson.JSONDecodeError as error:
-                raise RequestValidationError(
-                    [{"type": "json_invalid", "loc": ("query", name), "msg": "JSON decode error"}]
-                ) from error
-    return options
-
-
 def _from_json(model: type[M], options: dict[str, Any], body: bytes, prefix: str, memory: Memory) -> M:
     memory.need(parsed_bytes(body))
     return _validated(model, options, parse_json(body), prefix)
@@ -165,31 +152,35 @@ def _validated(model: type[M], options: dict[str, Any], body: Any, prefix: str) 
     if not isinstance(body, dict):
         problem = {"type": "model_attributes_type", "loc": ("body",), "msg": "Input should be an object"}
         raise RequestValidationError([problem])
+    hidden: dict[str, Any] = {}  # options that the body has as well
     try:
-        return model.model_validate({**options, **body})
+        found = model.model_validate({**options, **body})
+        if hidden := {name: options[name] for name in options if name in body}:
+            model.model_validate({"data": getattr(found, "data", None), **hidden})  # wrong ones are errors all the same
+        return found
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
         for one in errors:
             cause = one.get("ctx", {}).get("error")
             if isinstance(cause, RaggedError):
                 raise problem_of(cause, prefix) from error
-        place = {name: "query" if name in options and name not in body else "body" for name in (*options, *body)}
+        given = options if hidden else {name for name in options if name not in body}
         raise RequestValidationError(
             [
-                {**one, "loc": (place.get(str(one["loc"][0]), "body") if one["loc"] else "body", *one["loc"])}
+                {**one, "loc": ("query" if one["loc"] and one["loc"][0] in given else "body", *one["loc"])}
                 for one in errors
             ]
         ) from error
 
 
-async def _uploaded(request: Request) -> bytes:
-    """The file of a form, whose field is called "file".
+async def uploaded(request: Request) -> tuple[str, bytes]:
+    """The name and the bytes of the file of a form, whose field is called "file".
 
     Raises:
-        Problem: 400, there is none.
+        Problem: 400, there is none, or the body is no form.
     """
     async with request.form(max_files=1, max_fields=16) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise Problem(400, "expected a form with a field 'file' that is a file; received none", code="no-file")
-        return await file.read()
+        return file.filename or "", await file.read()

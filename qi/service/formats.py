@@ -10,7 +10,7 @@ import importlib.util
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,7 @@ MAX_CHANNELS = 1 << 16
 
 _MAX_ACCEPT = 100  # entries that are looked at
 _MAX_HEADER = 4096
-_PIECE = 1 << 20
+_FEW, _PIECE = 1 << 16, 1 << 20
 _QUALITY = re.compile(r"\s*q\s*=\s*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\s*", re.IGNORECASE)
 
 
@@ -144,7 +144,7 @@ def negotiate(accept: str | None, offered: Sequence[str]) -> str:
 
 
 class PartsResponse(Response):
-    """Bytes that are sent in pieces, so that no connection holds another copy of them.
+    """Bytes that are sent in pieces, so that no connection holds another copy of them; few bytes go as one.
 
     Args:
         parts: What to send.
@@ -153,17 +153,26 @@ class PartsResponse(Response):
     """
 
     def __init__(self, parts: Parts, media_type: str, headers: Mapping[str, str] | None = None) -> None:
-        self.parts = [memoryview(part) for part in parts]
+        self.parts = parts
         length = sum(len(part) for part in parts)
         super().__init__(None, 200, {**(headers or {}), "content-length": str(length)}, media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        last = b""
+        if sum(len(part) for part in self.parts) <= _FEW:
+            last = b"".join(self.parts)
+        else:
+            for piece in self._pieces():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    def _pieces(self) -> Iterator[memoryview]:
         for part in self.parts:
-            for start in range(0, len(part), _PIECE):
-                await send({"type": "http.response.body", "body": part[start : start + _PIECE], "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            view = memoryview(part)
+            for start in range(0, len(view), _PIECE):
+                yield view[start : start + _PIECE]
 
 
 class ArrayResponse(PartsResponse):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +180,7 @@ class BoundedH11Protocol(_Bounded, H11Protocol):
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 except ImportError:
-    BoundedProtocol: type[asyncio.Protocol] = BoundedH11Protocol
+    BoundedProtocol: Callable[..., asyncio.Protocol] = BoundedH11Protocol
     """The faster parser of those that are installed, as uvicorn would choose."""
 else:
 

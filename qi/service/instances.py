@@ -7,26 +7,23 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
-
-import numpy as np
 
 from qi.engine import QuantizationConfig, Quantizer
 from qi.engine.stats import Statistics
 from qi.errors import InputError, QiError
-from qi.service.store import ExistsError, Record, RevisionError, Store, missing
+from qi.service.conditions import check_revision
+from qi.service.store import ExistsError, Record, Store, UnavailableError, missing
 
-__all__ = ["DEFAULT", "Counters", "ForbiddenError", "Instance", "Instances"]
+__all__ = ["DEFAULT", "Change", "Counters", "ForbiddenError", "Instance", "Instances"]
 
 DEFAULT = "default"
 """The instance that is always there."""
 
 _PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TRIM_EVERY = 64  # uses; a result takes 80 KiB at most
-_ATTEMPTS = 16  # changes of others that may come before ours
 
 
 class ForbiddenError(QiError, ValueError):
@@ -35,6 +32,9 @@ class ForbiddenError(QiError, ValueError):
 
 Observe = Callable[[Mapping[str, int]], None]
 """Is told what each call counted."""
+
+Change = Callable[[Quantizer], bool]
+"""Changes a quantizer, and tells whether its parameters are worth keeping even if they aren't fixed."""
 
 
 class Counters(Statistics):
@@ -92,6 +92,11 @@ class Instance:
         """The configuration."""
         return self.quantizer.config
 
+    @property
+    def nbytes(self) -> int:
+        """How long its configuration and parameters are: what it costs to read them."""
+        return len(self.record.config) + len(self.record.parameters or "")
+
     @cached_property
     def silent(self) -> Quantizer:
         """The same quantizer, for calls that leave the latest parameters as they are."""
@@ -106,13 +111,21 @@ class Instance:
     @cached_property
     def fixed(self) -> bool:
         """Whether parameters are fixed, so that they don't come from the arrays."""
-        return self.quantizer.export_parameters()["is_calibrated"] is True
+        return self.quantizer._is_calibrated
 
     @classmethod
     def of(cls, record: Record, store: Store, statistics: Counters) -> Instance:
-        """The instance that a record describes."""
-        config = QuantizationConfig.from_dict(json.loads(record.config))
-        return cls(record, _made(config, record.parameters, statistics), statistics, store)
+        """The instance that a record describes.
+
+        Raises:
+            UnavailableError: Nobody can read the record.
+        """
+        try:
+            config = QuantizationConfig.from_dict(json.loads(record.config))
+            quantizer = _made(config, record.parameters, statistics)
+        except (QiError, ValueError, LookupError, TypeError) as error:
+            raise UnavailableError("expected an instance that can be read; received a damaged one") from error
+        return cls(record, quantizer, statistics, store)
 
 
 class Instances:
@@ -145,9 +158,8 @@ class Instances:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, Instance] = OrderedDict()  # the least recently used first
         self._uses = 0
-        if store.get(DEFAULT) is None:
-            with contextlib.suppress(ExistsError):  # another process was first
-                store.create(DEFAULT, _text(default or QuantizationConfig()), limit=max_instances)
+        self._default = _text(default or QuantizationConfig())
+        self._ensure_default()
 
     def ids(self) -> list[str]:
         """Names of all instances, in the order of their creation."""
@@ -158,11 +170,19 @@ class Instances:
 
         Raises:
             MissingError: There is none of this name.
+            UnavailableError: Nobody can read what the store has of it.
         """
+        if not _PATTERN.fullmatch(id):  # not for the store, which mightn't take it for text
+            raise missing(id)
         known, revision = self._known.get(id), self.store.revision(id)
+        if revision is None and id == DEFAULT:  # the store has lost everything
+            self._ensure_default()
+            revision = self.store.revision(id)
+        if known is not None and (
+            revision is None or revision < known.revision
+        ):  # deleted, or the store is an older one
+            self._forget(known)
         if revision is None:
-            with self._lock:
-                self._known.pop(id, None)
             raise missing(id)
         if known is None or known.revision != revision:
             known = self._refreshed(id)
@@ -170,16 +190,34 @@ class Instances:
         return known
 
     def create(self, id: str, config: QuantizationConfig) -> Instance:
-        """A new instance.
+        """A new instance; see `draft` and `add`."""
+        return self.add(self.draft(id, config))
+
+    def draft(self, id: str, config: QuantizationConfig, parameters: str | None = None) -> Instance:
+        """An instance that isn't in the store; only computes.
+
+        Args:
+            id: Its name.
+            config: Its configuration.
+            parameters: An export, as JSON.
 
         Raises:
             InputError: Instances can't have this name.
+        """
+        self.check_id(id)
+        return Instance.of(Record(id, 0, _text(config), parameters), self.store, self._counters())
+
+    def add(self, draft: Instance) -> Instance:
+        """Puts a draft into the store.
+
+        Raises:
             ExistsError: There is one of this name already.
             FullError: There are as many as there may be.
         """
-        self.check_id(id)
-        record = self.store.create(id, _text(config), limit=self.max_instances)
-        return self._keep(Instance.of(record, self.store, self._counters()))
+        new = draft.record
+        return self._keep(
+            replace(draft, record=self.store.create(new.id, new.config, new.parameters, limit=self.max_instances))
+        )
 
     def check_id(self, id: str) -> None:
         """Raises InputError unless an instance can have this name."""
@@ -189,8 +227,12 @@ class Instances:
                 f"digit; received {len(id)} characters"
             )
 
-    def delete(self, id: str, revision: int | None = None) -> None:
-        """Deletes an instance, if it has this revision.
+    def delete(self, id: str, revisions: Collection[int] | None = None) -> None:
+        """Deletes an instance.
+
+        Args:
+            id: Which.
+            revisions: It must have one of these; None: any.
 
         Raises:
             ForbiddenError: It is the default one.
@@ -199,100 +241,54 @@ class Instances:
         """
         if id == DEFAULT:
             raise ForbiddenError("Cannot delete the default quantizer instance")
-        self.store.delete(id, revision)
-        with self._lock:
-            self._known.pop(id, None)
+        known = self._known.get(id)
+        revision = self.store.revision(id) if _PATTERN.fullmatch(id) else None
+        if revision is None:
+            raise missing(id)
+        check_revision(id, revision, revisions)
+        self.store.delete(id, None if revisions is None else revision)
+        if known is not None:
+            self._forget(known)
 
-    def configure(
-        self, id: str, config: QuantizationConfig | Callable[[QuantizationConfig], QuantizationConfig],
-        revision: int | None = None,
-    ) -> Instance:  # fmt: skip
-        """Changes the configuration; a calibrated range stays where it can, see `Quantizer.update_config`.
-
-        Args:
-            id: Of which instance.
-            config: The new one, or a function from the present one to it.
-            revision: The instance must have it; None: any.
+    def changed(self, instance: Instance, change: Change) -> Instance:
+        """A changed copy of an instance, which isn't in the store; only computes.
 
         Raises:
-            MissingError: There is none of this name.
-            RevisionError: It has another revision.
+            ValueError: What the change raises. The instance is as it was.
         """
+        quantizer = _made(instance.config, instance.record.parameters, Statistics())
+        keep = change(quantizer)
+        exported = quantizer.export_parameters()
+        parameters = json.dumps(exported) if keep or exported["is_calibrated"] else None
+        record = Record(instance.id, instance.revision, _text(quantizer.config), parameters)
+        return Instance.of(record, self.store, instance.statistics)
 
-        def change(quantizer: Quantizer) -> bool:
-            quantizer.update_config(config(quantizer.config) if callable(config) else config)
-            return False
-
-        return self._changed(id, change, revision)
-
-    def calibrate(
-        self, id: str, arrays: Sequence[np.ndarray], channel_dim: int | None = None, revision: int | None = None
-    ) -> Instance:
-        """Fixes parameters by representative data; see `Quantizer.calibrate`.
+    def commit(self, changed: Instance) -> Instance:
+        """Puts a changed copy into the store.
 
         Raises:
-            MissingError: There is none of this name.
-            RevisionError: It has another revision.
-            ValueError: The data can't be used. The instance is as it was.
+            MissingError: The instance is gone.
+            RevisionError: It has been changed since.
         """
-
-        def change(quantizer: Quantizer) -> bool:
-            quantizer.calibrate(arrays, channel_dim)
-            return True
-
-        return self._changed(id, change, revision)
-
-    def load(self, id: str, parameters: dict[str, Any], revision: int | None = None) -> Instance:
-        """Takes over exported parameters; see `Quantizer.load_parameters`.
-
-        Raises:
-            MissingError: There is none of this name.
-            RevisionError: It has another revision.
-            ValueError: They are impossible. The instance is as it was.
-        """
-
-        def change(quantizer: Quantizer) -> bool:
-            quantizer.load_parameters(parameters)
-            return True
-
-        return self._changed(id, change, revision)
+        return self._keep(replace(changed, record=self.store.replace(changed.record)))
 
     def put(self, id: str, quantizer: Quantizer) -> Instance:
         """An instance like a given quantizer, in the place of the one of this name, if there is one."""
+        draft = self.draft(id, quantizer.config, json.dumps(quantizer.export_parameters()))
         record = self.store.get(id)
-        config, parameters = _text(quantizer.config), json.dumps(quantizer.export_parameters())
         if record is None:
-            self.check_id(id)
-            record = self.store.create(id, config, parameters, limit=self.max_instances)
-        else:
-            record = self.store.replace(Record(id, record.revision, config, parameters))
-        return self._keep(Instance.of(record, self.store, self._counters()))
+            return self.add(draft)
+        return self.commit(replace(draft, record=replace(draft.record, revision=record.revision)))
 
-    def _changed(self, id: str, change: Callable[[Quantizer], bool], revision: int | None) -> Instance:
-        """Applies a change to a copy and stores it; again where another change came first.
+    def _ensure_default(self) -> None:
+        if self.store.get(DEFAULT) is None:
+            with contextlib.suppress(ExistsError):  # another process was first
+                self.store.create(DEFAULT, self._default, limit=self.max_instances)
 
-        Args:
-            id: Of which instance.
-            change: Changes a quantizer, and tells whether its parameters are worth keeping even if they aren't fixed.
-            revision: The instance must have it; None: any.
-        """
-        for attempt in range(_ATTEMPTS):
-            instance = self.get(id)
-            if revision is not None and revision != instance.revision:
-                raise RevisionError(f"expected revision {revision} of instance {id}; received {instance.revision}")
-            quantizer = _made(instance.config, instance.record.parameters, Statistics())
-            keep = change(quantizer)
-            exported = quantizer.export_parameters()
-            parameters = json.dumps(exported) if keep or exported["is_calibrated"] else None
-            record = Record(id, instance.revision, _text(quantizer.config), parameters)
-            try:
-                record = self.store.replace(record)
-            except RevisionError:
-                if attempt + 1 == _ATTEMPTS:
-                    raise
-                continue
-            return self._keep(Instance.of(record, self.store, instance.statistics))
-        raise missing(id)
+    def _forget(self, instance: Instance) -> None:
+        with self._lock:
+            if self._known.get(instance.id) is instance:
+                del self._known[instance.id]
 
     def _refreshed(self, id: str) -> Instance:
         record = self.store.get(id)

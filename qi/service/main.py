@@ -44,7 +44,7 @@ __all__ = [
     "quantizer_instances",
 ]
 
-app = create_app()
+app = create_app(log=True)
 
 
 class _Quantizers(MutableMapping[str, Quantizer]):

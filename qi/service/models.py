@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from array import array
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -20,8 +22,9 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from qi.engine import QuantizationConfig, QuantizationMode, QuantizationType
+from qi.engine import QuantizationConfig
 from qi.errors import ConfigError, InputError
+from qi.service import schemas
 
 __all__ = [
     "CalibrationRequest",
@@ -50,25 +53,6 @@ MAX_LAYER_NAME = 512
 """Characters of a layer's name."""
 
 _MAX_NESTED = 32
-_DOCUMENTED_NESTED = 8
-
-
-def _nested(item: Mapping[str, Any], description: str) -> dict[str, Any]:
-    """The schema of numbers in up to so many dimensions as there may be by default, two of them first."""
-    levels: list[Any] = [item]
-    for _ in range(_DOCUMENTED_NESTED):
-        levels.append({"type": "array", "items": levels[-1]})
-    return {
-        "description": description,
-        "anyOf": [levels[2], *levels[1::-1], *levels[3:]],
-        "examples": [[[1.2, 3.4, 5.6], [7.8, 9.0, 2.1]]],
-    }
-
-
-_ARRAY_SCHEMA = _nested({"type": "number"}, "Numbers in any number of dimensions; rows of one length.")
-_RESULT_SCHEMA = _nested(
-    {"type": ["number", "null"]}, "Numbers in the shape of the input; null for NaN and infinities."
-)
 
 
 class RaggedError(InputError):
@@ -91,6 +75,9 @@ def array_from_json(value: Any) -> np.ndarray:
     """
     if isinstance(value, np.ndarray):
         return value
+    found = _plain_rows(value)
+    if found is not None:
+        return found
     shape: list[int] = []
     level: list[Any] = [value]
     while (kinds := set(map(type, level))) == {list}:
@@ -113,13 +100,44 @@ def array_from_json(value: Any) -> np.ndarray:
     return array.reshape(shape)
 
 
+_CODES = {float: "d", int: "q"}
+
+
+def _plain_rows(value: Any) -> np.ndarray | None:
+    """The array of rows that all hold numbers, without a list of them all; None for what has to be looked at closer."""
+    shape: list[int] = []
+    level: list[Any] = [value]
+    while len(shape) < _MAX_NESTED and type(level[0]) is list and set(map(type, level)) == {list}:
+        lengths = set(map(len, level))
+        length = lengths.pop()
+        if lengths or not length:
+            return None
+        shape.append(length)
+        code = _CODES.get(type(level[0][0]))
+        if code is None:
+            level = list(itertools.chain.from_iterable(level))
+            continue
+        numbers = array(code)
+        try:
+            for row in level:
+                numbers.fromlist(row)
+        except (TypeError, OverflowError):
+            return None
+        rows = np.frombuffer(numbers, code).reshape(-1, length)
+        bits = np.flatnonzero(((rows == 0) | (rows == 1)).any(axis=1))  # which true and false are, too
+        if any(bool in set(map(type, level[index])) for index in bits.tolist()):
+            return None
+        return rows.reshape(shape)
+    return None
+
+
 _KINDS: dict[type, str] = {str: "text", bool: "true or false", type(None): "null", dict: "objects"}
 
 ArrayField = Annotated[
     np.ndarray,
     PlainValidator(array_from_json),
     PlainSerializer(lambda array: array.tolist(), when_used="json"),
-    WithJsonSchema(_ARRAY_SCHEMA),
+    WithJsonSchema(schemas.ARRAY),
 ]
 
 
@@ -130,16 +148,16 @@ def _whole(value: Any) -> Any:
 
 # Strict: neither true nor "1" is a number.
 Flag = Annotated[bool, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+_WHOLE = BeforeValidator(_whole)
 Number = Annotated[float, Field(strict=True)]
 LayerName = Annotated[str, Field(max_length=MAX_LAYER_NAME, pattern=r"^[^\x00]*$")]
 """Without the character 0, which not every store can keep."""
 Layers = Annotated[list[LayerName], Field(max_length=4096)]
 ScaleOrScales = Annotated[Number | list[Number], Field(description="One number, or one for each channel.")]
-ChannelDim = Annotated[Whole, Field(ge=-32, lt=32)]
-ResultField = Annotated[Any, WithJsonSchema(_RESULT_SCHEMA)]
+ChannelDim = Annotated[int, Field(strict=True, ge=-32, lt=32), _WHOLE]
+ResultField = Annotated[Any, WithJsonSchema(schemas.RESULT)]
 
-_TEXTS = ("layer_name",)
+_TEXTS, _FLAGS = ("layer_name",), ("validate", "remember")
 _FLAG = TypeAdapter(bool)
 
 
@@ -152,68 +170,20 @@ def query_options(model: type[BaseModel], query: Mapping[str, str]) -> dict[str,
 
     Example:
         >>> query_options(DequantizationRequest, {"scale": "[0.5,1]", "layer_name": "7", "other": "1"})
-        {'layer_name': '7', 'scale': [0.5, 1]}
+        {'scale': [0.5, 1], 'layer_name': '7'}
     """
-    fields = {field.alias or name: field.annotation for name, field in model.model_fields.items() if name != "data"}
-    return {
-        name: query[name] if name in _TEXTS else _read(query[name], annotation)
-        for name, annotation in fields.items()
-        if name in query
-    }
+    names = {field.alias or name for name, field in model.model_fields.items()} - {"data"}
+    return {name: text if name in _TEXTS else _read(name, text) for name, text in query.items() if name in names}
 
 
-def _read(text: str, annotation: Any) -> Any:
+def _read(name: str, text: str) -> Any:
+    with contextlib.suppress(ValidationError):
+        if name in _FLAGS:
+            return _FLAG.validate_python(text)
     try:
-        return _FLAG.validate_python(text) if annotation is bool else orjson.loads(text)
-    except (ValidationError, orjson.JSONDecodeError):
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
         return text
-
-
-_LAYER_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "description": "What one layer has instead of the instance's own.",
-    "properties": {
-        "type": {"type": "string", "enum": list(QuantizationType.__members__)},
-        "bits": {"type": "integer", "minimum": 2, "maximum": 32},
-        "mode": {"type": "string", "enum": [mode.name for mode in QuantizationMode]},
-        "symmetric": {"type": "boolean"},
-        "per_channel": {"type": "boolean"},
-    },
-    "additionalProperties": False,
-}
-
-
-_NUMBERS_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "object", "additionalProperties": {"type": "number"}},
-        {"type": "array", "items": {"type": "number"}},
-        {"type": "null"},
-    ]
-}
-_PARAMETERS_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "description": "As exported; what is left out stays as it is. All together are taken over, or none.",
-    "properties": {
-        "global_scale": {"type": "number", "exclusiveMinimum": 0},
-        "global_zero_point": {"type": "number"},
-        "per_channel_scales": _NUMBERS_SCHEMA,
-        "per_channel_zero_points": _NUMBERS_SCHEMA,
-        "channel_dim": {"type": ["integer", "null"]},
-        "has_parameters": {"type": "boolean"},
-        "quantization_type": {"type": ["string", "null"]},
-        "quantization_mode": {"type": ["string", "null"]},
-        "num_bits": {"type": ["integer", "null"]},
-        "symmetric": {"type": ["boolean", "null"]},
-        "is_calibrated": {"type": "boolean"},
-        "calibration": {"type": ["object", "null"]},
-        "qmin": {"type": ["integer", "null"]},
-        "qmax": {"type": ["integer", "null"]},
-        "layers": {"type": "object", "additionalProperties": {"type": "object"}},
-    },
-    "required": ["global_scale"],
-    "additionalProperties": False,
-    "examples": [{"global_scale": 0.5, "global_zero_point": 3}],
-}
 
 
 class _Model(BaseModel):
@@ -229,20 +199,22 @@ class QuantizerConfigModel(_Model):
     quantization_type: str = Field(
         default="INT8",
         description="INT8, UINT8, INT16, UINT16, INT4, ..., FLOAT16, NONE or MIXED",
-        json_schema_extra={"enum": list(QuantizationType.__members__)},
+        json_schema_extra={"enum": [*schemas.TYPES]},
     )
     quantization_mode: str = Field(
         default="DYNAMIC",
         description="DYNAMIC, SYMMETRIC, STATIC, CALIBRATED, ...",
-        json_schema_extra={"enum": [mode.name for mode in QuantizationMode]},
+        json_schema_extra={"enum": [*schemas.MODES]},
     )
-    num_bits: Whole = Field(default=8, ge=2, le=32, description="Bits of one number: 2 to those of the type")
+    num_bits: Annotated[int, Field(strict=True, ge=2, le=32), _WHOLE] = Field(
+        default=8, description="Bits of one number: 2 to those of the type"
+    )
     symmetric: Flag = False
     enable_cache: Flag = True
-    cache_size: Whole = Field(default=1000, ge=0, le=1 << 20)
+    cache_size: Annotated[int, Field(strict=True, ge=0, le=1 << 20), _WHOLE] = 1000
     enable_mixed_precision: Flag = False
     per_channel: Flag = False
-    buffer_size: Whole = Field(default=0, ge=0, le=1 << 24)
+    buffer_size: Annotated[int, Field(strict=True, ge=0, le=1 << 24), _WHOLE] = 0
     use_percentile: Flag = False
     min_percentile: Number = Field(default=0.01, ge=0, le=100, description="Below max_percentile")
     max_percentile: Number = Field(default=99.99, ge=0, le=100)
@@ -257,7 +229,7 @@ class QuantizerConfigModel(_Model):
     quantize_weights_only: Flag = False
     mixed_precision_layers: Layers = []
     custom_quantization_config: Annotated[
-        dict[LayerName, Annotated[dict[str, Any], WithJsonSchema(_LAYER_SCHEMA)]], Field(max_length=4096)
+        dict[LayerName, Annotated[dict[str, Any], WithJsonSchema(schemas.LAYER)]], Field(max_length=4096)
     ] = {}
 
     def to_config(self) -> QuantizationConfig:
@@ -311,7 +283,11 @@ class QuantizationRequest(_Model):
     validate_input: Flag = Field(default=True, alias="validate", description="Whether NaN and infinities may be errors")
     channel_dim: ChannelDim | None = Field(default=None, description="The channel dimension, 0 by default")
     layer_name: LayerName | None = None
-    remember: Flag = Field(default=True, description="Whether dequantize uses these parameters by default from now on")
+    remember: Flag | None = Field(
+        default=None,
+        description="Whether dequantize uses these parameters by default from now on; null: as the store does, which is "
+        "true in memory and SQLite, false in Redis and PostgreSQL",
+    )
 
 
 class DequantizationRequest(_Model):
@@ -335,7 +311,7 @@ class QuantizationParamsRequest(_Model):
     """Numbers to compute parameters for."""
 
     data: ArrayField
-    channel_idx: Annotated[Whole, Field(ge=0, lt=1 << 31)] | None = None
+    channel_idx: Annotated[int, Field(strict=True, ge=0, lt=1 << 31), _WHOLE] | None = None
     layer_name: LayerName | None = None
 
 
@@ -370,7 +346,7 @@ class ParametersResponse(BaseModel):
 class ImportExportParams(_Model):
     """Parameters, as ``GET /instances/{instance_id}/parameters`` answers."""
 
-    parameters: Annotated[dict[str, Any], WithJsonSchema(_PARAMETERS_SCHEMA)]
+    parameters: Annotated[dict[str, Any], WithJsonSchema(schemas.PARAMETERS)]
 
 
 class HealthResponse(BaseModel):

@@ -21,55 +21,58 @@ from qi._version import __version__
 from qi.engine import QuantizationType
 from qi.errors import InputError, QiError
 from qi.registry import suggest
-from qi.service import operations
+from qi.service import calls, operations
 from qi.service.answers import store_problem
-from qi.service.formats import ArrayResponse
+from qi.service.costs import parsed_bytes
+from qi.service.formats import JSON, NPY, PartsResponse
 from qi.service.instances import Instance
+from qi.service.limits import memory_of
+from qi.service.models import MAX_LAYER_NAME
 from qi.service.oip import InferRequest, decode_request, encode_response
 from qi.service.problems import Problem, documented, problem_of, problem_response
 from qi.service.service import Service
 from qi.service.store import MissingError
 from qi.service.wire import HEADER_LENGTH, datatype_of
 
-__all__ = ["infer", "router"]
+__all__ = ["asked_of", "outputs_of", "router"]
 
+_GIVES = {"quantize": ("q", "scale", "zero_point"), "dequantize": ("y",), "quantize_dequantize": ("y",)}
 _TAKES = {"quantize": ("x",), "dequantize": ("q", "scale", "zero_point"), "quantize_dequantize": ("x",)}
 _OPTIONS: dict[str, Callable[[Any], bool]] = {
     "operation": lambda value: isinstance(value, str),
     "validate": lambda value: isinstance(value, bool),
     "remember": lambda value: isinstance(value, bool),
     "channel_dim": lambda value: isinstance(value, int) and not isinstance(value, bool) and -64 <= value < 64,
-    "layer_name": lambda value: isinstance(value, str) and len(value) <= 512,
+    "layer_name": lambda value: isinstance(value, str) and len(value) <= MAX_LAYER_NAME and "\0" not in value,
 }
 # What clients send that know servers of other kinds: nothing here depends on it.
 _IGNORED = {"binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"}
 
 
-def infer(instance: Instance, request: InferRequest) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What a model makes of a request.
-
-    Args:
-        instance: The model.
-        request: What is asked for.
-
-    Returns:
-        (outputs by name, parameters of the answer).
+def asked_of(request: InferRequest) -> tuple[str, np.ndarray, dict[str, Any]]:
+    """What a request asks for: (operation, its array, its options).
 
     Raises:
-        InputError: Inputs or parameters aren't those of the operation, or the arrays can't be quantized.
-        NotCalibratedError: Fixed parameters are wanted and there are none.
+        InputError: Inputs, outputs or parameters aren't those of the operation.
     """
     options = _options(request.parameters)
     name = options.pop("operation", "quantize")
     inputs = _inputs(name, request)
+    request.wanted(_GIVES[name])
     for option in ("validate", "remember"):
         if option in options and (name == "dequantize" or (option, name) == ("remember", "quantize_dequantize")):
             raise InputError(f"expected no {option} of {name}; received {option}={options[option]}")
     if name == "dequantize":
-        return {"y": _dequantized(instance, inputs, options)}, {"params_rev": instance.revision}
-    result = operations.OPERATIONS[name](instance, inputs["x"], **options)
-    if name == "quantize_dequantize":
-        return {"y": result.array}, {"params_rev": instance.revision}
+        return name, inputs["q"], options | _given(inputs, options)
+    return name, inputs["x"], options
+
+
+def outputs_of(
+    operation: str, result: operations.Result, revision: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What a model gives: (outputs by name, parameters of the answer)."""
+    if operation != "quantize":
+        return {"y": result.array}, {"params_rev": revision}
     told = {key: result.meta[key] for key in ("quantization_type", "num_bits", "channel_dim", "params_rev")}
     scale, zero_point = _parameters(result)
     outputs = {"q": result.array, "scale": scale, "zero_point": zero_point}
@@ -83,46 +86,48 @@ def router(service: Service) -> APIRouter:
         service: Whose instances are the models.
     """
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=_Route)
+    missing = documented(400, 404)
 
-    @routes.get("", summary="What this server is")
+    @routes.get("", summary="What this server is", responses=documented(400))
     async def server() -> dict[str, Any]:
         return {"name": "qi", "version": __version__, "extensions": ["binary_tensor_data"]}
 
-    @routes.get("/health/live", summary="Whether the server lives")
+    @routes.get("/health/live", summary="Whether the server lives", responses=documented(400))
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @routes.get("/health/ready", summary="Whether the server takes work", responses=documented(503))
+    @routes.get("/health/ready", summary="Whether the server takes work", responses=documented(400, 503))
     async def is_ready() -> dict[str, bool]:
         if not await service.store(service.ready):
             raise Problem(503, "expected a server that takes work; this one is stopping", code="stopping")
         return {"ready": True}
 
-    @routes.get("/models/{model}", summary="What a model takes and gives", responses=documented(404))
     @routes.get("/models/{model}/versions/{version}", include_in_schema=False)
-    async def metadata(model: str, version: str = "") -> dict[str, Any]:
-        return await service.store(lambda: _metadata(_model(service, model, version)))
+    async def metadata(model: str, version: str) -> dict[str, Any]:
+        return _metadata(await _model(service, model, version))
 
-    @routes.get("/models/{model}/ready", summary="Whether a model is there", responses=documented(404))
+    @routes.get("/models/{model}", summary="What a model takes and gives", responses=missing)
+    async def present_metadata(model: str) -> dict[str, Any]:
+        return await metadata(model, "")
+
     @routes.get("/models/{model}/versions/{version}/ready", include_in_schema=False)
-    async def model_ready(model: str, version: str = "") -> dict[str, Any]:
-        found = await service.store(lambda: _model(service, model, version))
-        return {"name": found.id, "ready": True}
+    async def model_ready(model: str, version: str) -> dict[str, Any]:
+        return {"name": (await _model(service, model, version)).id, "ready": True}
 
-    @routes.post("/models/{model}/infer", openapi_extra=_BODY, responses=documented(400, 404, 409, 413, 503))
+    @routes.get("/models/{model}/ready", summary="Whether a model is there", responses=missing)
+    async def present_ready(model: str) -> dict[str, Any]:
+        return await model_ready(model, "")
+
     @routes.post("/models/{model}/versions/{version}/infer", include_in_schema=False)
-    async def inference(model: str, request: Request, version: str = "") -> Response:
+    async def inference(model: str, request: Request, version: str) -> Response:
+        return await _infer(service, await _model(service, model, version), request)
+
+    responses = _ANSWER | documented(400, 404, 409, 415)
+
+    @routes.post("/models/{model}/infer", openapi_extra=_BODY, responses=responses)
+    async def present_inference(model: str, request: Request) -> Response:
         """Quantizes, dequantizes, or both, by JSON or with raw tensors after it."""
-        body, length = await request.body(), _length(request.headers.get(HEADER_LENGTH))
-
-        def work() -> Response:
-            instance = _model(service, model, version)
-            limits = service.limits
-            asked = decode_request(body, length, max_elements=limits.max_elements, max_ndim=limits.max_ndim)
-            outputs, parameters = infer(instance, asked)
-            return _Parts(*encode_response(instance.id, str(instance.revision), outputs, asked, parameters))
-
-        return await service.work(work, len(body))
+        return await inference(model, request, "")
 
     return routes
 
@@ -130,16 +135,27 @@ def router(service: Service) -> APIRouter:
 # How it is done.
 
 
-class _Parts(ArrayResponse):
-    """An answer in pieces that aren't copied: what the base class does, of another array's worth of them."""
+async def _infer(service: Service, instance: Instance, request: Request) -> Response:
+    memory, limits = memory_of(request), service.limits
+    memory.counts()
+    body, length = await request.body(), _length(request.headers.get(HEADER_LENGTH))
+    memory.need(parsed_bytes(memoryview(body)[:length]))
 
-    def __init__(self, parts: list[bytes | memoryview], header_length: int | None) -> None:
-        self.parts = parts
-        headers = {"content-length": str(sum(len(part) for part in parts))}
-        if header_length is not None:
-            headers[HEADER_LENGTH] = str(header_length)
-        media_type = "application/json" if header_length is None else "application/octet-stream"
-        Response.__init__(self, None, 200, headers, media_type)
+    def decode() -> tuple[InferRequest, str, np.ndarray, dict[str, Any]]:
+        asked = decode_request(body, length, max_elements=limits.max_elements, max_ndim=limits.max_ndim)
+        return asked, *asked_of(asked)
+
+    asked, operation, array, options = await service.work(decode, len(body))
+    binary = all(asked.wanted(_GIVES[operation]).values())
+    calls.admit(service, memory, instance, operation, [array], options, NPY if binary else JSON)
+
+    def answer(result: operations.Result) -> Response:
+        outputs, parameters = outputs_of(operation, result, instance.revision)
+        parts, length = encode_response(instance.id, str(instance.revision), outputs, asked, parameters)
+        headers = {} if length is None else {HEADER_LENGTH: str(length)}
+        return PartsResponse(parts, JSON if length is None else "application/octet-stream", headers)
+
+    return await calls.operate(service, instance, operation, array, options, answer)
 
 
 class _Route(APIRoute):
@@ -162,13 +178,13 @@ class _Route(APIRoute):
         return answer
 
 
-def _model(service: Service, id: str, version: str) -> Instance:
+async def _model(service: Service, id: str, version: str) -> Instance:
     """The instance, if it has this version.
 
     Raises:
         MissingError: It hasn't, or isn't there.
     """
-    instance = service.instances.get(id)
+    instance = await calls.snapshot(service, id)
     if version and version != str(instance.revision):
         raise MissingError(f"expected version {instance.revision} of {id}; received {reprlib.repr(version)}")
     return instance
@@ -225,22 +241,22 @@ def _inputs(operation: str, request: InferRequest) -> dict[str, np.ndarray]:
     }
 
 
-def _dequantized(instance: Instance, inputs: dict[str, np.ndarray], options: dict[str, Any]) -> np.ndarray:
+def _given(inputs: dict[str, np.ndarray], options: dict[str, Any]) -> dict[str, Any]:
+    """Scale and zero point that came along with codes, as options; and the channel dimension that their shape tells."""
     codes, scale, zero_point = inputs["q"], inputs.get("scale"), inputs.get("zero_point")
     if scale is None or zero_point is None:
-        return operations.dequantize(instance, codes, **options).array
+        return {}
     if scale.shape != zero_point.shape:
         raise InputError(f"expected scale and zero_point of one shape; received {scale.shape}, {zero_point.shape}")
     if scale.size == 1:
-        given: dict[str, Any] = {"scale": float(scale.flat[0]), "zero_point": float(zero_point.flat[0])}
-        return operations.dequantize(instance, codes, **options, **given).array
+        return {"scale": float(scale.flat[0]), "zero_point": float(zero_point.flat[0])}
+    given: dict[str, Any] = {"scale": scale.ravel().tolist(), "zero_point": zero_point.ravel().tolist()}
     axes = [axis for axis, size in enumerate(scale.shape) if size != 1]
     if scale.ndim == codes.ndim > 1:
         if len(axes) != 1 or options.get("channel_dim", axes[0]) % codes.ndim != axes[0]:
             raise InputError(f"expected scales along channel_dim alone; received scale of shape {scale.shape}")
-        options["channel_dim"] = axes[0]
-    listed: dict[str, Any] = {"scale": scale.ravel().tolist(), "zero_point": zero_point.ravel().tolist()}
-    return operations.dequantize(instance, codes, **options, **listed).array
+        given["channel_dim"] = axes[0]
+    return given
 
 
 def _parameters(result: operations.Result) -> tuple[np.ndarray, np.ndarray]:
@@ -262,7 +278,7 @@ _TENSOR = {
         "name": {"type": "string"},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         "datatype": {"type": "string"},
-        "parameters": {"type": "object"},
+        "parameters": {"type": ["object", "null"]},
         "data": {"type": "array", "items": {}},
     },
 }
@@ -270,19 +286,26 @@ _REQUEST = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
-        "id": {"type": "string"},
-        "parameters": {"type": "object"},
+        "id": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"]},
         "inputs": {"type": "array", "items": _TENSOR},
-        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+        "outputs": {"type": ["array", "null"], "items": {"type": "object", "required": ["name"]}},
     },
     "example": {"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1.2, 3.4, 5.6, 7.8]}]},
 }
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": _REQUEST},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": _REQUEST}, **_BINARY}}}
+_RESPONSE = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "parameters": {"type": "object"},
+        "outputs": {"type": "array", "items": _TENSOR},
+    },
+}
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Successful Response", "content": {JSON: {"schema": _RESPONSE}, **_BINARY}}
 }

@@ -1,13 +1,11 @@
-"""What each endpoint does, on numpy arrays: nothing here knows of HTTP.
+"""What each endpoint does, on numpy arrays: nothing here knows of HTTP, and nothing waits for the store.
 
-Parameters travel with results. For clients that don't send them back, those of the latest array are kept in the store, so
-that every process reads codes as the one that made them.
+Parameters travel with results. For clients that don't send them back, `qi.service.latest` keeps those of the latest array.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,25 +16,32 @@ from qi.engine import QuantizationConfig, Quantizer
 from qi.engine.inputs import codes_of
 from qi.engine.ranges import covered, params_of
 from qi.engine.state import fitted
-from qi.errors import InputError, NotCalibratedError
-from qi.service.instances import Instance, Instances
+from qi.errors import InputError
+from qi.service import latest
+from qi.service.formats import Limits
+from qi.service.instances import Change, Instance
+from qi.service.latest import Kept, Recalled
+from qi.service.models import MAX_LAYER_NAME
 
 __all__ = [
     "OPERATIONS",
     "Result",
-    "calibrate",
+    "calibrated",
+    "calibrating",
+    "channels_of",
     "check_array",
     "compute_params",
+    "configuring",
     "dequantize",
-    "export_parameters",
     "layer_params",
+    "loading",
     "quantize",
     "quantize_dequantize",
+    "reads_latest",
     "stats",
 ]
 
-_MAX_REMEMBERED = 1 << 16  # scales of one array
-_MAX_SEQUENCES = 1 << 12  # layers
+_BLOCK = 1 << 16
 
 _STATISTICS = (
     "clipped_values",
@@ -60,23 +65,63 @@ class Result:
         meta: Plain values for JSON: `original_shape`, and of codes `quantization_type`, `scale`, `zero_point`, `channel_dim`,
             `num_bits`, `dtype` and `params_rev`; scale and zero point are lists where channels differ, and None where numbers
             are no codes.
+        kept: Parameters to keep as the latest, if there are any.
     """
 
     array: np.ndarray
     meta: dict[str, Any]
+    kept: Kept | None = None
 
 
-def check_array(array: np.ndarray, *, max_elements: int, max_ndim: int) -> np.ndarray:
+def check_array(array: np.ndarray, limits: Limits, channels: int = 1) -> np.ndarray:
     """The array, if it isn't too large.
 
+    Args:
+        array: Any.
+        limits: What it may have.
+        channels: How many of it have parameters of their own; see `channels_of`.
+
     Raises:
-        InputError: It has too many numbers or dimensions.
+        InputError: It has too many numbers, dimensions or channels.
     """
-    if array.ndim > max_ndim:
-        raise InputError(f"expected at most {max_ndim} dimensions; received {array.ndim}")
-    if array.size > max_elements:
-        raise InputError(f"expected at most {max_elements} numbers; received {array.size}")
+    if array.ndim > limits.max_ndim:
+        raise InputError(f"expected at most {limits.max_ndim} dimensions; received {array.ndim}")
+    if array.size > limits.max_elements:
+        raise InputError(f"expected at most {limits.max_elements} numbers; received {array.size}")
+    if channels > limits.max_channels:
+        raise InputError(
+            f"expected at most {limits.max_channels} channels; received {channels}; do: choose another channel_dim"
+        )
     return array
+
+
+def channels_of(
+    instance: Instance,
+    array: np.ndarray,
+    *,
+    channel_dim: int | None = None,
+    layer_name: str | None = None,
+    scale: Any = None,
+    **others: Any,
+) -> int:
+    """How many channels of an array have parameters of their own; 1 where all share them.
+
+    Args:
+        instance: What works on it.
+        array: Any.
+        channel_dim: The channel dimension; 0 if None.
+        layer_name: The layer it belongs to.
+        scale: A list where channels of codes differ.
+        others: Other options of the operation.
+
+    Raises:
+        InputError: It has no such dimension.
+    """
+    config = _config_of(instance, layer_name)
+    axis = _channel_dim(config, array, channel_dim, listed=not _scalar(scale))
+    if axis is None and (config.per_channel or not _scalar(scale)) and array.ndim:
+        axis = 0
+    return 1 if axis is None else array.shape[axis]
 
 
 def quantize(
@@ -86,7 +131,7 @@ def quantize(
     validate: bool = True,
     channel_dim: int | None = None,
     layer_name: str | None = None,
-    remember: bool = True,
+    remember: bool | None = None,
 ) -> Result:
     """Real numbers to codes.
 
@@ -96,27 +141,39 @@ def quantize(
         validate: Whether NaN and infinities are errors where the configuration says so.
         channel_dim: The channel dimension, where the configuration is per channel.
         layer_name: The layer it belongs to.
-        remember: Whether `dequantize` uses these parameters by default from now on.
+        remember: Whether `dequantize` uses these parameters by default from now on; None: as the store does. An array
+            without numbers has none that are worth it.
 
     Raises:
         ValueError: The array can't be quantized.
         TypeError: It holds no real numbers.
         NotCalibratedError: Fixed parameters are wanted and there are none.
     """
+    remember = bool(array.size) and (instance.store.remembers if remember is None else remember)
     quantizer = _quantizer(instance, validate, remember)
     codes, params, config = _quantized(instance, quantizer, array, channel_dim, layer_name or None)
+    kept = None
     if params is not None and remember and not _is_fixed(instance, config):
-        _remember(instance, params, layer_name or None, local=quantizer is instance.quantizer)
+        kept = latest.kept(instance, params, layer_name or None, local=quantizer is instance.quantizer)
     kind = "NONE" if params is None and not _halves(instance, config, layer_name) else config.quantization_type.name
     meta = {
         "quantization_type": kind,
         "original_shape": list(array.shape),
-        **_told(params),
+        **latest.told(params),
         "num_bits": config.bits if kind != "NONE" else None,
         "dtype": codes.dtype.name,
         "params_rev": instance.revision,
     }
-    return Result(codes, meta)
+    return Result(codes, meta, kept)
+
+
+def reads_latest(
+    instance: Instance, *, scale: Any = None, zero_point: Any = None, layer_name: str | None = None, **others: Any
+) -> bool:
+    """Whether `dequantize` with these options wants what `qi.service.latest.recall` finds."""
+    config = _config_of(instance, layer_name)
+    given = scale is not None or zero_point is not None
+    return not (given or _plain(instance, config, layer_name or None) or _is_fixed(instance, config))
 
 
 def dequantize(
@@ -127,6 +184,7 @@ def dequantize(
     layer_name: str | None = None,
     scale: float | Sequence[float] | None = None,
     zero_point: float | Sequence[float] | None = None,
+    recalled: Recalled | None = None,
 ) -> Result:
     """Codes to real numbers.
 
@@ -137,6 +195,7 @@ def dequantize(
         layer_name: The layer it belongs to.
         scale: The codes' parameters, with `zero_point`; None: fixed ones, or those of the latest array.
         zero_point: See `scale`.
+        recalled: Those of the latest array, where `reads_latest`.
 
     Raises:
         ValueError: Something is no code, or parameters don't fit.
@@ -150,8 +209,10 @@ def dequantize(
         return Result(numbers, {"original_shape": list(array.shape)})
     codes = _whole(array)
     params = _given(config, codes.ndim, channel_dim, scale, zero_point)
-    if params is None and not _is_fixed(instance, config):
-        params = _recalled(instance, config, codes.ndim, channel_dim, layer)
+    if not codes.size:  # there is nothing to read
+        params = QParams(np.ones(()), np.zeros(()), config.grid)
+    if params is None and recalled is not None:
+        params = latest.params_of(recalled, instance, config, codes.ndim, channel_dim)
     if params is None:
         numbers = quantizer.dequantize(codes, channel_dim, layer)
     else:
@@ -189,25 +250,43 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
 """The operations on one array, by the names that clients use."""
 
 
-def calibrate(
-    instances: Instances,
-    id: str,
-    arrays: Sequence[np.ndarray],
-    *,
-    channel_dim: int | None = None,
-    revision: int | None = None,
-) -> dict[str, Any]:
-    """Fixes an instance's parameters by representative data.
+def configuring(config: QuantizationConfig | Callable[[QuantizationConfig], QuantizationConfig]) -> Change:
+    """Another configuration, or a function to it from the present one; a calibrated range stays where it can."""
+
+    def change(quantizer: Quantizer) -> bool:
+        quantizer.update_config(config(quantizer.config) if callable(config) else config)
+        return False
+
+    return change
+
+
+def calibrating(arrays: Sequence[np.ndarray], channel_dim: int | None = None) -> Change:
+    """Parameters fixed by representative data; see `Quantizer.calibrate`."""
+
+    def change(quantizer: Quantizer) -> bool:
+        quantizer.calibrate(arrays, channel_dim if quantizer.config.per_channel else None)
+        return True
+
+    return change
+
+
+def loading(parameters: Mapping[str, Any], limits: Limits) -> Change:
+    """Exported parameters taken over; see `Quantizer.load_parameters`."""
+
+    def change(quantizer: Quantizer) -> bool:
+        _check_parameters(parameters, limits)
+        quantizer.load_parameters(parameters)
+        return True
+
+    return change
+
+
+def calibrated(instance: Instance) -> dict[str, Any]:
+    """What calibration fixed.
 
     Returns:
         `scale`, `zero_point` of the whole range, `scales`, `zero_points` of channels (or None), `channel_dim`, `params_rev`.
-
-    Raises:
-        ValueError: The data can't be used. The instance is as it was.
     """
-    if not instances.get(id).config.per_channel:
-        channel_dim = None
-    instance = instances.calibrate(id, arrays, channel_dim, revision)
     quantizer = instance.quantizer
     exported = quantizer.export_parameters()
     axis = exported["channel_dim"]
@@ -245,25 +324,6 @@ def layer_params(instance: Instance, layer_name: str) -> dict[str, Any]:
     """What a layer gets: `bits`, `type` (upper case) and `skip`."""
     found = instance.quantizer.get_layer_quantization_params(layer_name)
     return found | {"type": found["type"].upper()}
-
-
-def export_parameters(instance: Instance) -> dict[str, Any]:
-    """The parameters as plain values, those of the latest arrays of all processes included."""
-    exported = instance.quantizer.export_parameters()
-    latest = {
-        layer: json.loads(found.parameters) for layer, found in instance.store.recall_all(instance.record).items()
-    }
-    latest = {layer: params for layer, params in latest.items() if params is not None}
-    if latest:
-        exported["layers"] |= {layer: params for layer, params in latest.items() if layer}
-        if "" in latest:
-            exported |= _as_exported(latest[""])
-        copy = Quantizer(instance.config)
-        copy.load_parameters(exported)
-        exported = copy.export_parameters()
-    for name in ("per_channel_scales", "per_channel_zero_points"):
-        exported[name] = {str(index): value for index, value in exported[name].items()}
-    return exported
 
 
 # How it is done.
@@ -332,11 +392,17 @@ def _whole(array: np.ndarray) -> np.ndarray:
     """
     if array.dtype.kind in "iu":
         return array
-    if not array.size:
-        return array.astype(np.int64)
-    if array.dtype.kind != "f" or not np.all((np.abs(array) < 2**53) & (np.rint(array) == array)):
+    if array.size and array.dtype.kind != "f":
         raise InputError("expected codes, which are whole numbers; received others")
-    return array.astype(np.int64)
+    numbers, codes = array.reshape(-1), np.empty(array.size, np.int32)
+    for start in range(0, array.size, _BLOCK):  # so that copies stay small
+        block = numbers[start : start + _BLOCK]
+        if not np.all((np.abs(block) < 2**53) & (np.rint(block) == block)):
+            raise InputError("expected codes, which are whole numbers; received others")
+        if np.abs(block).max() >= 2**31:
+            return array.astype(np.int64)  # no codes either, but that is for others to say
+        codes[start : start + _BLOCK] = block
+    return codes.reshape(array.shape)
 
 
 def _scalar(value: Any) -> bool:
@@ -364,19 +430,6 @@ def _given(
     return fitted(QParams(scales, zeros, config.grid, granularity), rank, channel_dim)
 
 
-def _told(params: QParams | None) -> dict[str, Any]:
-    """Scale, zero point and channel dimension as plain values."""
-    if params is None:
-        return {"scale": None, "zero_point": None, "channel_dim": None}
-    if isinstance(params.granularity, PerChannel):
-        return {
-            "scale": params.scale.ravel().tolist(),
-            "zero_point": params.zero_point.ravel().astype(float).tolist(),
-            "channel_dim": params.granularity.axis,
-        }
-    return {"scale": float(params.scale.flat[0]), "zero_point": float(params.zero_point.flat[0]), "channel_dim": None}
-
-
 def _whole_pair(params: QParams, config: QuantizationConfig) -> tuple[float, float]:
     """The scale and zero point that the whole range of all channels would have."""
     if params.scale.size == 1:
@@ -386,61 +439,34 @@ def _whole_pair(params: QParams, config: QuantizationConfig) -> tuple[float, flo
     return float(whole.scale.flat[0]), float(whole.zero_point.flat[0])
 
 
-def _remember(instance: Instance, params: QParams, layer: str | None, *, local: bool) -> None:
-    """Keeps parameters in the store; those of too many channels as null, so that no others are taken for them."""
-    text = json.dumps(_told(params) if params.scale.size <= _MAX_REMEMBERED else None)
-    names: tuple[str, ...] = () if layer in _own_layers(instance.config) else ("",)
-    names += () if layer is None else (layer,)
-    sequence = instance.store.remember(instance.record, names, text)
-    if len(instance.sequences) > _MAX_SEQUENCES:
-        instance.sequences.clear()  # the store still knows
-    for name in names:
-        instance.sequences[name] = sequence if local else -1
-
-
-def _recalled(
-    instance: Instance, config: QuantizationConfig, rank: int, channel_dim: int | None, layer: str | None
-) -> QParams | None:
-    """The latest parameters of a layer, as far as the instance's quantizer doesn't have them itself.
+def _check_parameters(parameters: Mapping[str, Any], limits: Limits) -> None:
+    """What the engine doesn't look at.
 
     Raises:
-        NotCalibratedError: There were too many to be kept.
+        InputError: Names of layers are none that requests can have, or there are too many channels, or none.
     """
-    name, recall = layer or "", instance.store.recall
-    latest = recall(instance.record, name)
-    if latest is None and layer not in _own_layers(instance.config):
-        name = ""
-        latest = recall(instance.record, name)
-    if latest is None:
-        return None
-    plain = json.loads(latest.parameters)
-    if plain is None:
-        raise NotCalibratedError(
-            f"expected at most {_MAX_REMEMBERED} channels to be remembered; received more; do send scale and zero_point"
-        )
-    if instance.sequences.get(name) == latest.sequence:
-        return None  # so that results can be kept
-    if plain["channel_dim"] is None:
-        return QParams(np.asarray(plain["scale"]), np.asarray(plain["zero_point"]), config.grid)
-    granularity = PerChannel(plain["channel_dim"])
-    params = QParams(np.asarray(plain["scale"]), np.asarray(plain["zero_point"]), config.grid, granularity)
-    return fitted(params, rank, channel_dim)
+    layers = parameters.get("layers")
+    layers = layers if isinstance(layers, Mapping) else {}
+    for name in layers:
+        if len(name) > MAX_LAYER_NAME or "\0" in name or not _is_unicode(name):
+            raise InputError(
+                f"expected names of layers of at most {MAX_LAYER_NAME} characters, without NUL; received another"
+            )
+    for own in (parameters, parameters.get("calibration"), *layers.values()):
+        lists: list[Any] = []
+        if isinstance(own, Mapping):
+            lists = [value for value in own.values() if isinstance(value, list)]
+        if own is parameters:
+            lists += [value for name, value in own.items() if name.startswith("per_") and isinstance(value, Mapping)]
+        elif not all(lists):
+            raise InputError("expected at least one channel; received an empty list")
+        if any(len(values) > limits.max_channels for values in lists):
+            raise InputError(f"expected at most {limits.max_channels} channels; received more")
 
 
-def _own_layers(config: QuantizationConfig) -> set[str | None]:
-    """Layers that have a configuration of their own."""
-    return {*config.custom_quantization_config, *config.mixed_precision_layers}
-
-
-def _as_exported(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of one array by the keys of an export."""
-    if params["channel_dim"] is None:
-        own = {"global_scale": params["scale"], "global_zero_point": params["zero_point"]}
-        return {**own, "per_channel_scales": {}, "per_channel_zero_points": {}, "channel_dim": None}
-    return {
-        "global_scale": params["scale"][0],
-        "global_zero_point": params["zero_point"][0],
-        "per_channel_scales": params["scale"],
-        "per_channel_zero_points": params["zero_point"],
-        "channel_dim": params["channel_dim"],
-    }
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True

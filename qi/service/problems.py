@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from qi.errors import FileFormatError, MissingDependencyError, NotCalibratedError, QiError
+from qi.service.document import methods_of
 
 __all__ = [
     "PROBLEM_JSON", "Problem", "documented", "failing", "handle_problems", "problem_of", "problem_response", "refuse",
@@ -147,6 +148,8 @@ def handle_problems(app: FastAPI, *, legacy_errors: bool = False) -> None:
         found = problem_of(error) if isinstance(error, QiError) else error
         if not isinstance(found, HTTPException):
             raise error
+        if found.status_code == 405:  # of all routes; the one that says so knows its own methods alone
+            found.headers = {"Allow": ", ".join(methods_of(request.app.routes, request.scope))}
         if legacy_errors and getattr(found, "fault", False):
             found = Problem(500, str(found.detail), code=getattr(found, "code", ""), headers=found.headers)
         return problem_response(request.scope, found)

@@ -5,6 +5,7 @@ One wrapper follows every request and tells its observers, the log and the metri
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal, Protocol, TextIO
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qi.service.problems import Problem, refuse
 
-__all__ = ["AccessLog", "Exchange", "Observer", "Requests", "configure_logging"]
+__all__ = ["AccessLog", "Exchange", "Observer", "Requests", "configure_logging", "logged"]
 
 LOGGER = "qi.service"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -201,6 +202,27 @@ def configure_logging(
     logger.setLevel(level)
     logger.propagate = False
     return handler
+
+
+@contextlib.contextmanager
+def logged(style: Literal["json", "console"]) -> Iterator[None]:
+    """A block in which the service's log is visible; as it was before, if somebody has seen to that.
+
+    Args:
+        style: See `configure_logging`.
+    """
+    logger = logging.getLogger(LOGGER)
+    if logger.handlers:
+        yield
+        return
+    level, propagate = logger.level, logger.propagate
+    handler = configure_logging(style)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 class _JsonFormatter(logging.Formatter):

@@ -8,7 +8,6 @@ import ipaddress
 import logging
 import math
 import os
-import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -53,7 +52,7 @@ def serve(settings: Settings, *, workers: int = 1, announce: Callable[[str], Non
         url = _url(settings.host, shared.getsockname()[1])
         tell = functools.partial(announce, url) if announce is not None else None
         if workers == 1:
-            configure_logging(settings.log)
+            _configure_logging(settings)
             config = uvicorn.Config(create_app(settings), **_options(settings))
             StoppingServer(config, settings.shutdown_delay, tell).run([shared])
             return
@@ -63,6 +62,14 @@ def serve(settings: Settings, *, workers: int = 1, announce: Callable[[str], Non
             if tell is not None:
                 tell()
             Workers(config, [shared], settings.shutdown_delay).run()
+
+
+def _configure_logging(settings: Settings) -> None:
+    """One log for the service and, where something is wrong, for the server."""
+    theirs = logging.getLogger("uvicorn.error")
+    theirs.handlers = [configure_logging(settings.log)]
+    theirs.setLevel(logging.WARNING)
+    theirs.propagate = False
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -107,7 +114,7 @@ def listening(host: str, port: int) -> socket.socket:
 def make_worker() -> FastAPI:
     """The application of one of several processes, as the environment sets it."""
     settings = read_settings()
-    configure_logging(settings.log)
+    _configure_logging(settings)
     return create_app(settings)
 
 

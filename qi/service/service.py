@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -14,16 +15,18 @@ from qi.service.formats import Limits
 from qi.service.instances import Instances
 from qi.service.models import QuantizerConfigModel
 from qi.service.settings import Settings, read_settings
-from qi.service.store import open_store
+from qi.service.store import UnavailableError, open_store
 
 __all__ = ["Service", "service_of"]
 
 T = TypeVar("T")
+_LOG = logging.getLogger("qi.service.store")
 
 SMALL = 1 << 14
 """Bytes of input up to which a thread would cost more than the work."""
 
-_STORING = 8  # threads that wait for the store
+_STORING = 8  # threads for the store, beside those that changes may hold while they wait for other processes
+_STORE_WAIT = 10.0  # seconds until one of them must be free
 
 
 class Service:
@@ -47,7 +50,7 @@ class Service:
         self._lock = threading.Lock()
         self._instances: Instances | None = None
         self._working = CapacityLimiter(self.settings.threads)
-        self._storing = CapacityLimiter(_STORING)
+        self._storing = CapacityLimiter(self.settings.threads + self.settings.max_queue + _STORING)
 
     @property
     def instances(self) -> Instances:
@@ -71,21 +74,29 @@ class Service:
             return self._instances
 
     async def work(self, function: Callable[[], T], nbytes: int) -> T:
-        """Calls a function that works on an array of so many bytes, in a thread unless it is small.
+        """Calls a function that works on an array of so many bytes, and not on the store, in a thread unless it is small.
 
         Args:
             function: What to do.
             nbytes: Of the input.
         """
-        if nbytes <= SMALL and not self.instances.store.shared:
+        if nbytes <= SMALL:
             return function()
         return await anyio.to_thread.run_sync(function, limiter=self._working)
 
     async def store(self, function: Callable[[], T]) -> T:
-        """Calls a function that only reads or writes the store, in a thread if that takes time."""
+        """Calls a function that only reads or writes the store, in a thread if that takes time.
+
+        Those threads are others than the ones that compute, so that a store that hangs keeps nobody from computing.
+
+        Raises:
+            UnavailableError: Too many wait for the store.
+        """
         if not self.instances.store.shared:
             return function()
-        return await anyio.to_thread.run_sync(function, limiter=self._storing)
+        with anyio.move_on_after(_STORE_WAIT):  # for a thread: one that has begun is waited for
+            return await anyio.to_thread.run_sync(function, limiter=self._storing)
+        raise UnavailableError(f"expected a turn within {_STORE_WAIT:g} seconds; received none, for too many wait")
 
     def ready(self) -> bool:
         """Whether requests can be answered."""
@@ -94,7 +105,7 @@ class Service:
         try:
             self.instances.store.check()
         except Exception as error:  # whatever a store raises, this is the answer
-            del error
+            _LOG.error("not ready: %s", error)
             return False
         return True
 

@@ -60,7 +60,9 @@ class Settings(BaseSettings):
         ('https://a.example', 'https://b.example')
     """
 
-    model_config = SettingsConfigDict(env_prefix="QI_API_", extra="ignore", frozen=True, validate_default=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="QI_API_", extra="ignore", frozen=True, validate_default=True, populate_by_name=True
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)

@@ -91,6 +91,8 @@ class _Load:
     def __init__(self, server: Server, folder: Path, name: str, body: bytes | None) -> None:
         self._server, self._name = server, name
         self._path = "/" if body is None else "/instances/default/quantize"
+        # What is turned away has no route yet.
+        self._counts = {"route": "/"} if body is None else {"method": "POST"}
         self._script, data = folder / "script.lua", folder / "body.npy"
         data.write_bytes(body or b"")
         script = _SCRIPT.replace("METHOD", "GET" if body is None else "POST")
@@ -99,7 +101,7 @@ class _Load:
     def run(self) -> None:
         """Searches for the capacity, then loads the service by multiples of it."""
         capacity = self._capacity()
-        print(f"{'':20}{'clients':>8}{'200/s':>8}{'p50':>8}{'p90':>8}{'p99':>8}{'max':>8}  503     what else")
+        print(f"{'':20}{'clients':>8}{'200/s':>8}{'p50':>8}{'p90':>8}{'p99':>8}{'max':>8}    503  what else")
         for times in (1, 2, 10):
             self._row(f"{times}x", times * capacity)
         self._row("beyond the queue", BEYOND)
@@ -132,23 +134,27 @@ class _Load:
     def _row(self, name: str, connections: int) -> None:
         server = self._server
         settled(server)
-        before, memory = server.metrics(), server.memory("VmRSS")
+        before, memory = self._counted(), server.memory("VmRSS")
         server.forget_peak()
         told = self._wrk(connections, RUN)
         begun = time.perf_counter()
-        get(server.connection())
+        get(server.connection(), "/livez")
         first = time.perf_counter() - begun
         waited = settled(server)
         peak, left = server.memory("VmHWM"), server.memory("VmRSS")
-        counted = _grown(before, server.metrics(), "qi_request_total")
-        reasons = _grown(before, server.metrics(), "qi_rejected_total")
-        good, rejected = counted.get("200", 0) - 2, counted.get("503", 0)  # the GET / and a reading of the metrics
+        statuses, reasons = (_grown(*both) for both in zip(before, self._counted(), strict=True))
+        share = statuses.get("503", 0) / max(1, sum(statuses.values()))
         times = "".join(f"{value:8.1f}" for value in (told.p50, told.p90, told.p99, told.max))
-        share = rejected / max(1, sum(counted.values()))
-        print(f"{name:20}{connections:8}{good / told.seconds:8.0f}{times} {share:5.1%}", end="  ")
-        print(f"{_account(told, connections, good, counted)}; {reasons or 'none refused'}", end="; ")
-        print(f"GET / after it {first * 1e3:.0f} ms, idle after {waited:.1f} s", end="; ")
+        rate = (told.answered - told.refused) / told.seconds
+        print(f"{name:20}{connections:8}{rate:8.0f}{times} {share:6.1%}", end="  ")
+        print(f"{_account(told, connections, statuses)}; {reasons or 'none refused'}", end="; ")
+        print(f"GET after it {first * 1e3:.0f} ms, idle after {waited:.1f} s", end="; ")
         print(f"MiB {memory / MIB:.0f}, at most {peak / MIB:.0f}, then {left / MIB:.0f}", flush=True)
+
+    def _counted(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Answers by status, and refusals by reason, as the service counts them."""
+        metrics = self._server.metrics
+        return metrics("qi_request_total", "status", **self._counts), metrics("qi_rejected_total", "reason")
 
 
 def settled(server: Server, most: float = 30.0) -> float:
@@ -158,31 +164,35 @@ def settled(server: Server, most: float = 30.0) -> float:
         RuntimeError: It has still.
     """
     begun = time.perf_counter()
-    while (left := server.metrics()[("qi_requests_in_progress", "")]) > 1:
+    while (left := server.metrics("qi_requests_in_progress")[""]) > 1:
         if time.perf_counter() - begun > most:
             raise RuntimeError(f"expected no request in progress after {most:g} s; there are {left:g}")
         time.sleep(0.02)
     return time.perf_counter() - begun
 
 
-def _grown(before: dict[tuple[str, str], float], after: dict[tuple[str, str], float], name: str) -> dict[str, int]:
-    """By how much a counter has grown, by status or reason."""
-    grown = {key[1]: int(value - before.get(key, 0)) for key, value in after.items() if key[0] == name}
+def _grown(before: dict[str, float], after: dict[str, float]) -> dict[str, int]:
+    """By how much counters have grown; without those that have not."""
+    grown = {label: int(value - before.get(label, 0)) for label, value in after.items()}
     return {label: count for label, count in grown.items() if count}
 
 
-def _account(told: Told, connections: int, good: int, counted: dict[str, int]) -> str:
+def _account(told: Told, connections: int, statuses: dict[str, int]) -> str:
     """Whether each request that wrk sent has one answer.
 
     When wrk stops, every connection has one request on its way: these alone may be missing in its count, and in the
     service's as far as they never arrived or were answered to nobody.
     """
-    waiting = told.sent - told.answered - told.broken
-    bad = sum(counted.values()) - counted.get("200", 0) - counted.get("499", 0)
-    lost = not 0 <= waiting <= connections or told.broken or told.slow
-    lost = lost or not 0 <= good - (told.answered - told.refused) <= connections
-    lost = lost or not 0 <= bad - told.refused <= connections
-    numbers = f"sent {told.sent}, answered {told.answered}, the service counts {counted}"
+    good, gone = statuses.get("200", 0), statuses.get("499", 0)
+    bad = sum(statuses.values()) - good - gone
+    missing = (
+        told.sent - told.answered - told.broken,
+        good - (told.answered - told.refused),
+        bad - told.refused,
+        sum(statuses.values()) - told.answered,
+    )
+    lost = told.broken or told.slow or not all(0 <= count <= connections for count in missing)
+    numbers = f"sent {told.sent}, answered {told.answered}, the service counts {statuses}"
     if lost:
         return f"NOT ALL ANSWERED: {numbers}, broken {told.broken}, slow {told.slow}"
     return f"nothing lost ({numbers})"

@@ -51,13 +51,14 @@ class Server(NamedTuple):
         """Makes "VmHWM" begin at what the process has now."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
-    def metrics(self) -> dict[tuple[str, str], float]:
-        """What `/metrics` tells, by name and the status or the reason; summed over the other labels."""
-        found: dict[tuple[str, str], float] = {}
+    def metrics(self, name: str, label: str = "", **wanted: str) -> dict[str, float]:
+        """What `/metrics` tells under a name: by the values of a label, of samples whose other labels are as wanted."""
+        found: dict[str, float] = {}
         for family in text_string_to_metric_families(get(self.connection(), "/metrics").decode()):
             for sample in family.samples:
-                key = (sample.name, sample.labels.get("status", sample.labels.get("reason", "")))
-                found[key] = found.get(key, 0) + sample.value
+                if sample.name == name and wanted.items() <= sample.labels.items():
+                    key = sample.labels.get(label, "")
+                    found[key] = found.get(key, 0) + sample.value
         return found
 
 

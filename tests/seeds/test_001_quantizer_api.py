@@ -8,7 +8,7 @@ with ``QI_API_LEGACY_ERRORS=1``): see `test_001_origin_defects.py`.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from qi.service.app import create_app
 from qi.service.service import Service
 from qi.service.settings import Settings
+from tests.servers import STORES
 
 SEED = "001_quantizer_api.md"
 DATA = [[1.2, 3.4, 5.6], [7.8, 9.0, 2.1]]
@@ -29,12 +30,14 @@ X = np.array(DATA)
 class Api:
     """One service, called below one prefix."""
 
-    def __init__(self, client: TestClient, prefix: str) -> None:
-        self.client, self.prefix = client, prefix
+    def __init__(self, client: TestClient, prefix: str, remembers: bool) -> None:
+        self.client, self.prefix, self.remembers = client, prefix, remembers
 
     def __call__(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
         if body is not None:
             options["json"] = body
+        if path.endswith("/quantize") and not self.remembers:  # codes can then be read without their parameters
+            options["json"] = {"remember": True, **options["json"]}
         return self.client.request(method, self.prefix + path or "/", **options)
 
     def ok(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
@@ -59,12 +62,14 @@ def app() -> FastAPI:
     return create_app(Settings(store="memory"))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def api(request: pytest.FixtureRequest, prefix: str, app: FastAPI, tmp_path: Path) -> Iterator[Api]:
-    store = "memory" if request.param == "memory" else f"sqlite:///{tmp_path / 'service.db'}"
-    app.state.service = Service(Settings(store=store))  # an application takes longer to make than a test to run
+@pytest.fixture(params=STORES)
+def api(
+    request: pytest.FixtureRequest, prefix: str, app: FastAPI, new_store_url: Callable[[str], str]
+) -> Iterator[Api]:
+    # An application takes longer to make than a test to run.
+    service = app.state.service = Service(Settings(store=new_store_url(request.param)))
     with TestClient(app, raise_server_exceptions=False) as client:
-        yield Api(client, prefix)
+        yield Api(client, prefix, service.instances.store.remembers)
 
 
 def npy(array: np.ndarray) -> bytes:

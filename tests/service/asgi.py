@@ -94,3 +94,17 @@ async def exchange(app: ASGIApp, scope: dict[str, Any], body: Iterable[Message] 
 def ask(app: ASGIApp, *args: Any, body: Iterable[Message] = (), **kwargs: Any) -> Answer:
     """`exchange` with the arguments of `scope_for`, from outside of a loop."""
     return asyncio.run(exchange(app, scope_for(*args, **kwargs), body))
+
+
+def sent_by(response: ASGIApp) -> list[Message]:
+    """What a response sends, message by message."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(dict(message) | ({"body": bytes(message["body"])} if "body" in message else {}))
+
+    async def receive() -> Message:
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    asyncio.run(response(scope_for(), receive, send))
+    return sent

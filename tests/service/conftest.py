@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from qi.service.app import create_app
 from qi.service.settings import Settings
 from qi.service.store import Store, open_store
+from tests.servers import STORES
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +23,10 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a new store."""
-    return "memory" if request.param == "memory" else f"sqlite:///{tmp_path / 'service.db'}"
+@pytest.fixture(params=STORES)
+def store_url(request: pytest.FixtureRequest, new_store_url: Callable[[str], str]) -> str:
+    """The URL of a new store of each kind."""
+    return new_store_url(request.param)
 
 
 @pytest.fixture

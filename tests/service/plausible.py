@@ -31,6 +31,13 @@ INSTANCES: dict[str, dict[str, Any]] = {
 SPARE = [f"spare-{number}" for number in range(40)]
 """More of them, to be deleted."""
 
+_CHANNELS = ("uint8.channels",)  # what they remember is for arrays of as many channels
+_UNFIT = {
+    "calibrate": ("halves", "plain"),
+    "dequantize": _CHANNELS,
+    "upload_numpy": _CHANNELS,
+    "infer": _CHANNELS,
+}
 _TYPES = ("INT8", "uint8", "INT16", "UINT16", "INT4", "FLOAT16", "NONE", "MIXED")
 _MODES = ("DYNAMIC", "symmetric", "ASYMMETRIC")
 _SHAPES: tuple[Callable[[int], tuple[int, ...]], ...] = (
@@ -42,14 +49,22 @@ _SHAPES: tuple[Callable[[int], tuple[int, ...]], ...] = (
 )
 
 
-def mend(case: Any, pick: random.Random) -> dict[str, Any]:
+def mend(case: Any, pick: random.Random, *, paths: bool = True) -> dict[str, Any]:
     """Changes a case of schemathesis where it wasn't made to break the schema.
 
+    Args:
+        case: The request.
+        pick: Decides.
+        paths: Whether its path may change.
+
     Returns:
-        arguments of its `call`: a form with a file that has a name.
+        arguments of its `call`: a body that is no JSON, and in a form a file that has a name.
     """
-    parts = {location.name for location in case.meta.components if not case.meta.is_negative_at(location)}
-    if "PATH" in parts and case.path_parameters:
+    meta = case.meta
+    broken = {meta.phase.data.parameter_location} if meta.generation.mode.is_negative else set()
+    broken |= {mutation.parameter_location for mutation in getattr(meta.phase.data, "mutations", ())}
+    parts = {at.name for at in meta.components if at not in broken and not meta.is_negative_at(at)}
+    if paths and "PATH" in parts and case.path_parameters:
         case.path_parameters = _path(case.path_parameters, case.path, case.method, pick)
     if "HEADER" in parts and "if-match" in case.headers:
         case.headers["if-match"] = "*"
@@ -58,12 +73,15 @@ def mend(case: Any, pick: random.Random) -> dict[str, Any]:
     if "BODY" in parts and case.media_type:
         if case.media_type == "multipart/form-data":
             return {"files": {"file": ("x.npy", write_npy(_array(pick)))}}
-        case.body = _body(case.body, case.path, case.media_type, pick)
+        if case.media_type != "application/json":
+            return {"data": _bytes(case.media_type, pick), "headers": {"Content-Type": case.media_type}}
+        case.body = _body(case.body, case.path, pick)
     return {}
 
 
 def _path(values: dict[str, Any], path: str, method: str, pick: random.Random) -> dict[str, Any]:
-    names = [name for name in INSTANCES if not path.endswith("/calibrate") or name not in ("halves", "plain")]
+    unfit = _UNFIT.get(path.rpartition("/")[2], ())
+    names = [name for name in INSTANCES if name not in unfit]
     if path == "/instances/{instance_id}":
         names = SPARE if method == "DELETE" else [f"New.{pick.randrange(10**9)}"]
     return {name: pick.choice(names) if name in ("instance_id", "model") else value for name, value in values.items()}
@@ -76,13 +94,16 @@ def _query(values: dict[str, Any], path: str, pick: random.Random) -> dict[str, 
     return _fitting(values, 1)
 
 
-def _body(body: Any, path: str, media_type: str, pick: random.Random) -> Any:
-    operation = path.rpartition("/")[2]
+def _bytes(media_type: str, pick: random.Random) -> bytes:
     if media_type in FORMATS.names():
         return b"".join(FORMATS.get(media_type).encode(_array(pick)))
+    return orjson.dumps(_inference({}, pick))
+
+
+def _body(body: Any, path: str, pick: random.Random) -> Any:
+    operation = path.rpartition("/")[2]
     if operation == "infer":
-        request = _inference(body, pick)
-        return request if media_type == "application/json" else orjson.dumps(request)
+        return _inference(body, pick)
     if operation == "parameters":
         return {"parameters": _exported(pick)}
     if operation == "config" or path == "/instances/{instance_id}":
@@ -142,7 +163,7 @@ def _config(body: Any, pick: random.Random) -> Any:
     if {"min_percentile", "max_percentile"} & config.keys():
         config |= {"min_percentile": 0.5, "max_percentile": 99}
     if "custom_quantization_config" in config:
-        config["custom_quantization_config"] = {name: {"num_bits": 4} for name in config["custom_quantization_config"]}
+        config["custom_quantization_config"] = {name: {"bits": 4} for name in config["custom_quantization_config"]}
     return config or {"symmetric": True}
 
 

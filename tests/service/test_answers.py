@@ -7,10 +7,11 @@ import orjson
 import pytest
 
 from qi.errors import InputError, NotCalibratedError, QiError
-from qi.service.answers import STATUSES, answering, etag, metadata_headers, respond, revision_of, store_problem
+from qi.service.answers import STATUSES, accepted, answering, metadata_headers, respond, store_problem
 from qi.service.operations import Result
 from qi.service.problems import Problem
 from qi.service.store import RevisionError, UnavailableError
+from tests.service.asgi import sent_by
 
 META = {"original_shape": [2], "scale": 0.5, "zero_point": 1.0, "channel_dim": None, "quantization_type": "INT8"}
 
@@ -92,10 +93,21 @@ def test_long_lists_are_no_headers() -> None:
     assert metadata_headers({"scale": [0.1] * 10_000, "num_bits": 8}) == {"QI-Num-Bits": "8"}
 
 
-@pytest.mark.parametrize(
-    ("tag", "revision"), [(None, None), ("*", None), ('"12"', 12), ("12", -1), ('"x"', -1), ("", -1)]
-)
-def test_tags(tag: str | None, revision: int | None) -> None:
-    assert revision_of(tag) == revision
-    assert revision_of(etag(12)["ETag"]) == 12
-    assert revision_of('"' + "9" * 400 + '"') == -1
+def test_what_a_client_accepts_can_be_asked_before_the_work() -> None:
+    for accept, media_type in ((None, "application/json"), ("application/x-npy, */*;q=0.1", "application/x-npy")):
+        assert accepted(accept) == media_type
+        assert respond(Result(np.ones(2, np.float32), META), media_type).media_type == media_type
+    with pytest.raises(Problem) as caught:
+        accepted("text/html")
+    assert caught.value.status_code == 406
+
+
+def test_long_json_is_sent_in_pieces_too() -> None:
+    array = np.zeros(1 << 20, np.int8)
+    response = respond(Result(array, META), None)
+    sent = [message["body"] for message in sent_by(response)[1:]]
+    assert max(map(len, sent)) <= 1 << 20
+    assert len(sent) > 2
+    body = b"".join(sent)
+    assert orjson.loads(body)["data"] == array.tolist()
+    assert response.headers["content-length"] == str(len(body))

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.testclient import TestClient
 
-from qi.service.bodies import documented_body, parse_json, reading
+from qi.service.bodies import documented_body, documented_json, parse_json, parsing, reading, uploaded
+from qi.service.costs import parsed_bytes
 from qi.service.formats import FORMATS, available
-from qi.service.models import CalibrationRequest, DequantizationRequest, QuantizationRequest
+from qi.service.limits import Admission, BodyGuard, BodyLimits
+from qi.service.models import CalibrationRequest, DequantizationRequest, ImportExportParams, QuantizationRequest
 from qi.service.problems import handle_problems
 from qi.service.service import SMALL, Service
 from qi.service.settings import Settings
@@ -28,7 +30,13 @@ def npy(array: np.ndarray) -> bytes:
 
 
 @pytest.fixture
-def post() -> Callable[..., Any]:
+def admission() -> Admission:
+    """What the requests to the route take together."""
+    return Admission(memory_budget=1_000_000)
+
+
+@pytest.fixture
+def post(admission: Admission) -> Callable[..., Any]:
     """A function that posts to a route which tells what it read."""
     app = FastAPI()
     app.state.service = Service(Settings())
@@ -47,7 +55,17 @@ def post() -> Callable[..., Any]:
     async def calibrate(body: Annotated[CalibrationRequest, Depends(reading(CalibrationRequest, "Oops"))]) -> Any:
         return [list(array.shape) for array in body.data]
 
+    @app.post("/parameters")
+    async def parameters(body: Annotated[ImportExportParams, Depends(parsing(ImportExportParams))]) -> Any:
+        return body.parameters
+
+    @app.post("/upload")
+    async def upload(request: Request) -> Any:
+        name, content = await uploaded(request)
+        return [name, len(content)]
+
     handle_problems(app)
+    app.add_middleware(BodyGuard, limits=BodyLimits(), admission=admission)
     client = TestClient(app)
 
     def post(path: str, content: Any = None, content_type: str | None = "application/json", **more: Any) -> Any:
@@ -135,6 +153,47 @@ def test_what_cannot_be_read(content: bytes, kind: str | None, status: int, post
     assert len(response.content) < 2000
 
 
+def test_options_that_the_body_overrides_are_checked_all_the_same(post: Callable[..., Any]) -> None:
+    body = '{"data": [[1]], "validate": false, "layer_name": "b"}'
+    assert post("/quantize?validate=true&layer_name=a", body).json()["validate"] is False
+    answer = post("/quantize?validate=perhaps&layer_name=a", body)
+    assert answer.status_code == 422
+    assert [one["loc"] for one in answer.json()["detail"]] == [["query", "validate"]]
+
+
+def test_models_without_arrays(post: Callable[..., Any]) -> None:
+    for parameters in ({"a": 1}, {str(i): i for i in range(SMALL)}):
+        assert post("/parameters", json.dumps({"parameters": parameters})).json() == parameters
+    for wrong in (b"{", b"[]", b'{"parameters": 1}', b'{"parameters": {}, "more": 1}'):
+        assert post("/parameters", wrong).status_code == 422
+    (error,) = post("/parameters", b"{}").json()["detail"]
+    assert error["loc"] == ["body", "parameters"]
+    (content,) = documented_json(ImportExportParams)["requestBody"]["content"].values()
+    assert content["schema"]["required"] == ["parameters"]
+
+
+@pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")  # Starlette's, of a form that ends too early
+def test_files_have_names_and_forms_have_files(post: Callable[..., Any]) -> None:
+    assert post("/upload", content_type=None, files={"file": ("a.npy", npy(X))}).json() == ["a.npy", len(npy(X))]
+    form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.npy"\r\n\r\nabc'
+    for body in (form, b"", form.replace(b'; filename="a.npy"', b"") + b"\r\n--x--"):
+        assert post("/upload", body, "multipart/form-data; boundary=x").status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/quantize", "/parameters"])
+def test_what_json_becomes_takes_memory_too(path: str, post: Callable[..., Any], admission: Admission) -> None:
+    rows = b"[" + b"[]," * 4000 + b"[]]"
+    body = b'{"parameters": {"a": %s}}' % rows if path == "/parameters" else b'{"data": %s}' % rows
+    assert len(body) * 3 + parsed_bytes(b"") < admission.memory_budget - 100_000 < parsed_bytes(body)
+    assert post(path, body).status_code == 200
+    admission.reserve(100_000)
+    answer = post(path, body)
+    assert (answer.status_code, answer.json()["code"]) == (503, "memory-full")
+    assert answer.headers["retry-after"] == "1"
+    assert post(path, b'{"parameters": {}}' if path == "/parameters" else b'{"data": []}').status_code == 200
+    assert admission.memory == 100_000
+
+
 def test_where_an_error_is(post: Callable[..., Any]) -> None:
     (error,) = post("/quantize?channel_dim=x", '{"data": [[1]]}').json()["detail"]
     assert error["loc"] == ["query", "channel_dim"]
@@ -148,6 +207,10 @@ def test_numbers_that_json_does_not_have() -> None:
     assert np.isnan(found["data"][0])
     with pytest.raises(RequestValidationError):
         parse_json(b'{"data": [NaN, }')
+    for large in (b"1e400", b"-1e400", b"1" * 400):
+        with pytest.raises(RequestValidationError) as caught:
+            parse_json(b'{"data": [%s]}' % large)
+        assert caught.value.errors()[0]["msg"].startswith("Number too large")
 
 
 def test_the_document_has_every_form_and_option() -> None:

@@ -26,6 +26,7 @@ from qi.service.formats import (
     negotiate,
 )
 from qi.service.problems import Problem
+from tests.service.asgi import sent_by
 
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 DEFAULT = Limits()
@@ -226,3 +227,10 @@ def test_the_response_is_the_file_in_pieces(readonly) -> None:
     assert answer.headers["content-type"] == NPY
     assert answer.headers["qi-scale"] == "1"
     assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+def test_few_bytes_are_one_message_and_many_are_pieces() -> None:
+    few, many = (sent_by(ArrayResponse(np.zeros(size, np.int8), NPY)) for size in (1000, 3 << 20))
+    assert len(few) == 2
+    assert np.load(io.BytesIO(few[1]["body"])).shape == (1000,)
+    assert max(len(message.get("body", b"")) for message in many) == 1 << 20

@@ -88,7 +88,14 @@ def test_every_error_is_a_problem_with_an_id(call: Callable, status: int, code: 
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("path", ["/", "/livez", "/instances", "/metrics", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/v1/health/ready", "/v2/health/live"])
+def test_probes_of_other_machines_need_no_key(path: str) -> None:
+    for client in (client_of("10.0.0.5"), client_of("10.0.0.5", api_keys=["k"])):
+        assert client.get(path).status_code != 403
+        assert client.get(path).status_code != 401
+
+
+@pytest.mark.parametrize("path", ["/", "/instances", "/metrics", "/docs", "/openapi.json", "/livez/", "/health/x"])
 def test_without_keys_other_machines_get_nothing(path: str) -> None:
     answer = client_of("10.0.0.5").get(path)
     assert (answer.status_code, answer.json()["code"]) == (403, "not-local")

@@ -9,10 +9,29 @@ import pytest
 
 from qi.engine import QuantizationConfig, Quantizer
 from qi.errors import InputError, NotCalibratedError
-from qi.service.instances import DEFAULT, Counters, ForbiddenError, Instances
-from qi.service.store import ExistsError, FullError, MemoryStore, MissingError, RevisionError, Store
+from qi.service.formats import Limits
+from qi.service.instances import DEFAULT, Change, Counters, ForbiddenError, Instance, Instances
+from qi.service.operations import calibrating, configuring, loading
+from qi.service.store import (
+    ExistsError,
+    FullError,
+    MemoryStore,
+    MissingError,
+    Record,
+    RevisionError,
+    Store,
+    UnavailableError,
+)
 
 X = np.linspace(-1, 3, 12, dtype=np.float32).reshape(3, 4)
+
+
+def changed(instances: Instances, id: str, change: Change) -> Instance:
+    return instances.commit(instances.changed(instances.get(id), change))
+
+
+def configure(instances: Instances, id: str, config: QuantizationConfig) -> Instance:
+    return changed(instances, id, configuring(config))
 
 
 @pytest.fixture
@@ -32,7 +51,7 @@ def test_the_default_instance_is_always_there(instances: Instances, store: Store
 def test_a_snapshot_is_the_same_until_something_changes(instances: Instances) -> None:
     before = instances.get()
     assert instances.get() is before
-    after = instances.configure(DEFAULT, QuantizationConfig(quantization_type="int16"))
+    after = configure(instances, DEFAULT, QuantizationConfig(quantization_type="int16"))
     assert instances.get() is after
     assert before.config.quantization_type == "int8"
     assert after.revision > before.revision
@@ -54,19 +73,19 @@ def test_create_and_delete(instances: Instances) -> None:
     with pytest.raises(FullError):
         instances.create("d", QuantizationConfig())
     with pytest.raises(RevisionError):
-        instances.delete("a", 1)
-    instances.delete("a", instances.get("a").revision)
+        instances.delete("a", {1})
+    instances.delete("a", {1, instances.get("a").revision})
     with pytest.raises(MissingError):
         instances.get("a")
 
 
 def test_calibration_stays_through_changes_where_it_can(instances: Instances) -> None:
-    first = instances.calibrate(DEFAULT, [X])
+    first = changed(instances, DEFAULT, calibrating([X]))
     assert (first.fixed, first.config.quantization_mode) == (True, "calibrated")
-    wider = instances.configure(DEFAULT, first.config.replace(quantization_type="int16"))
+    wider = configure(instances, DEFAULT, first.config.replace(quantization_type="int16"))
     assert wider.fixed
     assert wider.quantizer.scale == pytest.approx(4 / 65535)
-    channels = instances.configure(DEFAULT, first.config.replace(per_channel=True))
+    channels = configure(instances, DEFAULT, first.config.replace(per_channel=True))
     assert not channels.fixed
     with pytest.raises(NotCalibratedError):
         channels.quantizer.quantize(X)
@@ -75,31 +94,30 @@ def test_calibration_stays_through_changes_where_it_can(instances: Instances) ->
 def test_a_failed_change_changes_nothing(instances: Instances) -> None:
     before = instances.get()
     with pytest.raises(InputError):
-        instances.calibrate(DEFAULT, [np.array([np.nan])])
+        changed(instances, DEFAULT, calibrating([np.array([np.nan])]))
     with pytest.raises(ValueError, match="scale"):
-        instances.load(DEFAULT, {"global_scale": 0})
+        changed(instances, DEFAULT, loading({"global_scale": 0}, Limits()))
     assert instances.get() is before
 
 
-def test_a_change_can_ask_for_a_revision(instances: Instances) -> None:
-    revision = instances.get().revision
-    instances.calibrate(DEFAULT, [X], revision=revision)
-    for change in (
-        lambda: instances.calibrate(DEFAULT, [X], revision=revision),
-        lambda: instances.configure(DEFAULT, QuantizationConfig(), revision),
-        lambda: instances.load(DEFAULT, {"global_scale": 1.0}, revision),
-    ):
-        with pytest.raises(RevisionError):
-            change()
+def test_a_change_is_of_what_was_seen(instances: Instances) -> None:
+    seen = instances.get()
+    copies = [instances.changed(seen, change) for change in (calibrating([X]), configuring(QuantizationConfig()))]
+    assert instances.get() is seen
+    kept = instances.commit(copies[0])
+    with pytest.raises(RevisionError):
+        instances.commit(copies[1])
+    assert instances.get() is kept
+    assert kept.fixed
 
 
 def test_another_process_sees_a_change_at_once(store: Store) -> None:
     here, there = Instances(store), Instances(store)
     here.create("a", QuantizationConfig())
     assert there.get("a").config.symmetric
-    here.configure("a", QuantizationConfig(symmetric=False))
+    configure(here, "a", QuantizationConfig(symmetric=False))
     assert not there.get("a").config.symmetric
-    here.calibrate("a", [X])
+    changed(here, "a", calibrating([X]))
     assert there.get("a").quantizer.scale == here.get("a").quantizer.scale
     assert np.array_equal(there.get("a").quantizer.quantize(X), here.get("a").quantizer.quantize(X))
     here.delete("a")
@@ -107,20 +125,6 @@ def test_another_process_sees_a_change_at_once(store: Store) -> None:
         there.get("a")
     there.create("a", QuantizationConfig(quantization_type="uint8"))
     assert here.get("a").config.quantization_type == "uint8"
-
-
-def test_changes_of_several_are_all_applied(instances: Instances) -> None:
-    """The optimistic lock: each adds one layer to what is there."""
-
-    def add(name: str) -> None:
-        instances.configure(DEFAULT, lambda config: config.replace(skip_layers=(*config.skip_layers, name)))
-
-    threads = [threading.Thread(target=add, args=(f"l{i}",)) for i in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(instances.get().config.skip_layers) == [f"l{i}" for i in range(6)]
 
 
 def test_every_call_works_on_one_snapshot() -> None:
@@ -140,7 +144,7 @@ def test_every_call_works_on_one_snapshot() -> None:
         for thread in threads:
             thread.start()
         for i in range(40):
-            instances.configure(DEFAULT, configs[i % 2])
+            configure(instances, DEFAULT, configs[i % 2])
         for thread in threads:
             thread.join()
     finally:
@@ -187,3 +191,43 @@ def test_counters_tell_what_they_count() -> None:
     counters.add(0.0, 0.5, quantize_calls=1)
     assert told == [{"quantize_calls": 1}]
     assert counters.snapshot()["quantize_calls"] == 1
+
+
+@pytest.mark.parametrize("name", ["a\0", "", "a/b", "\ud800", "ä"])
+def test_what_is_no_name_is_not_asked_for(name: str, instances: Instances) -> None:
+    for call in (instances.get, instances.delete):
+        with pytest.raises(MissingError):
+            call(name)
+
+
+@pytest.mark.parametrize("record", [("{", None), ("{}", "{"), ("[]", None), ("{}", "{}"), ('{"num_bits": 99}', None)])
+def test_a_record_that_nobody_can_read(record: tuple[str, str | None], store: Store) -> None:
+    instances = Instances(store)
+    store.create("a", record[0], record[1], limit=9)
+    with pytest.raises(UnavailableError, match="damaged"):
+        instances.get("a")
+    instances.delete("a")
+
+
+def test_a_store_that_has_become_older(instances: Instances) -> None:
+    """It was restored, or its server lost the latest changes."""
+
+    class Older(MemoryStore):
+        def lose(self, id: str, record: Record) -> None:
+            self._records[id] = record
+
+    store = Older()
+    instances = Instances(store, QuantizationConfig())
+    before = instances.get()
+    configure(instances, DEFAULT, QuantizationConfig(quantization_type="int16"))
+    store.lose(DEFAULT, before.record)
+    assert instances.get().config.quantization_type == "int8"
+    assert instances.get().revision == before.revision
+
+
+def test_the_default_instance_comes_back(store: Store) -> None:
+    """After a server of the store was emptied."""
+    instances = Instances(store, QuantizationConfig(symmetric=False))
+    store.delete(DEFAULT)
+    assert instances.get().config.symmetric is False
+    assert instances.ids() == [DEFAULT]

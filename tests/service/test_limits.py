@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qi.errors import ConfigError
 from qi.service import limits as module
-from qi.service.limits import Admission, BodyGuard, BodyLimits
-from qi.service.problems import Problem
+from qi.service.limits import Admission, BodyGuard, BodyLimits, Memory, memory_of
+from qi.service.problems import Problem, problem_response
 from tests.service.asgi import Answer, ask, exchange, messages, ok, scope_for
 
 SMALL = BodyLimits(max_json_bytes=100, max_binary_bytes=1000, json_factor=20, binary_factor=5)
 NPY = ("Content-Type", "application/x-npy")
+EXPECTS = ("Expect", "100-continue")
+STALLED: list[Message] = [{"type": "http.request", "body": b"x", "more_body": True}]
 
 
 def length(nbytes: int) -> tuple[str, str]:
@@ -213,6 +217,137 @@ def test_memory_is_a_budget() -> None:
         assert (await send(1000, length(1000), NPY)).status == 200
 
     run(work)
+
+
+def test_announcing_a_long_body_holds_no_memory() -> None:
+    async def work() -> None:
+        admission = Admission(memory_budget=10_000)
+        app = BodyGuard(ok, SMALL, admission)
+
+        def send(nbytes: int, *pieces: bytes) -> Coroutine[Any, Any, Answer]:
+            return exchange(app, scope_for("POST", "/", [length(nbytes), NPY]), messages(*pieces) if pieces else STALLED)
+
+        idle = [asyncio.create_task(send(1000)) for _ in range(100)]
+        await settle()
+        assert admission.memory == 100 * 1 * 5  # of the one byte that has come
+        assert (await send(1000, b"x" * 1000)).status == 200
+        for task in idle:
+            task.cancel()
+        await asyncio.wait(idle)
+        assert admission.memory == 0
+
+    run(work)
+
+
+def test_a_body_that_can_t_fit_is_refused_before_it_comes() -> None:
+    async def work() -> None:
+        admission = Admission(memory_budget=10_000)
+        admission.reserve(9000)
+        never = exchange(BodyGuard(ok, SMALL, admission), scope_for("POST", "/", [length(900), NPY, EXPECTS]), STALLED)
+        assert ((await never).status, admission.memory) == (503, 9000)
+
+    run(work)
+
+
+class Working:
+    """An application that reads the body and says that it needs more, in a thread; the last of several needs waits."""
+
+    def __init__(self, *needs: int, counts: bool = False) -> None:
+        self.needs, self.counts = needs, counts
+        self.go = asyncio.Event()
+        self.late: Memory | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.late = memory = memory_of(scope)
+        if self.counts:
+            memory.counts()
+        while (await receive()).get("more_body"):
+            pass
+        for nbytes in self.needs:
+            await asyncio.to_thread(memory.need, nbytes)
+        await self.go.wait()
+        await PlainTextResponse("done")(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    ("counts", "needs", "taken"),
+    [
+        (False, (), 100 * 20),
+        (False, (5000,), 5100),
+        (False, (5000, 1000), 5100),  # steps follow each other
+        (False, (1000, 5000), 5100),
+        (False, (100,), 100 * 20),
+        (True, (), 100 * 3),
+        (True, (1000,), 1100),
+    ],
+)
+def test_work_and_answer_take_memory_beside_the_body(counts: bool, needs: tuple[int, ...], taken: int) -> None:
+    async def work() -> None:
+        admission, app = Admission(memory_budget=10_000), Working(*needs, counts=counts)
+        guarded = BodyGuard(app, SMALL, admission)
+        first = asyncio.create_task(exchange(guarded, scope_for("POST", "/"), messages(b"x" * 100)))
+        while not first.done() and admission.memory != taken:
+            await asyncio.sleep(0.001)
+        await settle()
+        assert admission.memory == taken
+        app.go.set()
+        assert (await first).status == 200
+        assert admission.memory == 0
+        assert app.late is not None
+        app.late.need(1 << 40)  # by work that went on after the answer
+        assert admission.memory == 0
+
+    run(work)
+
+
+def test_work_that_doesn_t_fit_is_told_to_come_again() -> None:
+    async def work() -> None:
+        admission = Admission(memory_budget=10_000, overload_status=429)
+        app = Working(20_000)
+        app.go.set()
+        send = BodyGuard(refusing(app), SMALL, admission)
+        assert (await exchange(send, scope_for("POST", "/"), messages(b"x"))).status == 200  # alone, it may
+        admission.reserve(1)
+        full = await exchange(send, scope_for("POST", "/"), messages(b"x"))
+        assert (full.status, full.code, full.headers["retry-after"]) == (429, "memory-full", "1")
+        assert admission.memory == 1
+
+    run(work)
+
+
+def refusing(app: ASGIApp) -> ASGIApp:
+    """The application as FastAPI has it, which answers with the problems that its routes raise."""
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except Problem as problem:
+            await problem_response(scope, problem)(scope, receive, send)
+
+    return answering
+
+
+def test_threads_take_and_give_back_the_same_memory() -> None:
+    admission = Admission(memory_budget=1 << 40)
+
+    def take() -> None:
+        for _ in range(2000):
+            memory = Memory(admission)
+            memory.arrived(10)
+            memory.need(1000)
+            memory.release()
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert admission.memory == 0
 
 
 def test_one_request_may_take_more_than_the_budget() -> None:

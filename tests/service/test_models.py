@@ -10,11 +10,13 @@ from qi.engine import QuantizationConfig
 from qi.errors import ConfigError, InputError
 from qi.service.models import (
     CalibrationRequest,
+    DequantizationRequest,
     QuantizationRequest,
     QuantizerConfigModel,
     QuantizerConfigPatch,
     RaggedError,
     array_from_json,
+    query_options,
 )
 
 
@@ -26,6 +28,9 @@ from qi.service.models import (
         (7, "int64", ()),
         ([], "float64", (0,)),
         ([[], []], "float64", (2, 0)),
+        ([[1, 2.5]], "float64", (1, 2)),
+        ([[[0.0, 1], [1, 0]]], "float64", (1, 2, 2)),
+        ([[0, 1], [1, 0]], "int64", (2, 2)),
     ],
 )
 def test_numbers_in_any_number_of_dimensions(value: Any, dtype: str, shape: tuple[int, ...]) -> None:
@@ -45,6 +50,10 @@ def test_rows_have_one_length(value: Any) -> None:
         ([["1.5"]], "text"),
         ([None, 1], "null"),
         ([[True]], "true or false"),
+        ([[1, True]], "true or false"),
+        ([[1.5, 2.5], [0.5, False]], "true or false"),
+        ([[1.5, None]], "null"),
+        ([[1.5], ["2"]], "text"),
         ("abc", "text"),
         ([{}], "objects"),
         ([(1,)], "others"),
@@ -133,3 +142,22 @@ def test_calibration_takes_at_least_one_array() -> None:
 
 def test_a_model_can_be_written_as_json() -> None:
     assert '"data":[[1,2]]' in QuantizationRequest(data=[[1, 2]]).model_dump_json()
+
+
+def test_options_of_a_query_are_read_as_json_is() -> None:
+    found = query_options(
+        DequantizationRequest, {"scale": "[0.5, 1]", "zero_point": "x", "layer_name": "1", "data": "1", "other": "2"}
+    )
+    assert found == {"scale": [0.5, 1], "zero_point": "x", "layer_name": "1"}
+    flags = query_options(QuantizationRequest, {"validate": "False", "channel_dim": "-1", "remember": "null"})
+    assert query_options(QuantizationRequest, {"remember": "False"}) == {"remember": False}
+    assert flags == {"validate": False, "channel_dim": -1, "remember": None}
+    assert query_options(QuantizationRequest, {"validate": "maybe", "channel_dim": "["}) == {
+        "validate": "maybe", "channel_dim": "[",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", [{"scale": True}, {"scale": [False]}, {"channel_dim": True}, {"channel_dim": "1"}])
+def test_numbers_are_numbers(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        DequantizationRequest.model_validate({"data": [1], **fields})

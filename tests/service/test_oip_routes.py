@@ -130,7 +130,7 @@ def test_numbers_that_are_no_codes(client: TestClient) -> None:
 def test_versions_are_revisions(client: TestClient, service: Service) -> None:
     (version,) = client.get("/v2/models/default").json()["versions"]
     assert client.get(f"/v2/models/default/versions/{version}/ready").json() == {"name": "default", "ready": True}
-    service.instances.configure("default", QuantizationConfig(quantization_type="uint8"))
+    service.instances.put("default", Quantizer(QuantizationConfig(quantization_type="uint8")))
     refused(client.get(f"/v2/models/default/versions/{version}/ready"), 404, "expected version")
     refused(client.get(f"/v2/models/default/versions/{version}"), 404, "expected version")
     refused(client.post(f"/v2/models/default/versions/{version}/infer"), 404, "expected version")

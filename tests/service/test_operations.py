@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -8,9 +7,10 @@ import pytest
 
 from qi.engine import QuantizationConfig
 from qi.errors import InputError, NotCalibratedError, QiError
-from qi.service import operations
-from qi.service.instances import DEFAULT, Instance, Instances
-from qi.service.operations import check_array, dequantize, export_parameters, quantize, quantize_dequantize, stats
+from qi.service import latest, operations
+from qi.service.formats import Limits
+from qi.service.instances import Change, Instance, Instances
+from qi.service.operations import Result, channels_of, check_array, quantize_dequantize, stats
 from qi.service.store import Store
 
 X = np.array([[1.2, 3.4, 5.6], [7.8, 9.0, 2.1]], np.float32)
@@ -21,9 +21,27 @@ def instances(store: Store) -> Instances:
     return Instances(store, QuantizationConfig(symmetric=False, error_on_nan=True))
 
 
+def changed(instances: Instances, change: Change) -> Instance:
+    return instances.commit(instances.changed(instances.get(), change))
+
+
 def made(instances: Instances, **fields: Any) -> Instance:
-    instances.configure(DEFAULT, QuantizationConfig(**fields))
-    return instances.get()
+    return changed(instances, operations.configuring(QuantizationConfig(**fields)))
+
+
+def quantize(instance: Instance, array: np.ndarray, **options: Any) -> Result:
+    """As the service does where stores remember: what is to be kept is."""
+    result = operations.quantize(instance, array, **{"remember": True, **options})
+    if result.kept is not None:
+        latest.keep(instance, result.kept)
+    return result
+
+
+def dequantize(instance: Instance, array: np.ndarray, **options: Any) -> Result:
+    """As the service does, with the latest parameters."""
+    if operations.reads_latest(instance, **options):
+        options["recalled"] = latest.recall(instance, options.get("layer_name"))
+    return operations.dequantize(instance, array, **options)
 
 
 def test_parameters_come_with_codes(instances: Instances) -> None:
@@ -76,7 +94,6 @@ def test_another_process_reads_codes_by_the_latest_parameters(store: Store) -> N
     assert np.array_equal(dequantize(there.get(), codes).array, own)
     later = quantize(there.get(), 5 * X)
     assert np.allclose(dequantize(here.get(), later.array).array, 5 * X, atol=0.2)
-    assert export_parameters(here.get()) == export_parameters(there.get())
     assert stats(here.get())["quantize_calls"] == 1
 
 
@@ -87,7 +104,6 @@ def test_layers_have_latest_parameters_of_their_own(store: Store) -> None:
         for name, factor in (("a", 1), ("b", 50)):
             back = dequantize(instances.get(), codes[name], layer_name=name).array
             assert np.allclose(back, factor * X, atol=0.04 * factor)
-        assert set(export_parameters(instances.get())["layers"]) == {"a", "b"}
 
 
 def test_what_is_not_to_be_remembered_is_not(instances: Instances) -> None:
@@ -116,9 +132,9 @@ def test_nothing_is_read_without_parameters(instances: Instances) -> None:
 
 def test_fixed_parameters_go_first(instances: Instances) -> None:
     codes = quantize(instances.get(), X).array
-    found = operations.calibrate(instances, DEFAULT, [2 * X])
-    instance = instances.get()
-    assert found["params_rev"] == instance.revision
+    instance = changed(instances, operations.calibrating([2 * X]))
+    found = operations.calibrated(instance)
+    assert (found["params_rev"], instances.get()) == (instance.revision, instance)
     assert found["scale"] == pytest.approx(18 / 255)
     assert np.allclose(dequantize(instance, codes).array, 2 * X, atol=0.04)
     assert stats(instance)["last_scale"] == found["scale"]
@@ -126,7 +142,7 @@ def test_fixed_parameters_go_first(instances: Instances) -> None:
 
 def test_calibration_per_channel(instances: Instances) -> None:
     made(instances, per_channel=True, symmetric=False)
-    found = operations.calibrate(instances, DEFAULT, [X, X[:, :2]], channel_dim=0)
+    found = operations.calibrated(changed(instances, operations.calibrating([X, X[:, :2]], channel_dim=0)))
     assert (found["channel_dim"], len(found["scales"]), len(found["zero_points"])) == (0, 2, 2)
     assert found["scale"] == pytest.approx(9 / 255)
 
@@ -205,35 +221,80 @@ def test_layers_of_their_own_type(instances: Instances) -> None:
 
 def test_compute_params_changes_nothing(instances: Instances) -> None:
     instance = instances.get()
-    before = export_parameters(instance)
+    before = instance.quantizer.export_parameters()
     assert operations.compute_params(instance, X)["scale"] == pytest.approx(9 / 255)
     assert operations.compute_params(instance, X, channel_idx=0)["scale"] == pytest.approx(5.6 / 255)
-    assert (export_parameters(instance), instances.get()) == (before, instance)
+    assert (instance.quantizer.export_parameters(), instances.get()) == (before, instance)
 
 
-@pytest.mark.parametrize("fields", [{}, {"per_channel": True}, {"quantization_type": "uint8"}])
-def test_an_export_reads_codes_elsewhere(fields: dict[str, Any], instances: Instances) -> None:
-    instance = made(instances, **fields)
-    codes = quantize(instance, X, layer_name="l").array
-    exported = json.loads(json.dumps(export_parameters(instance), allow_nan=False))
-    other = instances.create("other", QuantizationConfig())
-    other = instances.load("other", exported)
-    assert np.array_equal(dequantize(other, codes).array, dequantize(instance, codes).array)
+def test_by_default_the_store_says_what_is_remembered(instances: Instances) -> None:
+    kept = operations.quantize(instances.get(), X).kept
+    assert (kept is not None) is instances.store.remembers
+    assert operations.quantize(instances.get(), X, remember=False).kept is None
 
 
-def test_too_many_channels_are_not_taken_for_others(instances: Instances, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "_MAX_REMEMBERED", 2)
+def test_an_array_without_numbers_tells_nothing(instances: Instances) -> None:
     instance = made(instances, per_channel=True)
-    quantize(instance, X)
-    result = quantize(instance, X, channel_dim=1)
-    with pytest.raises(NotCalibratedError, match="send scale and zero_point"):
-        dequantize(instance, result.array)
-    assert export_parameters(instance)["layers"] == {}
+    codes = quantize(instance, X).array
+    before = dequantize(instance, codes).array
+    empty = quantize(instance, np.empty((0, 3)))
+    assert empty.kept is None
+    assert dequantize(instance, empty.array).array.shape == (0, 3)
+    assert np.array_equal(dequantize(instance, codes).array, before)
+
+
+def test_codes_of_fractions_are_found_wherever_they_are(instances: Instances) -> None:
+    codes = np.zeros(operations._BLOCK + 10)
+    codes[-1] = 3
+    assert dequantize(instances.get(), codes, scale=0.5, zero_point=1).array[-1] == 1.0
+    for bad in (0.5, np.nan, 2.0**40):
+        codes[-1] = bad
+        with pytest.raises(InputError, match="expected codes"):
+            dequantize(instances.get(), codes, scale=0.5, zero_point=1)
+
+
+def test_how_many_channels_there_are(instances: Instances) -> None:
+    one, many = instances.get(), made(instances, per_channel=True)
+    assert channels_of(one, X, channel_dim=1) == 1
+    assert channels_of(one, X, channel_dim=1, scale=[1.0], zero_point=[0], remember=False) == 3
+    assert [channels_of(many, X, channel_dim=axis) for axis in (None, 0, 1, -1)] == [2, 2, 3, 3]
+    assert channels_of(many, np.array(1.0)) == 1
+    own = {"l": {"per_channel": True}}
+    layers = made(instances, enable_mixed_precision=True, custom_quantization_config=own)
+    assert (channels_of(layers, X, layer_name="l"), channels_of(layers, X)) == (2, 1)
+
+
+LISTS: dict[str, Any] = {"scale": [1.0] * 5, "zero_point": [0] * 5, "channel_dim": 0}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"layers": {"\ud800": {"scale": 1}}}, "names of layers"),
+        ({"layers": {"a\0": {"scale": 1}}}, "names of layers"),
+        ({"layers": {"a" * 513: {"scale": 1}}}, "names of layers"),
+        ({"layers": {"a": {"scale": [], "zero_point": [], "channel_dim": 0}}}, "at least one channel"),
+        ({"layers": {"a": LISTS}}, "at most 4 channels"),
+        ({"per_channel_scales": LISTS["scale"]}, "at most 4 channels"),
+        ({"per_channel_scales": {str(i): 1.0 for i in range(5)}}, "at most 4 channels"),
+        ({"calibration": {"min": [0.0] * 5, "max": [1.0] * 5, "channel_dim": 0}}, "at most 4 channels"),
+        ({"calibration": {"min": [], "max": [], "channel_dim": 0}}, "at least one channel"),
+    ],
+)
+def test_parameters_that_are_not_taken_over(parameters: Any, told: str, instances: Instances) -> None:
+    load = operations.loading({"global_scale": 1.0, "channel_dim": None, **parameters}, Limits(max_channels=4))
+    with pytest.raises(InputError, match=told):
+        changed(instances, load)
+
+
+@pytest.mark.parametrize("layers", [{"a" * 512: {"scale": 1.0}}, {"ä/b": {**LISTS, "scale": [1.0], "zero_point": [0]}}])
+def test_parameters_that_are(layers: Any, instances: Instances) -> None:
+    load = operations.loading({"global_scale": 1.0, "layers": layers}, Limits())
+    assert set(changed(instances, load).quantizer.export_parameters()["layers"]) == set(layers)
 
 
 def test_limits() -> None:
-    assert check_array(X, max_elements=6, max_ndim=2) is X
-    with pytest.raises(InputError, match="at most 5 numbers"):
-        check_array(X, max_elements=5, max_ndim=2)
-    with pytest.raises(InputError, match="at most 1 dimensions"):
-        check_array(X, max_elements=6, max_ndim=1)
+    assert check_array(X, Limits(6, 2, 3), 3) is X
+    for limits, told in ((Limits(5, 2), "5 numbers"), (Limits(6, 1), "1 dimensions"), (Limits(6, 2, 2), "2 channels")):
+        with pytest.raises(InputError, match=f"at most {told}"):
+            check_array(X, limits, 3)

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 X = np.array([[1.2, 3.4, 5.6], [7.8, 9.0, 2.1]], np.float32)
 NPY = {"content-type": "application/x-npy", "accept": "application/x-npy"}
+JSON = {"content-type": "application/json"}
 CONFIG = "/instances/default/config"
 
 
@@ -139,6 +140,145 @@ def test_layers_with_slashes(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/x-npy;q=0"])
-def test_an_answer_that_nobody_accepts(accept: str, client: TestClient) -> None:
-    answer = client.post("/instances/default/quantize", json={"data": [[1]]}, headers={"accept": accept})
-    assert answer.status_code == 406
+@pytest.mark.parametrize("path", ["quantize", "upload_numpy"])
+def test_an_answer_that_nobody_accepts_changes_nothing(path: str, accept: str, client: TestClient) -> None:
+    client.post("/instances/default/quantize", json={"data": [[0, 1]]})
+    before = [client.get(f"/instances/default/{name}").json() for name in ("stats", "parameters")]
+    body: dict[str, Any] = {"json": {"data": [[0, 100]]}}
+    if path == "upload_numpy":
+        body = {"files": {"file": ("a.npy", npy(100 * X))}}
+    answer = client.post(f"/instances/default/{path}", headers={"accept": accept}, **body)
+    assert (answer.status_code, answer.json()["code"]) == (406, "not-acceptable")
+    assert [client.get(f"/instances/default/{name}").json() for name in ("stats", "parameters")] == before
+
+
+def test_tags_can_be_several(client: TestClient) -> None:
+    tag = client.get(CONFIG).headers["etag"]
+    assert client.put(CONFIG, json={}, headers={"if-match": f'"999", {tag}'}).status_code == 200
+    gone = client.put(CONFIG, json={}, headers={"if-match": f'"seven", W/{tag}'})
+    assert (gone.status_code, gone.json()["code"]) == (412, "instance-changed")
+    assert "-1" not in gone.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["clear_cache", "reset_stats"])
+def test_what_forgets_can_ask_for_a_revision(path: str, client: TestClient) -> None:
+    codes = client.post("/instances/default/quantize", json={"data": [[0, 1]]}).json()["data"]
+    for _ in range(2):
+        client.post("/instances/default/dequantize", json={"data": codes})
+    assert client.post(f"/instances/default/{path}", headers={"if-match": '"999"'}).status_code == 412
+    client.post("/instances/default/dequantize", json={"data": codes})
+    found = client.get("/instances/default/stats").json()
+    assert (found["dequantize_calls"], found["cache_hits"]) == (3, 2)
+    tag = client.get(CONFIG).headers["etag"]
+    assert client.post(f"/instances/default/{path}", headers={"if-match": tag}).status_code == 200
+
+
+FORM = {"content-type": "multipart/form-data; boundary=XX"}
+PART = b'--XX\r\nContent-Disposition: form-data; name="file"'
+
+
+# Starlette leaves the file of a form that ends too early to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (PART + b'; filename="a.npy"\r\n\r\n' + npy(X) + b"\r\n--XX--\r\n", 200),
+        (PART + b"\r\n\r\n" + b"text" + b"\r\n--XX--\r\n", 400),
+        (PART + b'; filename="a.npy"\r\n\r\n' + npy(X), 400),
+        (b"--XX--\r\n", 400),
+        (b"junk", 400),
+        (b"", 400),
+    ],
+)
+def test_a_form_that_holds_no_file(content: bytes, status: int, client: TestClient) -> None:
+    for path in ("upload_numpy", "quantize"):
+        answer = client.post(f"/instances/default/{path}", content=content, headers=FORM)
+        assert answer.status_code == status, answer.text
+
+
+STRICT: list[tuple[str, str, Any]] = [
+    ("PUT", "config", {"num_bits": "8"}),
+    ("PUT", "config", {"num_bits": True}),
+    ("PUT", "config", {"num_bits": 8.5}),
+    ("PUT", "config", {"quantize_bias": 0}),
+    ("PUT", "config", {"symmetric": "yes"}),
+    ("PATCH", "config", {"min_percentile": "1"}),
+    ("POST", "quantize", {"data": [1], "channel_dim": True}),
+    ("POST", "quantize", {"data": [1], "channel_dim": "0"}),
+    ("POST", "quantize", {"data": [1], "validate": 1}),
+    ("POST", "quantize", {"data": [1], "layer_name": "a\0"}),
+    ("POST", "dequantize", {"data": [1], "scale": True, "zero_point": 0}),
+    ("POST", "dequantize", {"data": [1], "scale": [True], "zero_point": [0]}),
+    ("POST", "dequantize", {"data": [1], "scale": "1", "zero_point": "0"}),
+    ("POST", "compute_params", {"data": [1], "channel_idx": False}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), STRICT)
+def test_values_have_their_type(method: str, path: str, body: Any, client: TestClient) -> None:
+    answer = client.request(method, f"/instances/default/{path}", json=body)
+    assert answer.status_code == 422, answer.text
+
+
+def test_whole_numbers_may_have_a_point(client: TestClient) -> None:
+    assert client.put(CONFIG, json={"num_bits": 4.0, "cache_size": 7.0}).status_code == 200
+    assert client.get(CONFIG).json()["num_bits"] == 4
+
+
+@pytest.mark.parametrize("query", ["validate=False&channel_dim=-1", "validate=1&remember=true", "layer_name=7"])
+def test_options_of_the_query_are_texts(query: str, client: TestClient) -> None:
+    assert client.post(f"/instances/default/quantize?{query}", content=npy(X), headers=NPY).status_code == 200
+    sent = "scale=[0.5,1]&zero_point=[0,0]&channel_dim=0"
+    back = client.post(f"/instances/default/dequantize?{sent}", content=npy(np.ones((2, 3), np.int8)), headers=NPY)
+    assert array_of(back).tolist() == [[0.5] * 3, [1.0] * 3]
+
+
+def test_names_of_layers_that_nobody_can_read_again(client: TestClient) -> None:
+    layer = '{"scale":1,"zero_point":0,"channel_dim":null}'
+    for name in (r"\ud800", "a" * 513, r"\u0000"):
+        for extra in ("", ',"global_zero_point":0,"x":NaN'):
+            body = f'{{"parameters":{{"global_scale":1.0,"layers":{{"{name}":{layer}}}{extra}}}}}'
+            answer = client.post("/instances/default/parameters", content=body, headers=JSON)
+            assert answer.status_code == 422
+    assert client.get("/instances/default/parameters").json()["layers"] == {}
+
+
+@pytest.mark.parametrize("path", ["quantize", "quantize_dequantize", "calibrate", "upload_numpy"])
+def test_channels_have_a_limit(path: str, client: TestClient) -> None:
+    client.put(CONFIG, json={"per_channel": True})
+    for channels, status in ((1 << 16, 200), ((1 << 16) + 1, 422)):
+        content = npy(np.ones((channels, 1), np.int8))
+        sent: dict[str, Any] = {"content": content, "headers": NPY | {"accept": "*/*"}}
+        if path == "upload_numpy":
+            sent = {"files": {"file": ("a.npy", content)}}
+        answer = client.post(f"/instances/default/{path}", **sent)
+        assert answer.status_code == status, answer.text[:300]
+    assert "at most 65536 channels" in answer.json()["detail"]
+
+
+def test_a_body_that_is_no_json(client: TestClient) -> None:
+    for content in (b"", b"{", b"\xff", b'{"num_bits": 1e400}'):
+        assert client.put(CONFIG, content=content, headers=JSON).status_code == 422
+
+
+def test_every_status_is_documented(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            found = set(operation["responses"])
+            if path.startswith("/instances"):
+                assert found >= {"200", "400", "422", "503", "504"}, (method, path)
+            if "{instance_id}" in path and (method, path) != ("post", "/instances/{instance_id}"):
+                assert "404" in found, (method, path)
+            if any(one["name"] == "if-match" for one in operation.get("parameters", ())):
+                assert "412" in found, (method, path)
+            if "requestBody" in operation:
+                assert {"400", "413", "415"} <= found, (method, path)
+
+
+def test_links_lead_to_operations(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    operations = [one for path in document["paths"].values() for one in path.values()]
+    known = {one["operationId"] for one in operations}
+    linked = {link["operationId"] for one in operations for link in one["responses"]["200"].get("links", {}).values()}
+    assert {"get_config", "update_config", "import_parameters", "delete_instance"} <= linked <= known

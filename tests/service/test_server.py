@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import queue
-import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,43 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from qi.errors import ConfigError
 from qi.service import server
 from qi.service.server import check_settings, listening
 from qi.service.settings import Settings
+from tests.service.processes import started
 
 Start = Callable[..., tuple[subprocess.Popen[str], str]]
 
 
 @pytest.fixture
-def start(checkout: Path, tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """A function that starts ``python -m qi.service`` (or another command) and returns (process, URL)."""
-    running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
+    with contextlib.ExitStack() as stack:
 
-    def start(*command: str, **settings: str) -> tuple[subprocess.Popen[str], str]:
-        environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1", "QI_API_PORT": "0"}
-        environment |= {f"QI_API_{name.upper()}": value for name, value in settings.items()}
-        process = subprocess.Popen(
-            [sys.executable, *(command or ("-m", "qi.service"))], cwd=tmp_path, env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        told: queue.Queue[str] = queue.Queue()
-        reader = threading.Thread(target=lambda: [told.put(line) for line in process.stdout or ()], daemon=True)
-        reader.start()
-        running.append((process, reader))
-        while not (found := re.search(r"http://[^\s]+:\d+", told.get(timeout=60))):
-            pass
-        return process, found[0]
+        def start(*command: str, **settings: str) -> tuple[subprocess.Popen[str], str]:
+            return stack.enter_context(started(*command, cwd=tmp_path, **settings))[:2]
 
-    yield start
-    for process, reader in running:
-        process.kill()
-        process.wait()
-        reader.join()
-        if process.stdout is not None:
-            process.stdout.close()
+        yield start
 
 
 def call(url: str, path: str, body: Any = None, **headers: str) -> Any:
@@ -163,20 +143,16 @@ def test_workers_get_the_settings_of_the_command() -> None:
     assert server._url("::1", 1) == "http://[::1]:1"
 
 
-def test_workers_answer_without_waiting_for_acknowledgements() -> None:
-    """asyncio turns Nagle's algorithm off for sockets that say they are of TCP; uvicorn's own doesn't say so."""
-    with listening(uvicorn.Config("nothing", port=0, log_config=None)) as shared:
-        assert shared.proto == socket.IPPROTO_TCP
-
-
-def test_workers_share_a_socket_that_sends_at_once() -> None:
-    """Without the number of its protocol, answers of workers wait for 40 ms (Nagle's algorithm)."""
-    shared = server.listening(uvicorn.Config(server._WORKER, factory=True, host="127.0.0.1", port=0, log_config=None))
-    try:
+def test_clients_wait_at_a_socket_that_sends_at_once() -> None:
+    """asyncio turns Nagle's algorithm off for sockets that say they are of TCP: else answers wait for 40 ms."""
+    with listening("127.0.0.1", 0) as shared:
         assert shared.proto == socket.IPPROTO_TCP
         socket.create_connection(shared.getsockname()[:2], timeout=60).close()  # it waits in the queue
-    finally:
-        shared.close()
+
+
+def test_an_address_that_is_taken_is_told() -> None:
+    with listening("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="free address"):
+        listening("127.0.0.1", taken.getsockname()[1])
 
 
 def test_a_wrong_environment_ends_the_command(checkout: Path) -> None:
@@ -185,3 +161,24 @@ def test_a_wrong_environment_ends_the_command(checkout: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: expected API keys")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("store", ["nothing://here", "sqlite:///{folder}"])
+def test_a_store_that_does_not_open_is_one_line(checkout: Path, tmp_path: Path, store: str, workers: str) -> None:
+    command = [sys.executable, "-m", "qi", "serve", "--port", "0", "--workers", workers]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "QI_API_STORE": store.format(folder=tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("qi: error: expected")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_address_that_is_taken_is_one_line(checkout: Path) -> None:
+    with listening("127.0.0.1", 0) as taken:
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "QI_API_PORT": str(taken.getsockname()[1])}
+        command = [sys.executable, "-m", "qi.service"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: expected a free address")
+    assert done.stderr.count("\n") == 1

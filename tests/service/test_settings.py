@@ -28,6 +28,21 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.allowed_hosts == ("a.example", "b.example")
 
 
+@pytest.mark.parametrize("names", [("QI_API_KEYS",), ("QI_API_API_KEYS",), ("QI_API_KEYS", "QI_API_API_KEYS")])
+def test_keys_have_a_shorter_name(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        monkeypatch.setenv(name, f"key{number},read:other")
+    assert [key.get_secret_value() for key in read_settings().api_keys] == ["key0", "read:other"]
+    assert [key.get_secret_value() for key in read_settings(api_keys="given").api_keys] == ["given"]
+    monkeypatch.setenv("API_KEYS", "of another program")
+    assert [key.get_secret_value() for key in read_settings().api_keys] == ["key0", "read:other"]
+
+
+def test_a_key_of_another_program_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", "of another program")
+    assert read_settings().api_keys == ()
+
+
 def test_keys_are_not_shown() -> None:
     assert "abc" not in repr(Settings(api_keys="read:abc"))
 

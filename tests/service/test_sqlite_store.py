@@ -6,11 +6,14 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from qi.errors import ConfigError, FileFormatError
+from qi.service import sqlite_store
 from qi.service.sqlite_store import SqliteStore
 from qi.service.store import UnavailableError
 
@@ -115,12 +118,56 @@ def test_what_cannot_be_used_says_so(url: str, tmp_path: Path) -> None:
         store.check()
 
 
+def test_those_who_write_wait_for_each_other_only_for_a_while(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_store, "_WAIT", 0.3)
+    store = SqliteStore(url)
+    record = store.create("a", "{}", limit=10)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    failed: list[float] = []
+
+    def change() -> None:
+        started = time.monotonic()
+        with pytest.raises(UnavailableError):
+            store.replace(record)
+        failed.append(time.monotonic() - started)
+
+    threads = [threading.Thread(target=change) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    assert store.get("a") == record  # reading doesn't wait
+    for thread in threads:
+        thread.join()
+    assert len(failed) == 6
+    assert max(failed) < 1.5  # not 6 times 0.3
+    other.execute("ROLLBACK")
+    other.close()
+    assert store.replace(record).revision > record.revision
+    store.close()
+
+
+def test_a_file_that_is_damaged_later_is_a_store_that_cannot_be_used(url: str) -> None:
+    store = SqliteStore(url)
+    record = store.create("a", "{}" * 5000, limit=10)
+    other = sqlite3.connect(store.path)
+    other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    other.close()
+    with store.path.open("r+b") as file:
+        file.write(os.urandom(store.path.stat().st_size))
+    for call in (store.ids, store.check, lambda: store.get("a"), lambda: store.replace(record)):
+        with pytest.raises(UnavailableError, match="DatabaseError"):
+            call()
+    store.close()
+    with pytest.raises(FileFormatError, match="expected a SQLite file"):
+        SqliteStore(url)
+
+
 def test_a_failed_change_leaves_nothing_behind(url: str) -> None:
     store = SqliteStore(url)
 
     def change() -> None:
         with store._transaction() as execute:
-            execute("INSERT INTO instances VALUES ('a', 1, 1, '{}', NULL)")
+            execute("INSERT INTO qi_instances VALUES ('a', 1, 1, '{}', NULL)")
             execute("INSERT INTO missing VALUES (1)")
 
     with pytest.raises(UnavailableError, match="no such table"):

@@ -1,16 +1,30 @@
-"""What every store does: run on all that are there."""
+"""What every store does: run on all that there are, against real servers."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qi.errors import ConfigError
+from qi.errors import ConfigError, QiError
 from qi.service import store as stores
-from qi.service.store import ExistsError, FullError, MemoryStore, MissingError, RevisionError, Store, open_store
+from qi.service.store import (
+    ExistsError,
+    FullError,
+    MemoryStore,
+    MissingError,
+    RevisionError,
+    Store,
+    UnavailableError,
+    open_store,
+    unavailable,
+)
+from tests.servers import STORES
+
+ODD = "%s ? $1 ' \" ` \\ : ; -- /*\n\t\x7f é 語 😀 {} [*] "
 
 
 @pytest.fixture
@@ -101,13 +115,95 @@ def test_latest_parameters_end_with_their_revision(store: Store) -> None:
 
 
 def test_the_oldest_layers_go_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("qi.service.store", "qi.service.sqlite_store"):
-        monkeypatch.setattr(f"{module}.MAX_LAYERS", 3)
+    monkeypatch.setattr(stores, "MAX_LAYERS", 3)
     record = store.create("a", "{}", limit=10)
     for name in "abcab":
         store.remember(record, (name,), name)
     store.remember(record, ("d",), "d")
     assert sorted(store.recall_all(record)) == ["a", "b", "d"]
+
+
+def test_the_longest_go_first_where_they_take_too_much(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "MAX_BYTES", 1000)
+    record = store.create("a", "{}", limit=10)
+    for name, length in {"a": 300, "b": 300, "c": 300}.items():
+        store.remember(record, (name,), "x" * length)
+    store.remember(record, ("a",), "y" * 250)  # takes the place of the first, and is the newest now
+    assert sorted(store.recall_all(record)) == ["a", "b", "c"]
+    store.remember(record, ("d", "e"), "z" * 240)
+    assert sorted(store.recall_all(record)) == ["a", "d", "e"]
+    record = store.replace(record)
+    store.remember(record, ("f",), "x" * 900)  # what was there before no longer counts
+    assert list(store.recall_all(record)) == ["f"]
+
+
+def test_names_may_hold_any_characters(store: Store) -> None:
+    ids = [ODD, "a" * 128, "a:b", "*", "default"]
+    for id in ids:
+        record = store.create(id, id, ODD, limit=10)
+        store.remember(record, ("", ODD, "x" * 512), ODD)
+        assert store.get(id) == record
+        assert sorted(store.recall_all(record)) == ["", ODD, "x" * 512]
+        assert store.recall(record, ODD) == store.recall(record, "")
+    assert store.ids() == ids
+    store.delete(ODD)
+    assert store.ids() == ids[1:]
+
+
+def test_parameters_may_be_long_and_go_again(store: Store) -> None:
+    long = "[0.123456789]" * 80_000  # a megabyte
+    record = store.create("a", long, long, limit=10)
+    assert store.get("a") == record
+    store.remember(record, ("",), long)
+    assert store.recall_all(record)[""].parameters == long
+    record = store.replace(stores.replace(record, config="{}", parameters=None))
+    assert store.get("a") == record
+    assert record.parameters is None
+
+
+def at_once(call: Callable[[int], object], threads: int = 8) -> list[object]:
+    """What several threads get that call something at the same time: results, or errors of QI."""
+    together, found = threading.Barrier(threads), []
+
+    def one(number: int) -> None:
+        together.wait(timeout=60)
+        try:
+            found.append(call(number))
+        except QiError as error:
+            found.append(error)
+
+    running = [threading.Thread(target=one, args=(number,)) for number in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return found
+
+
+def test_a_limit_holds_where_many_create_at_once(store: Store) -> None:
+    found = at_once(lambda number: store.create(f"i{number}", "{}", limit=5))
+    assert sum(isinstance(one, FullError) for one in found) == 3
+    assert len(store.ids()) == 5
+
+
+def test_one_of_many_that_do_the_same_at_once_succeeds(store: Store) -> None:
+    found = at_once(lambda number: store.create("a", str(number), limit=10))
+    assert sum(isinstance(one, ExistsError) for one in found) == 7
+    record = store.get("a")
+    assert record in found
+    assert record is not None
+    found = at_once(lambda number: store.replace(stores.replace(record, config=str(number))))
+    assert sum(isinstance(one, RevisionError) for one in found) == 7
+    assert store.get("a") in found
+    found = at_once(lambda number: store.delete("a"))
+    assert sum(isinstance(one, MissingError) for one in found) == 7
+
+
+def test_many_that_remember_at_once_get_numbers_of_their_own(store: Store) -> None:
+    record = store.create("a", "{}", limit=10)
+    found = at_once(lambda number: store.remember(record, ("", f"l{number}"), str(number)))
+    assert len(set(found)) == 8
+    assert store.recall_all(record)[""].sequence == max(found)  # type: ignore[type-var]
 
 
 def test_changes_from_many_threads_are_all_there(store: Store) -> None:
@@ -137,6 +233,33 @@ def test_changes_from_many_threads_are_all_there(store: Store) -> None:
     assert len(store.ids()) == 5
 
 
+@pytest.mark.parametrize("kind", STORES[1:])
+def test_all_that_have_it_open_see_each_other_at_once(kind: str, new_store_url: Callable[[str], str]) -> None:
+    url = new_store_url(kind)
+    opened: list[Any] = at_once(lambda number: open_store(url), 4)  # makes tables once
+    one, two = opened[:2]
+    record = one.create("a", "{}", limit=10)
+    assert two.get("a") == record
+    changed = two.replace(record)
+    assert one.revision("a") == changed.revision
+    two.remember(changed, ("",), "p")
+    assert one.recall(changed, "") == two.recall(changed, "")
+    assert one.recall(changed, "").parameters == "p"
+    one.delete("a")
+    assert (two.ids(), two.revision("a")) == ([], None)
+    for store in opened:
+        store.close()
+    again = open_store(url)
+    assert again.create("a", "{}", limit=10).revision > changed.revision
+    again.close()
+
+
+def test_what_a_library_says_is_told_in_one_line() -> None:
+    error = unavailable(OSError("no route\n\tto host"))
+    assert isinstance(error, UnavailableError)
+    assert str(error) == "expected a store that can be used; received OSError: no route to host"
+
+
 def test_a_store_is_found_by_its_url(tmp_path: Path) -> None:
     assert isinstance(open_store("memory"), MemoryStore)
     plain = open_store(str(tmp_path / "plain.db"))
@@ -145,5 +268,7 @@ def test_a_store_is_found_by_its_url(tmp_path: Path) -> None:
     assert (tmp_path / "plain.db").is_file()
     with pytest.raises(ConfigError, match="Did you mean 'sqlite'"):
         open_store("sqlit:///a")
+    for scheme in ("redis", "rediss", "unix", "postgres", "postgresql"):
+        assert scheme in stores.STORES
     with pytest.raises(ConfigError, match="URL of a store"):
         open_store("")

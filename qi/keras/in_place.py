@@ -1,0 +1,221 @@
+"""Quantizers within a model whose ``call`` can't be followed: each of its layers is hooked where it is.
+
+A subclassed model may do anything in its ``call``: branches on values, loops, code of other frameworks. Its graph isn't
+known, but its layers are. A copy of the model keeps its class, its methods and its ``train_step``; the ``call`` of each of
+its layers is replaced by one that runs the layer in a `KerasQuantizationWrapper`, wherever and however often it is called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
+from qi.keras.layers import rebuild_layer
+from qi.keras.variables import is_builtin, own_variables, sub_layers
+from qi.keras.wrapper import KerasQuantizationWrapper
+
+__all__ = ["InPlaceModel", "attach", "copy_model", "detached", "observed", "parts_of", "wrappers_of"]
+
+
+def parts_of(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """The layers of a model that are hooked, by path: Keras' own and those of users that hold weights or no other layers.
+
+    A layer of a user's that is made of others and has weights of its own is one, and so are those that it is made of.
+    """
+    found: dict[str, keras.layers.Layer] = {}
+    seen: set[int] = set()
+
+    def walk(owner: Any, prefix: str) -> None:
+        for name, child in sub_layers(owner):
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            made_of_others = sub_layers(child) and (isinstance(child, keras.Model) or not is_builtin(child))
+            if not made_of_others or own_variables(child):
+                found[_unique(prefix + name, found)] = child
+            if made_of_others:
+                walk(child, f"{prefix}{name}/")
+
+    walk(model, "")
+    return found
+
+
+def _unique(path: str, taken: Mapping[str, Any]) -> str:
+    count, unique = 1, path
+    while unique in taken:
+        count += 1
+        unique = f"{path}_{count}"
+    return unique
+
+
+class _Hook:
+    """In place of the ``call`` of a layer: `around`, which may run the original one."""
+
+    def __init__(self, layer: keras.layers.Layer, around: Callable[..., Any]) -> None:
+        self.original = layer.call
+        self._around = around
+        self._signature = inspect.signature(self.original)
+        functools.update_wrapper(self, self.original, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not args:  # the wrapper takes the first one by its place
+            first = next(iter(self._signature.parameters), "")
+            if first in kwargs:
+                args = (kwargs.pop(first),)
+        return self._around(*args, **kwargs)
+
+
+@contextmanager
+def observed(
+    parts: Mapping[str, keras.layers.Layer], see: Callable[[str, list[Any], list[Any]], None]
+) -> Iterator[None]:
+    """Hands the flat arguments and outputs of every call of a part to `see`, with the part's path."""
+    hooks = {}
+    for path, layer in parts.items():
+        hooks[path] = hook = _Hook(layer, functools.partial(_seen, path, layer.call, see))
+        layer.call = hook
+    try:
+        yield
+    finally:
+        for path, layer in parts.items():
+            layer.call = hooks[path].original
+
+
+def _seen(path: str, call: Callable[..., Any], see: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
+    outputs = call(*args, **kwargs)
+    see(path, keras.tree.flatten((args, kwargs)), keras.tree.flatten(outputs))
+    return outputs
+
+
+class _Parts(keras.layers.Layer):
+    """Holds the wrappers of a model, so that Keras finds their variables."""
+
+    def __init__(self, wrappers: Iterable[KerasQuantizationWrapper]) -> None:
+        super().__init__(name="quantized_parts")
+        self.wrappers = list(wrappers)
+        self.built = True
+
+
+class InPlaceModel(keras.Model):
+    """What models that are quantized in place have in common; each is of its own class besides.
+
+    Attributes:
+        quantized_in_place: True.
+    """
+
+    quantized_in_place = True
+
+    def get_config(self) -> dict[str, Any]:
+        """The float model's record, how it was built, and what was put into it."""
+        return {
+            "model": self._qi_record,
+            "build": self._qi_build,
+            "parts": [
+                {"path": path, "name": w.name, "frozen": w.frozen, "dispatcher": w.get_config()["dispatcher"]}
+                for path, w in wrappers_of(self).items()
+            ],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
+        """The model again; the user's class has to be known to Keras."""
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        if not model.built:
+            model.build_from_config(config["build"])
+        parts = parts_of(model)
+        wrappers = {}
+        for record in config["parts"]:
+            dispatcher = KerasNodeQuantizationDispatcher.from_config(record["dispatcher"])
+            wrappers[record["path"]] = KerasQuantizationWrapper(
+                parts[record["path"]], dispatcher, name=record["name"], frozen=record["frozen"]
+            )
+        return attach(model, wrappers, config["model"], config["build"])
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Nothing: `from_config` has built it."""
+
+
+def wrappers_of(model: Any) -> dict[str, KerasQuantizationWrapper]:
+    """The wrappers within a model that is quantized in place, by path."""
+    return dict(zip(model._qi_paths, model._qi_parts.wrappers, strict=True))
+
+
+def attach(
+    model: keras.Model, wrappers: Mapping[str, KerasQuantizationWrapper], record: dict[str, Any], build: dict[str, Any]
+) -> keras.Model:
+    """Hooks wrappers into the layers that they wrap.
+
+    Args:
+        model: changed in place, its class too.
+        wrappers: by path, around parts of the model.
+        record: of the float model, as Keras serializes it.
+        build: how that was built.
+    """
+    for wrapper in wrappers.values():
+        layer = wrapper.layer
+        hook = _Hook(layer, wrapper)
+        wrapper.run_by(functools.partial(_run, hook.original))
+        if not wrapper.built:
+            wrapper.build(None)
+        layer.call = hook
+        if not is_builtin(layer):  # what its sub-layers hold, their own wrappers store, or Keras
+            mine = {id(variable) for variable in own_variables(layer)}
+            wrapper.leave_to_others(path for path, v in wrapper.layer_weights.items() if id(v) not in mine)
+        # What the wrapper stores packed isn't stored once more in float.
+        layer.save_own_variables = layer.load_own_variables = _nothing
+    model._tracker.unlock()
+    model._qi_parts = _Parts(wrappers.values())
+    model._tracker.lock()
+    model._qi_paths = tuple(wrappers)
+    model._qi_record, model._qi_build = _Plain(record), _Plain(build)
+    model.__class__ = _class_of(type(model))
+    return model
+
+
+class _Plain(dict):
+    """A dict that Keras leaves alone: its own would be tracked, and looked through for layers when saved."""
+
+
+def _nothing(store: Any) -> None:
+    """In place of a layer's own storing and reading of variables."""
+
+
+def _run(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A layer's own ``call``, without the word about training if it doesn't take one."""
+    if "training" in kwargs and "training" not in inspect.signature(call).parameters:
+        del kwargs["training"]
+    return call(*args, **kwargs)
+
+
+@functools.cache
+def _class_of(cls: type) -> type:
+    """A user's class, quantized in place; all go by one name with Keras, for any of them reads the others' records."""
+    made = type(cls.__name__, (InPlaceModel, cls), {"__module__": __name__})
+    return keras.saving.register_keras_serializable(package="qi", name="InPlaceModel")(made)
+
+
+keras.saving.register_keras_serializable(package="qi", name="InPlaceModel")(InPlaceModel)
+
+
+def detached(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record of the float model of one that is quantized in place, and how it was built."""
+    return dict(model._qi_record), dict(model._qi_build)
+
+
+def copy_model(model: keras.Model) -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
+    """A copy of a float model with the same weights, its record and how it was built.
+
+    Raises:
+        NotRebuildableError: its configuration doesn't give it again.
+    """
+    copy = rebuild_layer(model)
+    record = keras.saving.serialize_keras_object(model)
+    for name in ("compile_config", "build_config"):
+        record.pop(name, None)
+    return copy, record, model.get_build_config()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from qi.service.document import methods_of
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/", ["GET"]),
+        ("/instances/a", ["POST", "DELETE"]),
+        ("/v1/instances/a/config", ["GET", "PUT", "PATCH"]),
+        ("/instances/a/parameters", ["GET", "POST"]),
+        ("/v2/models/a/infer", ["POST"]),
+        ("/nothing", []),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(path: str, methods: list[str], client: TestClient) -> None:
+    scope = {"type": "http", "path": path, "root_path": "", "headers": [], "query_string": b""}
+    assert methods_of(client.app.routes, scope) == methods  # type: ignore[attr-defined]
+    answer = client.request("TRACE", path)
+    assert answer.status_code == (405 if methods else 404)
+    assert answer.headers.get("allow", "") == ", ".join(methods)
+
+
+def test_keys_are_documented(make_client: Callable[..., TestClient]) -> None:
+    client = make_client(api_keys=["read:secret"])
+    document = client.get("/openapi.json", headers={"X-API-Key": "secret"}).json()
+    schemes: dict[str, Any] = document["components"]["securitySchemes"]
+    assert {"type": "http", "scheme": "bearer"}.items() <= schemes["bearer"].items()
+    assert document["security"] == [{}, {"bearer": []}, {"key": []}]
+    for headers in ({schemes["key"]["name"]: "secret"}, {"Authorization": "Bearer secret"}):
+        assert client.get("/instances", headers=headers).status_code == 200
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if operation.get("security") == []:
+                assert client.request(method, path).status_code == 200
+
+
+def test_every_protection_is_documented_everywhere(make_client: Callable[..., TestClient]) -> None:
+    for settings, statuses in (({}, set()), ({"overload_status": 429}, {"429"})):
+        paths = make_client(**settings).get("/openapi.json").json()["paths"]
+        for path, operations in paths.items():
+            for operation in operations.values():
+                wanted = {"400", "401", "403", "408", "413", "415", "431", "503", "504"} | statuses
+                assert wanted <= set(operation["responses"]), path
