@@ -9,46 +9,18 @@ of the signal, residual branches that correct rather than replace, and a last la
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import applications, layers
 
-__all__ = ["APPLICATIONS", "CLASSES", "Family", "application", "fit_head", "settle", "textures"]
+from tests.family_models import CLASSES, OWN, Family, textures
 
-CLASSES = 10
-_PASS, _BRANCH, _RIDGE = 2.0, 0.4, 0.1
+__all__ = ["APPLICATIONS", "FAMILIES", "SIZES", "Family", "build", "fit_head", "settle", "train"]
 
-
-class Family(NamedTuple):
-    """A float network and its data.
-
-    `calibration` and `test` are inputs in the network's structure; `classes` is the axis of scores in its (first) output, None
-    where the output names no class.
-    """
-
-    model: keras.Model
-    calibration: Any
-    test: Any
-    classes: int | None = -1
-
-
-def textures(count: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Gratings in 5 directions and 2 widths, of any phase, contrast and colour, with noise.
-
-    Returns:
-        images in [-1, 1], (count, size, size, 3) float32, and their classes, 0..9.
-    """
-    rng = np.random.default_rng(seed)
-    kind = rng.integers(0, CLASSES, count)
-    angle, waves = (kind % 5) * np.pi / 5 + rng.normal(0, 0.06, count), np.where(kind < 5, 3.0, 6.0)
-    rows, columns = np.meshgrid(*2 * [np.linspace(0, 1, size)], indexing="ij")
-    along = np.cos(angle)[:, None, None] * rows + np.sin(angle)[:, None, None] * columns
-    phase, contrast = rng.uniform(0, 2 * np.pi, (count, 1, 1)), rng.uniform(0.4, 0.9, (count, 1, 1))
-    wave = contrast * np.sin(2 * np.pi * waves[:, None, None] * along + phase)
-    images = wave[..., None] * rng.uniform(0.4, 1.0, (count, 1, 1, 3)) + rng.normal(0, 0.08, (count, size, size, 3))
-    return np.clip(images, -1, 1).astype("float32"), kind
+_PASS, _BRANCH, _RIDGE = 1.0, 0.4, 0.1
 
 
 def settle(model: keras.Model, images: np.ndarray, seed: int = 0) -> keras.Model:
@@ -130,88 +102,83 @@ def fit_head(model: keras.Model, x: Any, labels: np.ndarray, head: Any = None) -
     return model
 
 
-def application(make: Callable[..., keras.Model], size: int, *, pixels: bool = False, **options: Any) -> Family:
-    """A network of keras.applications for `size` x `size` images; with `pixels`, it takes 0..255 and normalizes itself."""
-    x, labels = textures(512, size)
-    test, _ = textures(256, size, seed=1)
-    if pixels:
-        x, test = (x + 1) * 127.5, (test + 1) * 127.5
-    model = make(input_shape=(size, size, 3), weights=None, classes=CLASSES, **options)
-    settle(model, x[:64])
-    return Family(fit_head(model, x, labels), x[:64], test)
+def train(model: keras.Model, x: np.ndarray, labels: np.ndarray, epochs: int) -> None:
+    """Trains for a few epochs; statistics of batch normalizations follow as fast."""
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.9
+    model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", jit_compile=False)
+    model.fit(x, labels, batch_size=32, epochs=epochs, verbose=0)
 
 
 def _nasnet(**options: Any) -> keras.Model:
-    from keras.src.applications.nasnet import NASNet  # the public builders have 12 and 18 cells, and no fewer
+    from keras.src.applications.nasnet import NASNet  # the public builders have 12 cells at least
 
     return NASNet(penultimate_filters=264, num_blocks=1, stem_block_filters=16, skip_reduction=False, **options)
 
 
 def _densenet(**options: Any) -> keras.Model:
-    from keras.src.applications.densenet import DenseNet  # as above: 121 layers at least
+    from keras.src.applications.densenet import DenseNet  # the public ones: 121 layers
 
     return DenseNet([2, 3, 2, 2], **options)
 
 
 def _convnext(**options: Any) -> keras.Model:
-    from keras.src.applications.convnext import ConvNeXt  # as above: 18 blocks at least
+    from keras.src.applications.convnext import ConvNeXt  # the public ones: 18 blocks
 
     return ConvNeXt([1, 1, 2, 1], [32, 64, 96, 128], **options)
 
 
-APPLICATIONS: dict[str, dict[str, Callable[[], Family]]] = {
-    "MobileNet": {
-        "small": lambda: application(applications.MobileNet, 32, alpha=0.25),
-        "full": lambda: application(applications.MobileNet, 96),
-    },
-    "MobileNetV2": {
-        "small": lambda: application(applications.MobileNetV2, 32, alpha=0.35),
-        "full": lambda: application(applications.MobileNetV2, 96),
-    },
-    "MobileNetV3Small": {
-        "small": lambda: application(applications.MobileNetV3Small, 32, pixels=True),
-        "full": lambda: application(applications.MobileNetV3Small, 96, pixels=True),
-    },
-    "MobileNetV3Large": {"full": lambda: application(applications.MobileNetV3Large, 96, pixels=True)},
-    "EfficientNetB0": {
-        "small": lambda: application(applications.EfficientNetB0, 32, pixels=True),
-        "full": lambda: application(applications.EfficientNetB0, 96, pixels=True),
-    },
-    "EfficientNetV2B0": {
-        "small": lambda: application(applications.EfficientNetV2B0, 32, pixels=True),
-        "full": lambda: application(applications.EfficientNetV2B0, 96, pixels=True),
-    },
-    "ResNet50": {
-        "small": lambda: application(applications.ResNet50, 32),
-        "full": lambda: application(applications.ResNet50, 96),
-    },
-    "ResNet50V2": {
-        "small": lambda: application(applications.ResNet50V2, 32),
-        "full": lambda: application(applications.ResNet50V2, 96),
-    },
-    "DenseNet121": {
-        "small": lambda: application(_densenet, 32),
-        "full": lambda: application(applications.DenseNet121, 96),
-    },
-    "Xception": {
-        "small": lambda: application(applications.Xception, 71),
-        "full": lambda: application(applications.Xception, 96),
-    },
-    "InceptionV3": {
-        "small": lambda: application(applications.InceptionV3, 75),
-        "full": lambda: application(applications.InceptionV3, 96),
-    },
-    "NASNetMobile": {
-        "small": lambda: application(_nasnet, 32),
-        "full": lambda: application(applications.NASNetMobile, 64),
-    },
-    "ConvNeXtTiny": {
-        "small": lambda: application(_convnext, 32, pixels=True),
-        "full": lambda: application(applications.ConvNeXtTiny, 64, pixels=True),
-    },
-    "VGG16": {
-        "small": lambda: application(applications.VGG16, 32),
-        "full": lambda: application(applications.VGG16, 64),
-    },
+class Application(NamedTuple):
+    """A network of keras.applications: as published, and with fewer blocks or a narrow width for tests.
+
+    `pixels`: it takes 0..255 and normalizes itself; `size`: of the images, the smallest that it takes.
+    """
+
+    full: Callable[..., keras.Model]
+    small: Callable[..., keras.Model]
+    size: int = 32
+    pixels: bool = False
+
+
+APPLICATIONS = {
+    "MobileNet": Application(applications.MobileNet, partial(applications.MobileNet, alpha=0.25)),
+    "MobileNetV2": Application(applications.MobileNetV2, partial(applications.MobileNetV2, alpha=0.35)),
+    "MobileNetV3Small": Application(applications.MobileNetV3Small, applications.MobileNetV3Small, pixels=True),
+    "EfficientNetB0": Application(applications.EfficientNetB0, applications.EfficientNetB0, pixels=True),
+    "EfficientNetV2B0": Application(applications.EfficientNetV2B0, applications.EfficientNetV2B0, pixels=True),
+    "ResNet50": Application(applications.ResNet50, applications.ResNet50),
+    "ResNet50V2": Application(applications.ResNet50V2, applications.ResNet50V2),
+    "DenseNet121": Application(applications.DenseNet121, _densenet),
+    "Xception": Application(applications.Xception, applications.Xception, size=71),
+    "InceptionV3": Application(applications.InceptionV3, applications.InceptionV3, size=75),
+    "NASNetMobile": Application(applications.NASNetMobile, _nasnet),
+    "ConvNeXtTiny": Application(applications.ConvNeXtTiny, _convnext, pixels=True),
+    "VGG16": Application(applications.VGG16, applications.VGG16),
 }
-"""Networks of keras.applications: "full" as published, "small" for a test, with fewer blocks or a narrow width."""
+
+FAMILIES = (*APPLICATIONS, *OWN)
+SIZES = ("small", "full")
+
+
+def build(name: str, size: str = "small", epochs: int = 0) -> Family:
+    """The float network of that name, and its data.
+
+    Args:
+        name: one of `FAMILIES`.
+        size: "small" for tests or "full"; those that aren't of keras.applications are small.
+        epochs: how long one of keras.applications is trained (24 batches an epoch); the others always are.
+    """
+    keras.utils.set_random_seed(0)
+    if name in OWN:
+        return OWN[name]()
+    source = APPLICATIONS[name]
+    x, labels = textures(768, source.size)
+    test, truth = textures(256, source.size, seed=1)
+    if source.pixels:
+        x, test = (x + 1) * 127.5, (test + 1) * 127.5
+    model = getattr(source, size)(input_shape=(source.size, source.size, 3), weights=None, classes=CLASSES)
+    fit_head(settle(model, x[:64]), x[:512], labels[:512])
+    if epochs:
+        train(model, x, labels, epochs)
+    return Family(model, x[:64], test, truth)

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -91,12 +92,12 @@ class Server:
 
     def kill(self) -> None:
         """Ends it and all its processes as a loss of power would, but for what the kernel has not yet written."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        for pid in (self.pid, *map(int, children)):
+        children = _children(self.pid)
+        for pid in (self.pid, *children):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.stop()
-        while any(_runs(int(pid)) for pid in children):
+        while any(_runs(pid) for pid in children):
             time.sleep(0.01)
 
     def restart(self) -> None:
@@ -107,8 +108,7 @@ class Server:
     @contextlib.contextmanager
     def hanging(self) -> Iterator[None]:
         """A block in which it takes connections and doesn't answer."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        pids = (self.pid, *map(int, children))
+        pids = (self.pid, *_children(self.pid))
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -121,21 +121,24 @@ class Server:
 class RedisServer(Server):
     """Redis, which has every change on the disk before it answers.
 
+    Args:
+        options: More of its configuration.
+
     Attributes:
         address: Host, port and number of the database, as in a URL.
         socket: Path of its other way in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: str = "") -> None:
         program = _program("redis-server")
         folder = Path(tempfile.mkdtemp(prefix="qi-redis-"))
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
+        port = free_port()
         self.address, self.socket = f"127.0.0.1:{port}/0", folder / "socket"
         self._address = "127.0.0.1", port
         durable = "--appendonly yes --appendfsync always"
-        command = f"{program} --bind 127.0.0.1 --port {port} --unixsocket {self.socket} --dir {folder} {durable}"
+        command = (
+            f"{program} --bind 127.0.0.1 --port {port} --unixsocket {self.socket} --dir {folder} {durable} {options}"
+        )
         super().__init__(command.split(), folder, self._pings, "KILL")
 
     def url(self, prefix: str) -> str:
@@ -146,7 +149,7 @@ class RedisServer(Server):
         try:
             with socket.create_connection(self._address, timeout=5) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(100).startswith(b"+PONG")
+                return connection.recv(100).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 
@@ -232,8 +235,17 @@ class Servers:
             server.stop(keep=False)
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 def _program(name: str, *folders: str) -> str:
     """The path of a program; skips where it isn't installed."""
+    if sys.platform != "linux":
+        pytest.skip("servers are watched by way of /proc")
     found = shutil.which(name)
     for folder in folders:
         newest = sorted(Path("/").glob(f"{folder}/{name}".lstrip("/")), key=lambda path: int(path.parts[-3]))
@@ -253,7 +265,20 @@ def _other_user() -> str | None:
 
 def _runs(pid: int) -> bool:
     """Whether a process runs; one that nobody has waited for doesn't."""
+    found = _state(pid)
+    return found is not None and found[0] != "Z"
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    every = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [one for one in every if (_state(one) or ("", 0))[1] == pid]
+
+
+def _state(pid: int) -> tuple[str, int] | None:
+    """The state and the parent of a process; None: there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return state, int(parent)

@@ -19,13 +19,14 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve", help="quantize arrays over HTTP", allow_abbrev=False,
         description="Serves named quantizers over HTTP until it is told to stop. Everything else is set by environment "
-        "variables: QI_API_API_KEYS for the keys of clients on other machines, and those of qi.service.settings.",
+        "variables: QI_API_KEYS for the keys of clients on other machines, and those of qi.service.settings.",
     )  # fmt: skip
     parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", metavar="N", type=port, help="port to listen on; 0: any that is free (default: 8000)")
     parser.add_argument(
-        "--store", metavar="URL", help="where instances live: memory, sqlite:///PATH or a path (default: memory)"
-    )
+        "--store", metavar="URL",
+        help="where instances live: memory, sqlite:///PATH or a path, redis://..., postgresql://... (default: memory)",
+    )  # fmt: skip
     parser.add_argument("--workers", metavar="N", type=positive, default=1, help="processes (default: 1)")
     parser.add_argument("--log", choices=("console", "json"), help="how requests are logged (default: console)")
     parser.set_defaults(run=run)

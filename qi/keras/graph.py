@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ import keras
 
 from qi.errors import InputError, QiError, UnsupportedError
 from qi.keras.trace import same_in_training, trace_call, trace_model, why_whole
+from qi.keras.variables import paths_within
 
 __all__ = ["Call", "Graph", "Value", "build_model", "build_tensors", "flatten_model", "is_graph_model"]
 
@@ -161,7 +162,7 @@ def _flattened(model: keras.Model, traces: ExitStack) -> Graph:
         )
     values = {id(tensor): _input_value(tensor) for tensor in functional.inputs}
     walker = _Walker(traces)
-    walker.walk(functional, values, "")
+    walker.walk(functional, values, "", {} if is_graph_model(model) else paths_within(model))
     for tensor in functional.outputs:
         values[id(tensor)].name = values[id(tensor)].name or _operation_name(tensor)
     inputs, outputs = (
@@ -208,23 +209,25 @@ class _Walker:
         self._paths: dict[int, str] = {}
         self._sites: dict[str, int] = {}  # by path: functions within a layer are others at each of its calls
 
-    def walk(self, model: Any, values: dict[int, Value], prefix: str) -> None:
+    def walk(self, model: Any, values: dict[int, Value], prefix: str, names: Mapping[int, str]) -> None:
         """Adds the calls that lead to a functional model's outputs.
 
         Args:
             model: its graph is followed.
             values: maps known KerasTensors, its inputs among them, and gets the others.
             prefix: of the paths within it.
+            names: of layers in these paths, by ``id``, where they go by others than their own: Keras numbers those of layers
+                that a class holds through the process.
         """
         for node in _nodes(model.outputs, values):
             op = node.operation
-            path = self._paths.setdefault(id(op), prefix + op.name)
+            path = self._paths.setdefault(id(op), prefix + names.get(id(op), op.name))
             functional, inner = self._inside(op, node)
             if inner is None:
                 self._add(op, node, values, path)
                 continue
             known = {id(own): values[id(given)] for own, given in zip(functional.inputs, inner, strict=True)}
-            self.walk(functional, known, path + "/")
+            self.walk(functional, known, path + "/", {} if is_graph_model(op) else paths_within(op))
             for given, own in zip(node.outputs, functional.outputs, strict=True):
                 values[id(given)] = known[id(own)]
 

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
-from qi.keras.layers import rebuild_layer
+from qi.keras.layers import build_by, build_configs, config_of, rebuild_layer
 from qi.keras.variables import is_builtin, own_variables, sub_layers
 from qi.keras.wrapper import KerasQuantizationWrapper
 
@@ -33,7 +33,7 @@ def parts_of(model: keras.Model) -> dict[str, keras.layers.Layer]:
 
     def walk(owner: Any, prefix: str) -> None:
         for name, child in sub_layers(owner):
-            if id(child) in seen:
+            if id(child) in seen or isinstance(child, keras.layers.InputLayer):
                 continue
             seen.add(id(child))
             made_of_others = sub_layers(child) and (isinstance(child, keras.Model) or not is_builtin(child))
@@ -126,8 +126,7 @@ class InPlaceModel(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
         """The model again; the user's class has to be known to Keras."""
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
-        if not model.built:
-            model.build_from_config(config["build"])
+        build_by(model, config["build"])
         parts = parts_of(model)
         wrappers = {}
         for record in config["parts"]:
@@ -155,7 +154,7 @@ def attach(
         model: changed in place, its class too.
         wrappers: by path, around parts of the model.
         record: of the float model, as Keras serializes it.
-        build: how that was built.
+        build: how that was built, by path.
     """
     for wrapper in wrappers.values():
         layer = wrapper.layer
@@ -164,11 +163,14 @@ def attach(
         if not wrapper.built:
             wrapper.build(None)
         layer.call = hook
-        if not is_builtin(layer):  # what its sub-layers hold, their own wrappers store, or Keras
-            mine = {id(variable) for variable in own_variables(layer)}
-            wrapper.leave_to_others(path for path, v in wrapper.layer_weights.items() if id(v) not in mine)
         # What the wrapper stores packed isn't stored once more in float.
         layer.save_own_variables = layer.load_own_variables = _nothing
+    for path, wrapper in wrappers.items():
+        if sub_layers(wrapper.layer) and not is_builtin(wrapper.layer):  # what these hold, their own wrappers store, or Keras
+            mine = {id(variable) for variable in own_variables(wrapper.layer)}
+            others = [name for name, v in wrapper.layer_weights.items() if id(v) not in mine]
+            within = [w for name, w in wrappers.items() if name.startswith(f"{path}/")]
+            wrapper.share_with(others, [v for w in within for v in w.variables])
     model._tracker.unlock()
     model._qi_parts = _Parts(wrappers.values())
     model._tracker.lock()
@@ -218,4 +220,5 @@ def copy_model(model: keras.Model) -> tuple[keras.Model, dict[str, Any], dict[st
     record = keras.saving.serialize_keras_object(model)
     for name in ("compile_config", "build_config"):
         record.pop(name, None)
-    return copy, record, model.get_build_config()
+    record["config"] = {key: value for key, value in record["config"].items() if key in config_of(model)}
+    return copy, record, build_configs(model)

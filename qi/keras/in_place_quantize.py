@@ -21,6 +21,7 @@ from qi.keras.data import batches, count_batches
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.graph import Call, Graph, Value, is_graph_model
 from qi.keras.in_place import attach, copy_model, detached, observed, parts_of, wrappers_of
+from qi.keras.layers import build_by
 from qi.keras.plan import Group
 from qi.keras.rows import activation_row, original_weights, weight_rows
 from qi.keras.running import eagerly, stateless_call, translated
@@ -298,11 +299,21 @@ def put_quantizers(ready: InPlace, adapt: Adapt | None = None) -> tuple[keras.Mo
             wrappers[path] = wrapper.freeze(in_place=True) if adapt is None else wrapper
         call = part.call
         call.op = wrappers.get(path, part.layer)
-        rows = weight_rows([call], originals, reasons, part.kind)
-        weights.rows += rows
-        weights.refused += [row for row in rows if not row.quantized and unasked(row, ready.book)]
+        weights.rows += weight_rows([call], originals, reasons, part.kind)
+    weights.rows += _own_rows(ready.copy)
+    weights.refused += [row for row in weights.rows if not row.quantized and unasked(row, ready.book)]
     model = attach(ready.copy, wrappers, ready.record, ready.build)
     return model, weights, made
+
+
+def _own_rows(model: keras.Model) -> list[Row]:
+    """Rows of the variables that no layer of a model holds."""
+    own = {id(variable) for variable in own_variables(model)}
+    mine = {path: to_numpy(v) for path, v in weights_of(model).items() if id(v) in own}
+    nowhere = [Value((None, None), "float32")]
+    return weight_rows(
+        [Call(model, model.name, model.name, nowhere, nowhere)], mine, dict.fromkeys(mine, _OWN), type(model).__name__
+    )
 
 
 def _weights_of(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
@@ -327,10 +338,7 @@ def quantized_rows(
     """The rows of a report: each layer's weights and what it gives, in the order in which the layers are held."""
     after = _first_outputs(ready, model)
     rows = [activation_row(v.name, "InputLayer", v.shape, _INPUT, name="input") for v in ready.graph.flat_inputs()]
-    own = {id(variable) for variable in own_variables(ready.copy)}
-    mine = {path: to_numpy(v) for path, v in weights_of(ready.copy).items() if id(v) in own}
-    call = Call(ready.copy, ready.copy.name, ready.copy.name, [], [])
-    rows += weight_rows([call], mine, dict.fromkeys(mine, _OWN), type(ready.copy).__name__)
+    rows += [row for row in weights.rows if row.layer == ready.copy.name]
     for path, part in ready.parts.items():
         rows += [row for row in weights.rows if row.layer == path]
         if not made[path]:
@@ -364,11 +372,10 @@ def convert_in_place(model: keras.Model) -> keras.Model:
         )
     record, build = detached(model)
     copy = keras.saving.deserialize_keras_object(record)
-    if not copy.built:
-        copy.build_from_config(build)
+    build_by(copy, build)
     theirs = weights_of(model)
     for path, variable in weights_of(copy).items():
-        variable.assign(theirs[path])
+        variable.assign(to_numpy(theirs[path]))  # an array of its own: training gives buffers away
     parts = parts_of(copy)
     wrappers = {}
     for path, wrapper in old.items():

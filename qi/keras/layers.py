@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +11,12 @@ import keras
 import numpy as np
 
 from qi.errors import InputError
-from qi.keras.variables import build_layer, to_numpy, weights_of
+from qi.keras.variables import build_layer, sub_layers, to_numpy, weights_of
 
-__all__ = ["NotRebuildableError", "copy_operation", "finalize_layer", "rebuild_layer", "weight_values"]
+__all__ = ["NotRebuildableError", "build_by", "build_configs", "config_of", "copy_operation", "finalize_layer", "rebuild_layer", "weight_values"]
+
+
+_MODEL_FROM_CONFIG = keras.Model.from_config.__func__
 
 
 class NotRebuildableError(InputError):
@@ -51,8 +56,8 @@ def rebuild_layer(
             f"expected a layer whose state is all in its weights; {layer.name!r} of class {type(layer).__name__} keeps tables"
         )
     try:
-        copy = _from_config(layer, layer.get_config() | (changes or {}), changes or {})
-        _build_alike(copy, layer)
+        copy = _from_config(layer, config_of(layer) | (changes or {}), changes or {})
+        build_by(copy, build_configs(layer))
         variables = weights_of(copy)
         had, has = ({path: tuple(w.shape) for path, w in weights.items()} for weights in (wanted, variables))
         if had == has:
@@ -84,14 +89,59 @@ def _told(error: Exception) -> str:
     return text if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
-def _build_alike(copy: keras.layers.Layer, layer: keras.layers.Layer) -> None:
-    how = layer.get_build_config() if layer.built else None
-    if not how or copy.built:
+def config_of(layer: keras.layers.Layer) -> dict[str, Any]:
+    """A layer's configuration; of a model, without what its constructor doesn't take.
+
+    Keras makes the configuration of a class that has none of its own from the arguments of its constructor, and adds
+    "trainable" and "dtype", which constructors of models seldom take.
+    """
+    config = dict(layer.get_config())
+    cls = type(layer)
+    if not isinstance(layer, keras.Model) or getattr(cls.from_config, "__func__", None) is not _MODEL_FROM_CONFIG:
+        return config
+    taken = inspect.signature(cls.__init__).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+        return config
+    return {key: value for key, value in config.items() if key in {parameter.name for parameter in taken}}
+
+
+def build_configs(layer: keras.layers.Layer) -> dict[str, Any]:
+    """How a built layer and all layers in it were built, by path; that of the layer itself is ""."""
+    found: dict[str, Any] = {}
+
+    def walk(part: Any, path: str) -> None:
+        if part.built and (how := part.get_build_config()):
+            found[path] = how
+        for name, child in sub_layers(part):
+            walk(child, f"{path}/{name}" if path else name)
+
+    walk(layer, "")
+    return found
+
+
+def build_by(layer: keras.layers.Layer, configs: Mapping[str, Any]) -> None:
+    """Builds a layer and what is in it as `build_configs` says, from the outside to the inside.
+
+    What a call runs in training only, say, the layer's own build leaves without weights.
+    """
+
+    def walk(part: Any, path: str) -> None:
+        if path in configs and not part.built:
+            _build_one(part, configs[path])
+        for name, child in sub_layers(part):
+            walk(child, f"{path}/{name}" if path else name)
+
+    walk(layer, "")
+
+
+def _build_one(layer: keras.layers.Layer, how: Mapping[str, Any]) -> None:
+    if "input_shape" not in how or not getattr(layer.build, "_is_default", False):
+        layer.build_from_config(how)
         return
-    if "input_shape" in how and getattr(copy.build, "_is_default", False):
-        build_layer(copy, how["input_shape"])  # traces what Keras would leave without weights
-    else:
-        copy.build_from_config(how)
+    with warnings.catch_warnings():
+        # Of sub-layers that are still without weights; they get them from their own records.
+        warnings.filterwarnings("ignore", "`build\\(\\)` was called on layer", UserWarning)
+        build_layer(layer, how["input_shape"])  # traces what Keras would leave without weights
 
 
 def _from_config(op: Any, config: dict[str, Any], changes: Mapping[str, Any]) -> Any:

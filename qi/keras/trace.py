@@ -162,7 +162,8 @@ def _followed(
         kwargs = {**kwargs, "training": training}
     losses = len(layer._losses)
     try:
-        outputs = layer.call(*args, **kwargs)
+        with _weights_unread(layer):
+            outputs = layer.call(*args, **kwargs)
         functional = keras.Model(inputs, outputs, name=layer.name)
     except Exception as error:  # of users' code
         if isinstance(error, QiError):
@@ -179,6 +180,31 @@ def _followed(
             "some; do add them in a layer of their own"
         )
     return functional
+
+
+@contextmanager
+def _weights_unread(layer: keras.layers.Layer) -> Iterator[None]:
+    """Refuses reading the layer's weights outside of its sub-layers: the graph would hold their values of now for ever."""
+    with keras.StatelessScope() as scope:  # sub-layers on symbolic tensors run in scopes of their own
+        for variable in layer.variables:
+            scope.state_mapping[id(variable)] = _Unread(layer, variable.path)
+        yield
+
+
+class _Unread:
+    """In place of a weight's value."""
+
+    def __init__(self, layer: keras.layers.Layer, path: str) -> None:
+        self.__dict__ |= {"_told": (layer.name, type(layer).__name__, path)}
+
+    def __getattribute__(self, name: str) -> Any:
+        told = object.__getattribute__(self, "__dict__").get("_told")
+        if told is None or name in ("__class__", "__dict__"):
+            return object.__getattribute__(self, name)
+        raise UnsupportedError(
+            f"expected a model whose weights are read by the layers that hold them; received {told[0]!r} of class {told[1]}, whose "
+            f"call reads {told[2]!r} itself; do move that into a keras.layers.Layer"
+        )
 
 
 def _inputs(shapes: Any, dtypes: Any, name: str) -> Any:

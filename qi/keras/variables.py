@@ -22,6 +22,7 @@ __all__ = [
     "first_value",
     "is_builtin",
     "own_variables",
+    "paths_within",
     "places_of",
     "sub_layers",
     "to_numpy",
@@ -126,6 +127,19 @@ def sub_layers(layer: Any) -> list[tuple[str, Any]]:
     """The layers that a layer directly holds, by the names that paths have of them."""
     name_of = _namer(layer)
     return [(name_of(child), child) for child in layer._flatten_layers(include_self=False, recursive=False)]
+
+
+def paths_within(layer: Any) -> dict[int, str]:
+    """The paths of all layers in a layer, by ``id``."""
+    found: dict[int, str] = {}
+
+    def walk(owner: Any, prefix: str) -> None:
+        for name, child in sub_layers(owner):
+            found.setdefault(id(child), prefix + name)
+            walk(child, f"{prefix}{name}/")
+
+    walk(layer, "")
+    return found
 
 
 def _namer(layer: Any) -> Callable[[Any], str]:

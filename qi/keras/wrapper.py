@@ -54,11 +54,13 @@ class _Inside:
     """The wrapped layer's variables by path, in an object of ours: a dict Keras would track as the wrapper's own state.
 
     `run` is what runs the layer, where that isn't the layer itself; `elsewhere` are the variables that others store.
+    `around` are variables of others that running it reads.
     """
 
     weights: dict[str, keras.Variable] = field(default_factory=dict)
     run: Callable[..., Any] | None = None
     elsewhere: frozenset[str] = frozenset()
+    around: list[keras.Variable] = field(default_factory=list)
 
     @property
     def stored(self) -> list[tuple[str, keras.Variable]]:
@@ -232,17 +234,22 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         """Has another function run the layer than the layer itself: what it does when it is called within a hook."""
         self._inside.run = run
 
-    def leave_to_others(self, paths: Iterable[str]) -> None:
-        """Has saved files not hold some of the layer's variables here, by path, for they hold them elsewhere."""
-        self._inside.elsewhere = frozenset(paths)
+    def share_with(self, paths: Iterable[str], variables: Iterable[keras.Variable]) -> None:
+        """Tells of wrappers hooked within the layer.
 
-    @property
-    def _run(self) -> Callable[..., Any]:
-        return self._inside.run or self.layer
+        Args:
+            paths: of the layer's variables that files hold elsewhere.
+            variables: of the wrappers, which running the layer reads.
+        """
+        self._inside.elsewhere, self._inside.around = frozenset(paths), list(variables)
+
+    def _run(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:  # no property: Keras' saver would find the layer in it
+        return (self._inside.run or self.layer)(inputs, *args, **kwargs)
 
     def _run_with(self, substitutes: Mapping[int, Any], inputs: Any, args: Any, kwargs: Any) -> Any:
         # All variables are snapshot, since an inner scope doesn't see an outer one.
-        before = [(v, substitutes.get(id(v), v.value)) for v in self._inside.weights.values()]
+        known = {id(v): v for v in (*self._inside.weights.values(), *self._inside.around)}
+        before = [(v, substitutes.get(key, v.value)) for key, v in known.items()]
         with keras.StatelessScope(state_mapping=before, collect_losses=True) as scope:
             outputs = self._run(inputs, *args, **kwargs)
         for variable, value in before:

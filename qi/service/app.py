@@ -153,6 +153,7 @@ def _protect(app: FastAPI, service: Service) -> None:
             memory_budget=settings.memory_budget,
             max_in_flight=settings.threads + settings.max_queue,
             overload_status=settings.overload_status,
+            patience=settings.queue_timeout,
         ),
         request_timeout=settings.request_timeout,
         legacy_errors=settings.legacy_errors,

@@ -154,7 +154,7 @@ class Auth:
             return Problem(
                 403,
                 "expected a client on this machine, as the service has no API keys; received another; "
-                "do: set QI_API_API_KEYS",
+                "do: set QI_API_KEYS",
                 code="not-local",
             )
         if path in self._open or path.startswith(self._open_below):

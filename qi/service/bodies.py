@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar, get_origin
 
@@ -24,6 +24,8 @@ from qi.service.service import SMALL, service_of
 __all__ = ["MULTIPART", "documented_body", "documented_json", "parse_json", "parsing", "reading", "uploaded"]
 
 MULTIPART = "multipart/form-data"
+
+_QUERY = "For bodies that aren't JSON; a body in JSON wins."
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -114,7 +116,7 @@ def documented_body(model: type[BaseModel]) -> dict[str, Any]:
         "schema": {"type": "object", "properties": {"file": binary}, "required": ["file"]},
     }
     parameters = [
-        {"name": name, "in": "query", "required": False, "schema": own, "description": "For bodies that aren't JSON."}
+        {"name": name, "in": "query", "required": False, "schema": _given(own), "description": _QUERY}
         for name, own in schema["properties"].items()
         if name != "data"
     ]
@@ -124,6 +126,15 @@ def documented_body(model: type[BaseModel]) -> dict[str, Any]:
 def documented_json(model: type[BaseModel]) -> dict[str, Any]:
     """The `openapi_extra` of a route that reads a model by `parsing`."""
     return {"requestBody": {"required": True, "content": {JSON: {"schema": _schema(model)}}}}
+
+
+def _given(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of an option that is there: without null, which a query string can't hold."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == len(schema.get("anyOf", ())):
+        return dict(schema)
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    return {**kinds[0], **rest} if len(kinds) == 1 else {"anyOf": kinds, **rest}
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:

@@ -109,13 +109,13 @@ class Client:
     @overload
     def quantize(
         self, data: Any, *, instance: str = ..., validate: bool = ..., channel_dim: int | None = ...,
-        layer_name: str | None = ..., remember: bool = ..., return_tensor: Literal[False] = ...,
+        layer_name: str | None = ..., remember: bool | None = ..., return_tensor: Literal[False] = ...,
     ) -> np.ndarray: ...  # fmt: skip
 
     @overload
     def quantize(
         self, data: Any, *, instance: str = ..., validate: bool = ..., channel_dim: int | None = ...,
-        layer_name: str | None = ..., remember: bool = ..., return_tensor: Literal[True],
+        layer_name: str | None = ..., remember: bool | None = ..., return_tensor: Literal[True],
     ) -> QTensor: ...  # fmt: skip
 
     def quantize(
@@ -126,7 +126,7 @@ class Client:
         validate: bool = True,
         channel_dim: int | None = None,
         layer_name: str | None = None,
-        remember: bool = True,
+        remember: bool | None = None,
         return_tensor: bool = False,
     ) -> np.ndarray | QTensor:
         """Real numbers to codes.
@@ -137,7 +137,8 @@ class Client:
             validate: Whether NaN and infinities are errors where the configuration says so.
             channel_dim: The channel dimension, where the configuration is per channel; 0 if None.
             layer_name: The layer it belongs to.
-            remember: Whether `dequantize` uses these parameters by default from now on.
+            remember: Whether `dequantize` uses these parameters by default from now on; None: as the service's store does,
+                which is True in memory and SQLite, False in Redis and PostgreSQL.
             return_tensor: Whether codes and parameters come back together, as a `QuantizedTensor`.
 
         Returns:

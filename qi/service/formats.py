@@ -294,7 +294,8 @@ def _encode_arrow(array: np.ndarray) -> Parts:
     arrow = require("pyarrow", extra="arrow", feature="the Arrow tensor format")
     sink = arrow.BufferOutputStream()
     try:
-        arrow.ipc.write_tensor(arrow.Tensor.from_numpy(np.require(array, requirements="C")), sink)
+        native = np.require(array, array.dtype.newbyteorder("="), "C")
+        arrow.ipc.write_tensor(arrow.Tensor.from_numpy(native), sink)
     except arrow.ArrowException as error:
         raise UnsupportedError(f"expected numbers that an Arrow tensor holds; received dtype={array.dtype}") from error
     return (memoryview(sink.getvalue()).cast("B"),)

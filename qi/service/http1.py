@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import h11
 import orjson
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qi.errors import ConfigError
@@ -120,10 +121,15 @@ class _Bounded(_Base):  # type: ignore[misc]
         """Answers, listens on for a moment so that the answer arrives, and closes."""
         if self._refused or self.transport.is_closing():
             return
-        if not self._idle():  # an earlier request of this connection gets its answer, and nothing after it
-            self.cycle.keep_alive = False
-            self.flow.pause_reading()
-            return
+        if not self._idle():
+            if (
+                not self._is_body_of_first()
+            ):  # an earlier request of this connection gets its answer, and nothing after it
+                self.cycle.keep_alive = False
+                self.flow.pause_reading()
+                return
+            self.cycle.disconnected = True  # what waits for the rest of the body needn't wait
+            self.cycle.message_event.set()
         self._refused = True
         self._forget_timer()
         phrase, code, detail = _WORDS[status]
@@ -137,6 +143,11 @@ class _Bounded(_Base):  # type: ignore[misc]
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(_LINGER, self.transport.close)
+
+    def _is_body_of_first(self) -> bool:
+        """Whether what came last is the body of a request to which nothing has been answered, with none before it."""
+        alone = not getattr(self, "pipeline", ())
+        return alone and bool(self.cycle.more_body) and not self.cycle.response_started
 
     def _drop(self, nbytes: int) -> None:
         self._dropped += nbytes
@@ -178,6 +189,7 @@ class BoundedH11Protocol(_Bounded, H11Protocol):
 
 
 try:
+    import httptools
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 except ImportError:
     BoundedProtocol: Callable[..., asyncio.Protocol] = BoundedH11Protocol
@@ -189,10 +201,12 @@ else:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._in_body = self._too_large = False
+            self._in_body = self._too_large = self._resuming = False
             self._length = 0
+            self._data = b""
 
         def _feed(self, data: bytes) -> None:
+            self._data = data
             HttpToolsProtocol.data_received(self, data)
             self._pending = self._pending + len(data) if self._idle() and not self._in_body else 0
             if self._pending > self._limits.max_bytes:
@@ -200,28 +214,58 @@ else:
 
         def on_message_begin(self) -> None:
             """A head begins."""
-            self._length = 0
-            super().on_message_begin()
+            if not self._resuming:
+                self._length = 0
+                super().on_message_begin()
 
         def on_url(self, url: bytes) -> None:
             """A piece of the path came."""
-            self._count(len(url))
-            super().on_url(url)
+            if not self._resuming:
+                self._count(len(url))
+                super().on_url(url)
 
         def on_header(self, name: bytes, value: bytes) -> None:
             """A header came."""
-            self._count(len(name) + len(value) + 4)
-            super().on_header(name, value)
+            if not self._resuming:
+                self._count(len(name) + len(value) + 4)
+                super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
             """The head is here."""
             self._in_body = True
-            super().on_headers_complete()
+            if not self._resuming:
+                super().on_headers_complete()
+            self._resuming = False
+
+        def on_body(self, body: bytes) -> None:
+            """A piece of the body came. The usual one, which finds nothing before it, is handed on without a copy."""
+            if self.cycle.body or self.cycle.response_complete:
+                super().on_body(body)
+                return
+            self.cycle.body = body  # type: ignore[assignment]  # it is read, cut off, and added to: bytes can all that
+            if len(body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            self.cycle.message_event.set()
 
         def on_message_complete(self) -> None:
-            """The body is here, too."""
-            self._in_body = False
-            super().on_message_complete()
+            """The body is here, too; the parser believes that where an upgrade is offered, there is none."""
+            if not self.parser.should_upgrade():
+                self._in_body = False
+                super().on_message_complete()
+
+        def _unsupported_upgrade_warning(self) -> None:
+            """Goes on as if no upgrade had been offered, which Java's client does with every request.
+
+            The parser has stopped after the head, and would take the body for another request. Another parser is told the
+            body's length, and reads it.
+            """
+            stopped = sys.exception()
+            rest = self._data[stopped.args[0] :] if stopped is not None else b""
+            framing = [field for field in self.headers if field[0] in (b"content-length", b"transfer-encoding")]
+            self.parser = httptools.HttpRequestParser(self)
+            self._resuming = True
+            head = b"".join(b"%s: %s\r\n" % field for field in framing)
+            self._feed(b"POST / HTTP/1.1\r\n" + head + b"\r\n" + rest)
 
         def _count(self, nbytes: int) -> None:
             self._length += nbytes

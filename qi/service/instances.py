@@ -10,6 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
+
+import orjson
 
 from qi.engine import QuantizationConfig, Quantizer
 from qi.engine.stats import Statistics
@@ -259,7 +262,7 @@ class Instances:
         quantizer = _made(instance.config, instance.record.parameters, Statistics())
         keep = change(quantizer)
         exported = quantizer.export_parameters()
-        parameters = json.dumps(exported) if keep or exported["is_calibrated"] else None
+        parameters = _written(exported) if keep or exported["is_calibrated"] else None
         record = Record(instance.id, instance.revision, _text(quantizer.config), parameters)
         return Instance.of(record, self.store, instance.statistics)
 
@@ -274,7 +277,7 @@ class Instances:
 
     def put(self, id: str, quantizer: Quantizer) -> Instance:
         """An instance like a given quantizer, in the place of the one of this name, if there is one."""
-        draft = self.draft(id, quantizer.config, json.dumps(quantizer.export_parameters()))
+        draft = self.draft(id, quantizer.config, _written(quantizer.export_parameters()))
         record = self.store.get(id)
         if record is None:
             return self.add(draft)
@@ -334,8 +337,13 @@ class Instances:
 def _made(config: QuantizationConfig, parameters: str | None, statistics: Statistics) -> Quantizer:
     quantizer = Quantizer(config, statistics=statistics)
     if parameters is not None:
-        quantizer.load_parameters(json.loads(parameters))
+        quantizer.load_parameters(orjson.loads(parameters))
     return quantizer
+
+
+def _written(parameters: Mapping[str, Any]) -> str:
+    """Parameters as JSON. They may be long, and the standard library would keep all other threads waiting."""
+    return orjson.dumps(parameters, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _text(config: QuantizationConfig) -> str:

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from qi.core import PerChannel, QParams
 from qi.engine import QuantizationConfig, Quantizer
@@ -68,7 +68,7 @@ def kept(instance: Instance, params: QParams, layer: str | None, *, local: bool)
     """What to keep of the parameters of an array."""
     layers: tuple[str, ...] = () if layer in _own_layers(instance.config) else ("",)
     layers += () if layer is None else (layer,)
-    return Kept(layers, json.dumps(told(params)), local)
+    return Kept(layers, orjson.dumps(told(params)).decode(), local)
 
 
 def keep(instance: Instance, kept: Kept) -> None:
@@ -96,7 +96,7 @@ def params_of(
     """Recalled parameters for an array of so many dimensions; None if the instance's quantizer has the same itself."""
     if instance.sequences.get(recalled.layer) == recalled.latest.sequence:
         return None  # so that results can be kept
-    plain = json.loads(recalled.latest.parameters)
+    plain = orjson.loads(recalled.latest.parameters)
     scale, zero_point = np.asarray(plain["scale"]), np.asarray(plain["zero_point"])
     if plain["channel_dim"] is None:
         return QParams(scale, zero_point, config.grid)
@@ -112,7 +112,7 @@ def exported(instance: Instance, latest: Mapping[str, Latest]) -> dict[str, Any]
     """
     plain = instance.quantizer.export_parameters()
     if latest:
-        found = {layer: json.loads(one.parameters) for layer, one in latest.items()}
+        found = {layer: orjson.loads(one.parameters) for layer, one in latest.items()}
         plain["layers"] |= {layer: params for layer, params in found.items() if layer}
         if "" in found:
             plain |= _as_exported(found[""])

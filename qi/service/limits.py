@@ -1,8 +1,9 @@
 """How much a client may send, how slowly, and how many may do so at once.
 
 Memory is counted before it is taken: of a body as its bytes arrive, so that nobody holds any by announcing a long one; of
-the work and the answer by estimate (`qi.service.costs`), just before. Requests that don't fit are told to come again;
-nobody waits for memory.
+the work and the answer by estimate (`qi.service.costs`), just before. Requests that don't fit wait for a moment, most of
+them before their body is read, and are told to come again then: told at once, clients that do so keep the service busy with
+telling them, and hardly any work is done.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qi.errors import ConfigError
 from qi.service.auth import route_path
 from qi.service.problems import Problem, problem_response
+from qi.service.turns import Turns
 
 __all__ = ["BINARY_TYPES", "Admission", "BodyGuard", "BodyLimits", "Memory", "memory_of"]
 
@@ -46,8 +48,8 @@ class BodyLimits:
         max_binary_bytes: Bytes of the others.
         json_factor: Bytes of memory for each byte of JSON, unless who reads it counts by itself (`Memory.counts`).
         binary_factor: Bytes of memory for each of the others.
-        timeout: Seconds for a body to arrive, and for a client to read each piece of the answer, ...
-        min_rate: ... and bytes that give a body another second.
+        timeout: Seconds for a body to arrive, and for a client to read the answer, ...
+        min_rate: ... and bytes of either that give another second.
         binary_types: Media types of the others.
     """
 
@@ -74,6 +76,7 @@ class Admission:
         max_in_flight: Requests whose body is here and whose answer isn't.
         overload_status: What others are answered: 503 or 429.
         retry_after: Seconds after which they should come again.
+        patience: Seconds that a request waits for its turn before it is told so.
         memory: Bytes that are taken.
         in_flight: Requests that are in flight.
     """
@@ -82,9 +85,15 @@ class Admission:
     max_in_flight: int = 64
     overload_status: int = 503
     retry_after: int = 1
+    patience: float = 0.5
     memory: int = field(default=0, init=False)
     in_flight: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+    _coming: Turns = field(init=False, repr=False, compare=False)  # with their body still to be read
+    _here: Turns = field(init=False, repr=False, compare=False)  # with all of it in memory
+
+    def __post_init__(self) -> None:
+        self._coming, self._here = Turns(self.go_on), Turns(self.leave)
 
     def reserve(self, nbytes: int, own: int = 0) -> None:
         """Takes memory; from any thread.
@@ -100,36 +109,58 @@ class Admission:
             self._check_memory(nbytes, own)
             self.memory += nbytes
 
-    def check_memory(self, nbytes: int) -> None:
-        """Looks whether there is so much memory now, and takes none.
-
-        Raises:
-            Problem: There isn't.
-        """
-        with self._lock:
-            self._check_memory(nbytes, own=0)
-
     def _check_memory(self, nbytes: int, own: int) -> None:
         if nbytes > 0 and self.memory > own and self.memory + nbytes > self.memory_budget:
             raise self._full("memory")
 
-    def check(self) -> None:
-        """Looks whether another request can be let in.
+    async def come(self, nbytes: int) -> None:
+        """Waits until there is room for a request; takes none, as its body may be long in coming.
+
+        Args:
+            nbytes: Memory that the body is going to take.
 
         Raises:
-            Problem: None can.
+            Problem: There was none in time.
         """
-        if self.in_flight >= self.max_in_flight:
+        time = asyncio.get_running_loop().time
+        ends, waited = time() + self.patience, False
+        while (problem := self._refusal(nbytes)) is not None or (self._coming and not waited):
+            waited = await self._coming.wait(ends - time())
+            if not waited:
+                raise problem or self._full("queue")
+
+    async def enter(self) -> None:
+        """Lets a request in whose body is here, once there is a place.
+
+        Raises:
+            Problem: There was none in time.
+        """
+        if self.in_flight < self.max_in_flight:
+            self.in_flight += 1
+        elif not await self._here.wait(self.patience):
             raise self._full("queue")
 
-    def enter(self) -> None:
-        """Lets a request in.
+    def leave(self) -> None:
+        """Makes a place free: for the first that waits with its body, or else for the others."""
+        if not self._here.call():
+            self.in_flight -= 1
+            self.go_on()
 
-        Raises:
-            Problem: There are too many.
-        """
-        self.check()
-        self.in_flight += 1
+    def go_on(self) -> None:
+        """Lets those look again who wait for room: all where nothing else would, later."""
+        for _ in range(1 if self.in_flight else self.max_in_flight):
+            self._coming.call()
+
+    def _refusal(self, nbytes: int) -> Problem | None:
+        """Why a request can't come in now."""
+        if self.in_flight >= self.max_in_flight:
+            return self._full("queue")
+        try:
+            with self._lock:
+                self._check_memory(nbytes, own=0)
+        except Problem as problem:
+            return problem
+        return None
 
     def _full(self, what: str) -> Problem:
         return Problem(
@@ -180,6 +211,13 @@ class Memory:
         """
         self._raise_to(self._body + nbytes)
 
+    def answers(self, nbytes: int) -> None:
+        """Keeps memory for the body and an answer of so many bytes: the work is done, and what else it took is free."""
+        with self._lock:
+            surplus = max(self._taken - self._body - nbytes, 0)
+            self._admission.reserve(-surplus)
+            self._taken -= surplus
+
     def release(self) -> None:
         """Gives everything back; what is asked for later isn't counted."""
         with self._lock:
@@ -225,7 +263,7 @@ class BodyGuard:
         headers = Headers(scope=scope)
         body = _Body(scope, receive, send, self._limits, self._admission, self._is_binary(scope, headers))
         try:
-            body.start(headers)
+            await body.start(headers)
             await self._app(scope, body.receive, body.send)
         except Exception:
             # Whatever an application makes of a body that was refused on the way is answered by the refusal alone.
@@ -260,11 +298,12 @@ class _Body:
         self._began = asyncio.get_running_loop().time()
         self._declared: int | None = None
         self._waits = False  # for a word before it sends the body
-        self._received = self._entered = 0
-        self._complete = self._started = self._answered = False
+        self._received = self._sent = 0
+        self._waited = 0.0  # seconds for the client to read the answer
+        self._complete = self._entered = self._started = self._answered = False
 
-    def start(self, headers: Headers) -> None:
-        """Looks at what a request says of its body."""
+    async def start(self, headers: Headers) -> None:
+        """Looks at what a request says of its body, and waits for its turn."""
         self._waits = headers.get("expect", "").lower() == "100-continue"
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
@@ -284,9 +323,8 @@ class _Body:
             self._declared = int(text)
             self._check_size(self._declared)
         if self._declared or "transfer-encoding" in headers:
-            self._guarded(self._admission.check)
-            declared = (self._declared or 0) * _ARRIVING
-            self._guarded(lambda: self._admission.check_memory(declared))
+            await self._admitted(self._admission.come((self._declared or 0) * _ARRIVING))
+            self._began = asyncio.get_running_loop().time()
 
     async def receive(self) -> Message:
         """The next piece of the body."""
@@ -301,31 +339,46 @@ class _Body:
         except TimeoutError:
             self._refuse(Problem(408, f"expected the body within {seconds:.0f} seconds", code="body-timeout"))
         if message["type"] == "http.request":
-            self._take(message)
+            await self._take(message)
         return message
 
-    def _take(self, message: Message) -> None:
+    async def _take(self, message: Message) -> None:
         self._received += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         self._check_size(self._received)
-        self._guarded(lambda: self._memory.arrived(self._received))
+        try:
+            self._memory.arrived(self._received)
+        except Problem as problem:
+            self._refuse(problem)
         if self._complete and self._received:
-            self._guarded(self._admission.enter)
-            self._entered = 1
+            await self._admitted(self._admission.enter())
+            self._entered = True
 
     async def send(self, message: Message) -> None:
         """Sends a piece of the answer, or in place of the answer that the body was refused."""
         if self.refusal is not None and not self._started:
             await self.answer()
         elif not self._answered:
-            self._started = True
-            self._leave()
-            try:
-                async with asyncio.timeout(self._limits.timeout):
-                    await self._send(message)
-            except TimeoutError:
-                self.abandoned = True
-                raise ClientDisconnect from None
+            if not self._started:
+                self._started = True
+                self._leave()
+                length = Headers(raw=message["headers"]).get("content-length")
+                if length is not None and message["status"] < 500:  # after a 504 the work goes on
+                    self._memory.answers(int(length))
+            await self._send_in_time(message)
+
+    async def _send_in_time(self, message: Message) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        self._sent += len(message.get("body", b""))
+        seconds = self._limits.timeout + self._sent / self._limits.min_rate - self._waited
+        try:
+            async with asyncio.timeout(seconds):
+                await self._send(message)
+        except TimeoutError:
+            self.abandoned = True
+            raise ClientDisconnect from None
+        self._waited += clock() - began
 
     async def answer(self) -> None:
         """Sends that the body was refused."""
@@ -355,11 +408,13 @@ class _Body:
         """Gives back what the request took."""
         self._memory.release()
         self._leave()
+        self._admission.go_on()
 
     def _leave(self) -> None:
         """Makes room in the queue: the work is done once an answer starts, however slowly its client reads it."""
-        self._admission.in_flight -= self._entered
-        self._entered = 0
+        if self._entered:
+            self._entered = False
+            self._admission.leave()
 
     def _check_size(self, nbytes: int) -> None:
         if nbytes <= self._limit:
@@ -376,9 +431,9 @@ class _Body:
             )
         )
 
-    def _guarded(self, step: Callable[[], None]) -> None:
+    async def _admitted(self, waiting: Awaitable[None]) -> None:
         try:
-            step()
+            await waiting
         except Problem as problem:
             self._refuse(problem)
 

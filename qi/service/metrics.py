@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import anyio.to_thread
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from starlette.requests import Request
@@ -135,7 +136,8 @@ class Metrics:
 
     async def endpoint(self, request: Request) -> Response:
         """Answers `GET /metrics`."""
-        return Response(self.text(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+        text = await anyio.to_thread.run_sync(self.text)  # a gauge may ask a store, which may be far away
+        return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 def forget_process(pid: int) -> None:

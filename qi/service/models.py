@@ -181,9 +181,10 @@ def _read(name: str, text: str) -> Any:
         if name in _FLAGS:
             return _FLAG.validate_python(text)
     try:
-        return orjson.loads(text)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError:
         return text
+    return text if value is None else value  # no option is left out by a word
 
 
 class _Model(BaseModel):
@@ -254,10 +255,18 @@ class QuantizerConfigModel(_Model):
         return cls(**{name: plain[name] for name in cls.model_fields} | names)
 
 
+def _patching(schema: dict[str, Any]) -> None:
+    """Describes the fields that may be changed; without defaults, for what is left out stays."""
+    fields = QuantizerConfigModel.model_json_schema()["properties"]
+    for own in fields.values():
+        del own["default"]
+    schema |= {"properties": fields, "additionalProperties": False}
+
+
 class QuantizerConfigPatch(_Model):
     """Some fields of `QuantizerConfigModel`, of which the others stay as they are."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_patching)
 
     def apply(self, config: QuantizationConfig) -> QuantizationConfig:
         """The configuration with these fields changed; a new type brings its own bits.

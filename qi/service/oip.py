@@ -20,7 +20,7 @@ from qi.errors import InputError, UnsupportedError
 from qi.registry import suggest
 from qi.service.wire import DATATYPES, HEADER_LENGTH, array_of, bytes_of, datatype_of, padded
 
-__all__ = ["InferRequest", "decode_request", "encode_response"]
+__all__ = ["MAX_HEADER", "InferRequest", "decode_request", "encode_response"]
 
 MAX_HEADER = 1 << 20
 """Bytes of JSON before binary data, at most: what describes tensors is short."""

@@ -28,7 +28,7 @@ from qi.service.formats import JSON, NPY, PartsResponse
 from qi.service.instances import Instance
 from qi.service.limits import memory_of
 from qi.service.models import MAX_LAYER_NAME
-from qi.service.oip import InferRequest, decode_request, encode_response
+from qi.service.oip import MAX_HEADER, InferRequest, decode_request, encode_response
 from qi.service.problems import Problem, documented, problem_of, problem_response
 from qi.service.service import Service
 from qi.service.store import MissingError
@@ -139,9 +139,9 @@ async def _infer(service: Service, instance: Instance, request: Request) -> Resp
     memory, limits = memory_of(request), service.limits
     memory.counts()
     body, length = await request.body(), _length(request.headers.get(HEADER_LENGTH))
-    memory.need(parsed_bytes(memoryview(body)[:length]))
 
     def decode() -> tuple[InferRequest, str, np.ndarray, dict[str, Any]]:
+        memory.need(parsed_bytes(memoryview(body)[: None if length is None else min(length, MAX_HEADER)]))
         asked = decode_request(body, length, max_elements=limits.max_elements, max_ndim=limits.max_ndim)
         return asked, *asked_of(asked)
 

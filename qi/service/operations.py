@@ -5,6 +5,7 @@ Parameters travel with results. For clients that don't send them back, `qi.servi
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -276,6 +277,7 @@ def loading(parameters: Mapping[str, Any], limits: Limits) -> Change:
     def change(quantizer: Quantizer) -> bool:
         _check_parameters(parameters, limits)
         quantizer.load_parameters(parameters)
+        _check_kinds(parameters)
         return True
 
     return change
@@ -396,7 +398,8 @@ def _whole(array: np.ndarray) -> np.ndarray:
         raise InputError("expected codes, which are whole numbers; received others")
     numbers, codes = array.reshape(-1), np.empty(array.size, np.int32)
     for start in range(0, array.size, _BLOCK):  # so that copies stay small
-        block = numbers[start : start + _BLOCK]
+        with np.errstate(invalid="ignore"):  # of NaN that signals
+            block = numbers[start : start + _BLOCK].astype(np.float64)
         if not np.all((np.abs(block) < 2**53) & (np.rint(block) == block)):
             raise InputError("expected codes, which are whole numbers; received others")
         if np.abs(block).max() >= 2**31:
@@ -462,6 +465,38 @@ def _check_parameters(parameters: Mapping[str, Any], limits: Limits) -> None:
             raise InputError("expected at least one channel; received an empty list")
         if any(len(values) > limits.max_channels for values in lists):
             raise InputError(f"expected at most {limits.max_channels} channels; received more")
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("global_scale", "global_zero_point"), lambda value: _is_number(value)),
+    **dict.fromkeys(
+        ("channel_dim", "qmin", "qmax"), lambda value: value is None or (_is_number(value) and value % 1 == 0)
+    ),
+    **dict.fromkeys(("per_channel_scales", "per_channel_zero_points"), lambda value: _is_numbers(value)),
+    "layers": lambda value: all(isinstance(own, Mapping) for own in value.values()),
+}
+
+
+def _check_kinds(parameters: Mapping[str, Any]) -> None:
+    """What nobody has looked at where the type has no codes.
+
+    Raises:
+        InputError: Something is of another kind than documented.
+    """
+    for name, value in parameters.items():
+        if not _KINDS.get(name, lambda value: True)(value):
+            raise InputError(f"expected {name} as it is exported; received {reprlib.repr(value)}")
+    if parameters["global_scale"] <= 0:
+        raise InputError(f"expected global_scale to be positive; received {parameters['global_scale']}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_numbers(value: Any) -> bool:
+    values = value.values() if isinstance(value, Mapping) else value
+    return value is None or (isinstance(value, Mapping | list) and all(map(_is_number, values)))
 
 
 def _is_unicode(text: str) -> bool:

@@ -43,7 +43,7 @@ class PostgresStore(SqlStore):
             ``?options=-csearch_path%3Dname`` for a schema of one's own.
 
     Raises:
-        ConfigError: The URL can't be read.
+        ConfigError: The URL can't be read, or the database doesn't hold all characters.
         FileFormatError: The tables are of another version.
         UnavailableError: The server doesn't answer.
         MissingDependencyError: psycopg isn't installed.
@@ -61,7 +61,12 @@ class PostgresStore(SqlStore):
         except self._psycopg.Error as error:  # the URL may hold a password
             raise ConfigError("expected postgresql://user@host:port/database; received another URL") from error
         self._class = _bounded(self._psycopg.Connection)
-        self._options = {"connect_timeout": _CONNECT, "application_name": "qi.service", **given}
+        self._options = {
+            "client_encoding": "utf8",
+            "connect_timeout": _CONNECT,
+            "application_name": "qi.service",
+            **given,
+        }
         self._idle: list[Any] = []
         self._lock = threading.Lock()
         self._reading, self._writing = threading.Semaphore(_READERS), threading.Semaphore(_WRITERS)
@@ -88,6 +93,9 @@ class PostgresStore(SqlStore):
                     for statement in () if _there(execute) else (*self._TABLES, _FORMAT):
                         execute(statement)
             ((version,),) = execute("SELECT version FROM qi_format")
+            ((encoding,),) = execute("SHOW server_encoding")
+        if encoding != "UTF8":
+            raise ConfigError(f"expected a database of encoding UTF8; received one of {encoding}")
         if version != _VERSION:
             raise FileFormatError(f"expected tables of this service, version {_VERSION}; received version {version}")
 

@@ -106,6 +106,7 @@ async def get_instances(
 )  # fmt: skip
 async def create_instance(
     instance_id: InstanceId,
+    http: Request,
     config: Annotated[QuantizerConfigModel, Depends(parsing(QuantizerConfigModel))],
     service: ServiceDep,
     response: Response,
@@ -113,7 +114,7 @@ async def create_instance(
     """Makes an instance; ``{}`` stands for the documented defaults."""
     with answering(CREATING):
         instance = await calls.create(service, instance_id, config.to_config)
-    response.headers.update({**etag(instance.revision), "Location": f"/instances/{instance_id}/config"})
+    response.headers.update({**etag(instance.revision), "Location": f"{http.url.path}/config"})
     return MessageResponse(message=f"Quantizer instance {instance_id} created successfully")
 
 

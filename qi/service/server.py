@@ -169,7 +169,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     for name in settings.model_fields_set:
         value = getattr(settings, name)
         if name == "api_keys":
-            value = tuple(key.get_secret_value() for key in value)
+            value, name = tuple(key.get_secret_value() for key in value), "keys"
         text = ",".join(value) if isinstance(value, tuple) else str(value)
         found[f"{prefix}{name.upper()}"] = text
     return found

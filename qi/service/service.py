@@ -46,7 +46,7 @@ class Service:
         self.settings = read_settings() if settings is None else settings
         self.draining = False
         self.observe: Callable[[Mapping[str, int]], None] = lambda counts: None
-        self.limits = Limits(self.settings.max_elements, self.settings.max_ndim)
+        self.limits = Limits(self.settings.max_elements, self.settings.max_ndim, self.settings.max_channels)
         self._lock = threading.Lock()
         self._instances: Instances | None = None
         self._working = CapacityLimiter(self.settings.threads)

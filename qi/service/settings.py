@@ -29,15 +29,17 @@ class Settings(BaseSettings):
         allow_anonymous: Whether clients elsewhere need no key either.
         cors_origins: Origins whose pages may call the service from a browser; none by default.
         allowed_hosts: Values of the Host header that are answered, without port; ``*``: any.
-        max_json_bytes: Longest body in JSON, which takes up to 28 times as much memory.
+        max_json_bytes: Longest body in JSON, which takes up to 56 times as much memory, by what it holds.
         max_binary_bytes: Longest body in any other form.
         max_elements: Most numbers in one array.
         max_ndim: Most dimensions of an array.
+        max_channels: Channels of an array that may have parameters of their own.
         max_instances: Most instances, the default one included.
         max_instance_id: Longest name of an instance.
         max_cache_bytes: Memory of the results that all instances of one process keep.
         workers_threads: Threads that work on arrays; 0 (default): one for each core.
         max_queue: Requests that may wait for such a thread.
+        queue_timeout: Seconds that further requests wait for a place among these before they are refused.
         memory_budget: Memory that requests in flight may take together, by estimate.
         overload_status: What a client is told when the queue or the budget is full.
         max_header_bytes: Longest request line and headers.
@@ -51,8 +53,9 @@ class Settings(BaseSettings):
         log: How a request is logged.
         metrics: Whether ``GET /metrics`` is there.
         docs: Whether the interactive documentation is there.
-        store: Where instances live: ``memory``, ``sqlite:///path`` or the path of a SQLite file, and what other stores
-            register.
+        store: Where instances live: ``memory``; ``sqlite:///path`` or the path of a SQLite file, for one host;
+            ``redis://host:port/number`` or ``postgresql://user@host/database``, for any number of hosts. Across a network
+            the parameters of arrays are remembered only for clients that send ``remember: true``.
         legacy_errors: Whether errors of the user answer 500, as the origin's did.
 
     Example:
@@ -76,11 +79,13 @@ class Settings(BaseSettings):
     max_binary_bytes: int = Field(default=256 * _MIB, ge=1024)
     max_elements: int = Field(default=64 * _MIB, ge=1)
     max_ndim: int = Field(default=8, ge=1, le=32)
+    max_channels: int = Field(default=65536, ge=1)
     max_instances: int = Field(default=1000, ge=1)
     max_instance_id: int = Field(default=128, ge=7, le=1024)
     max_cache_bytes: int = Field(default=64 * _MIB, ge=0)
     workers_threads: int = Field(default=0, ge=0, le=1024)
     max_queue: int = Field(default=64, ge=0)
+    queue_timeout: float = Field(default=0.5, ge=0)
     memory_budget: int = Field(default=2048 * _MIB, ge=_MIB)
     overload_status: Literal[503, 429] = 503
     max_header_bytes: int = Field(default=64 << 10, ge=1024, le=1 << 17)

@@ -37,11 +37,26 @@ def test_separable_layers_have_a_second_weight():
 
 
 def test_a_star_stands_for_the_name_of_a_sub_layer():
-    policy = policy_for(["Bidirectional"])
-    for path in ("forward_a/lstm_cell/kernel", "backward_7/gru_cell/recurrent_kernel"):
+    policy = LayerPolicy("Both", (Slot("*/lstm_cell/kernel"),))
+    for path in ("forward_a/lstm_cell/kernel", "backward_7/lstm_cell/kernel"):
         assert policy.slot(path).channel_axis == -1
     assert policy.slot("lstm_cell/kernel") is None
     assert policy.slot("forward_a/lstm_cell/bias") is None
+
+
+@pytest.mark.parametrize("cell", ["LSTMCell", "GRUCell", "SimpleRNNCell", "ConvLSTMCell"])
+def test_cells_have_two_kernels(cell):
+    assert policy_for([cell]).slots == (Slot("kernel"), Slot("recurrent_kernel"))
+
+
+def test_a_policy_may_say_why_weights_stay_in_float():
+    policy = policy_for(["LayerNormalization"])
+    assert (policy.slots, policy.slot("gamma")) == ((), None)
+    assert policy.why_float("gamma") == policy.why_float("beta") == "normalizations are computed in float"
+    assert policy.why_float("kernel") == ""
+    own = register_policy("TestPolicyNorm", [Slot("matrix")], floats={"group_*": "it is tiny"}, replace=True)
+    assert (own.slot("matrix"), own.why_float("group_1"), own.why_float("matrix")) == (Slot("matrix"), "it is tiny", "")
+    assert register_policy("TestPolicyNorm", floats={"a": "why"}, replace=True).slots == ()
 
 
 def test_subclasses_follow_their_nearest_ancestor():
@@ -57,6 +72,6 @@ def test_users_register_and_replace():
     with pytest.raises(ConfigError, match="received 'TestPolicyLayer'; do pass replace=True"):
         register_policy("TestPolicyLayer", slots)
     assert register_policy("TestPolicyLayer", [Slot("other")], replace=True).slots[0].path == "other"
-    with pytest.raises(ConfigError, match="at least one slot for Empty"):
+    with pytest.raises(ConfigError, match="at least one slot for Empty, or a reason in floats; received none"):
         register_policy("Empty", [])
     assert "Empty" not in policy_names()

@@ -59,7 +59,7 @@ class Client(threading.Thread):
         """Whether another request may be sent here."""
         try:
             connection.sendall(self._request)
-            head, _, body = self._read(connection)
+            head = self._read(connection)
         except OSError as error:
             self.lost.append(repr(error))
             return False
@@ -70,7 +70,8 @@ class Client(threading.Thread):
         return self._keep and b"connection: close" not in head.lower()
 
     @staticmethod
-    def _read(connection: socket.socket) -> tuple[bytes, bytes, bytes]:
+    def _read(connection: socket.socket) -> bytes:
+        """The head of a complete answer."""
         told = b""
         while True:
             piece = connection.recv(1 << 20)
@@ -81,7 +82,7 @@ class Client(threading.Thread):
             if blank:
                 fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
                 if len(body) >= int(fields[b"content-length"]):
-                    return head, blank, body
+                    return head
 
 
 def readiness(url: str, seen: list[int], stop: threading.Event) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -12,12 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
+from qi.service import sqlite_store
+from qi.service.app import create_app
 from qi.service.client import Client
+from qi.service.settings import Settings
 from qi.service.store import RevisionError, Store, UnavailableError, open_store
-from tests.servers import Server, Servers
+from tests.servers import STORES, Server, Servers
 
 INCREMENT = """
 import sys
@@ -204,6 +211,144 @@ def _address(process: subprocess.Popen[str]) -> str:
         if found := re.search(r"http://[^\s\"]+:\d+", line):
             return found[0]
     raise AssertionError(process.wait())
+
+
+@contextlib.contextmanager
+def answering(**settings: Any) -> Iterator[TestClient]:
+    with TestClient(create_app(Settings(**settings)), raise_server_exceptions=False) as client:
+        yield client
+
+
+CALLS: dict[str, tuple[str, str, Any]] = {
+    "names": ("GET", "/instances", None),
+    "create": ("POST", "/instances/b", {}),
+    "config": ("GET", "/instances/default/config", None),
+    "change": ("PATCH", "/instances/default/config", {"symmetric": True}),
+    "quantize": ("POST", "/instances/default/quantize", {"data": [1.0, 2.0], "remember": True}),
+    "dequantize": ("POST", "/instances/default/dequantize", {"data": [1, 2]}),
+    "model": ("GET", "/v2/models/default", None),
+    "clear": ("POST", "/instances/default/clear_cache", None),
+}
+
+
+def refused(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    """Every call is answered 503, and the operator is told why."""
+    for method, path, body in CALLS.values():
+        caplog.clear()
+        answer = client.request(method, path, json=body)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), path
+        assert answer.json()["code"] == "store-unavailable"
+        assert ("qi.service.store", "ERROR") in [(record.name, record.levelname) for record in caplog.records]
+    assert client.get("/health/ready").status_code == 503
+    assert client.get("/health/live").status_code == 200
+
+
+def test_without_its_server_a_service_refuses_and_then_goes_on(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with answering(store=server.url("down")) as client:
+        codes = client.post("/instances/default/quantize", json={"data": [1.0, 2.0], "remember": True}).json()["data"]
+        server.kill()
+        refused(client, caplog)
+        server.start()
+        assert client.get("/health/ready").status_code == 200
+        back = client.post("/instances/default/dequantize", json={"data": codes}).json()["data"]
+        assert back == pytest.approx([1.0, 2.0], abs=0.01)
+        for method, path, body in CALLS.values():
+            assert client.request(method, path, json=body).status_code == 200
+
+
+def test_a_server_that_lost_its_latest_changes_is_believed(servers: Servers) -> None:
+    """As after a restart with ``appendfsync everysec``, or from a copy: what a service has read before isn't there now."""
+    import redis
+
+    server = servers.redis()
+    config, key = "/instances/default/config", "older:instance:default"
+    with (
+        answering(store=server.url("older")) as client,
+        answering(store=server.url("older")) as other,
+        redis.Redis.from_url(f"redis://{server.address}") as own,
+    ):
+        copy = own.dump(key)
+        assert client.patch(config, json={"num_bits": 4, "quantization_type": "INT4"}).status_code == 200
+        assert other.get(config).json()["num_bits"] == 4
+        own.restore(key, 0, copy, replace=True)
+        for one in (client, other, client):
+            assert one.get(config).json()["num_bits"] == 8
+        assert client.post("/instances/a", json={}).status_code == 200
+        own.delete(*own.keys("older:*"))
+        for one in (client, other, client):
+            assert one.get(config).json()["num_bits"] == 8  # it is always there
+            assert one.get("/instances/a/config").status_code == 404
+            assert one.get("/instances").json() == ["default"]
+
+
+def test_a_damaged_store_is_not_the_fault_of_clients(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.db"
+    with answering(store=str(path)) as client:
+        other = sqlite3.connect(path)
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        other.close()
+        with path.open("r+b") as file:
+            file.write(os.urandom(path.stat().st_size))
+        refused(client, caplog)
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{}{", '{"quantization_type": "int9"}', '{"nonsense": 1}'])
+def test_an_instance_that_nobody_can_read_is_not_either(
+    config: str, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with answering(store=url) as client:
+        store = open_store(url)
+        store.create("odd", config, limit=10)
+        answer = client.post("/instances/odd/quantize", json={"data": [1.0]})
+        assert (answer.status_code, answer.json()["code"]) == (503, "store-unavailable")
+        assert "qi.service.store" in [record.name for record in caplog.records]
+        assert client.get("/instances/default/config").status_code == 200
+        store.close()
+
+
+def test_a_locked_file_keeps_nobody_from_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_store, "_WAIT", 2.0)
+    path, found = tmp_path / "a.db", []
+    array = [[0.5] * 100] * 100  # large enough for a thread of those that compute
+
+    def quantize() -> None:
+        found.append(client.post("/instances/default/quantize", json={"data": array}).status_code)
+
+    with answering(store=str(path), workers_threads=1) as client:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        threads = [threading.Thread(target=quantize) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        started = time.monotonic()
+        for name, body in {"compute_params": {"data": array}, "quantize": {"data": array, "remember": False}}.items():
+            assert client.post(f"/instances/default/{name}", json=body).status_code == 200
+        assert time.monotonic() - started < 1
+        assert found == []
+        for thread in threads:
+            thread.join()
+        assert found == [503] * 4  # nothing was remembered, so nothing is claimed
+        other.execute("ROLLBACK")
+        other.close()
+        assert client.post("/instances/default/quantize", json={"data": array}).status_code == 200
+
+
+def test_parameters_are_remembered_across_a_network_only_if_the_client_asks(
+    new_store_url: Callable[[str], str],
+) -> None:
+    for kind in STORES:
+        with answering(store=new_store_url(kind)) as client:
+            quantize, dequantize = (f"/instances/default/{name}" for name in ("quantize", "dequantize"))
+            codes = client.post(quantize, json={"data": [1.0, 2.0]}).json()["data"]
+            local = kind in ("memory", "sqlite")
+            assert client.post(dequantize, json={"data": codes}).status_code == (200 if local else 409)
+            client.post("/instances/other", json={})
+            client.post("/instances/other/quantize", json={"data": [1.0, 2.0], "remember": not local})
+            told = client.post("/instances/other/dequantize", json={"data": codes})
+            assert told.status_code == (409 if local else 200)
 
 
 def test_a_store_that_is_down_is_told_of_in_one_line(run: Run, tmp_path: Path) -> None:

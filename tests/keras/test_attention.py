@@ -193,10 +193,11 @@ def test_padding_masks_leave_it_whole_and_the_report_says_so() -> None:
     x = layers.Embedding(12, 8, mask_zero=True, name="tokens")(ids)
     model = settle(keras.Model(ids, layers.Dense(2, name="out")(head()(x, x))))
     _, report = quantize_model(model, "w8a8", samples(model, 64), progress=False)
-    rows = report.find("mha/query/kernel")
-    assert [row.status for row in rows] == ["float"]
-    assert [row.status for row in report.find("out/kernel")] == ["quantized"]
-    assert rows[0].reason == "attention is kept whole: its inputs carry a mask, which differs from sample to sample"
+    for path in ("mha/query/kernel", "mha/attention_output/kernel", "out/kernel"):
+        assert [row.status for row in report.find(path)] == ["quantized"]
+    (row,) = report.find("mha/scores")
+    assert (row.kind, row.status) == ("activation", "float")
+    assert row.reason == "attention is kept whole: its inputs carry a mask, which differs from sample to sample"
 
 
 @pytest.mark.parametrize(

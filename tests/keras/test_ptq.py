@@ -182,18 +182,19 @@ def relu(x: Any) -> Any:
 
 
 def test_strict_lists_every_matrix_that_stays_float() -> None:
-    model = build("unknown")
+    inputs = keras.Input((5, 4), name="x")
+    model = settle(keras.Model(inputs, layers.Dense(2, name="head")(layers.PReLU(name="slopes")(inputs))))
     with pytest.raises(UnsupportedError, match="expected every weight matrix to be quantized") as caught:
         quantized(model, "w8", strict=True)
     text = str(caught.value)
-    assert "lstm/lstm_cell/recurrent_kernel (4, 16): RNN has no policy" in text
-    assert "attention" not in text
+    assert "slopes/alpha (5, 4): slopes of an activation" in text
     assert "head" not in text
-    rules = (Rule("lstm", weights="float"), Rule("attention", weights="float"))
     _, report = quantized(build("residual"), "w8", strict=True)
     assert {row.name for row in report.unquantized if row.kind == "weight"} == {"bias"}
-    with warned():
-        quantized(model, Recipe("w8", weights=TensorSpec(bits=8), rules=rules), strict=False)
+    rules = (Rule("slopes", weights="float"),)
+    with warned() as found:
+        quantized(model, Recipe("w8", weights=TensorSpec(bits=8), rules=rules), strict=True)
+    assert found == []
 
 
 def test_unquantized_says_why() -> None:

@@ -454,20 +454,28 @@ def test_layers_of_ones_own_train_like_their_ancestors() -> None:
 
 
 def test_matrices_that_stay_in_float_are_told() -> None:
-    inputs = keras.Input((4,))
-    model = keras.Model(inputs, Mixer(name="mixer")(inputs))
+    inputs = keras.Input((3, 4))
+    model = keras.Model(inputs, layers.PReLU(name="slopes")(inputs))
     with warned() as found:
         qat = prepared(model, "w4")
-    assert [str(w.message) for w in found] == [
-        "1 weight matrices stay in float: mixer/matrix (Mixer has no policy that says which of its weights to quantize)"
-    ]
+    (told,) = (str(w.message) for w in found)
+    assert told.startswith("1 weight matrices stay in float: slopes/alpha (slopes of an activation, whose kernels are float")
     assert found[0].filename == __file__
     assert wrappers(qat) == []
-    with pytest.raises(StrictError, match="mixer/matrix"):
+    with pytest.raises(StrictError, match="slopes/alpha"):
         prepared(model, "w4", strict=True)
     with warned() as found:
-        prepared(model, Recipe("r", weights=TensorSpec(bits=4), rules=(Rule("mixer", weights="float"),)), strict=True)
+        prepared(model, Recipe("r", weights=TensorSpec(bits=4), rules=(Rule("slopes", weights="float"),)), strict=True)
     assert found == []
+
+
+def test_a_matrix_of_a_users_own_layer_trains_with_a_quantizer() -> None:
+    inputs = keras.Input((4,))
+    model, x = keras.Model(inputs, Mixer(name="mixer")(inputs)), np.ones((8, 4), "float32")
+    qat = prepared(model, "w4", strict=True)
+    assert [list(wrapper.quantizers) for wrapper in wrappers(qat)] == [["matrix"]]
+    step(qat, x)
+    check_equal(qat, convert(qat), x)
 
 
 def test_rules_decide_as_for_quantize_model() -> None:

@@ -158,23 +158,8 @@ def test_one_nested_that_trains_otherwise_stays_whole() -> None:
     assert not same_in_training(switch)
     inputs = keras.Input((3,))
     assert [call.op for call in flatten_model(keras.Model(inputs, switch(inputs))).calls] == [switch]
-    with pytest.raises(UnsupportedError, match="which runs others with training=True"):
-        qi.prepare_qat(switch, "w8")
-    quantized(switch, "w8")  # inference is one of the two
-
-
-class Weighted(keras.Model):
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = self.add_weight(shape=(3, 3), name="w")
-
-    def call(self, x: Any) -> Any:
-        return x @ self.w
-
-
-class Raw(keras.Model):
-    def call(self, x: Any) -> Any:
-        return float(x[0, 0]) * x
+    assert type(qi.prepare_qat(switch, "w8")).__name__ == "Switch"  # in place, where both are
+    assert type(quantized(switch, "w8")[0]).__name__ == "Functional"  # inference is one of the two
 
 
 class Pair(keras.Model):
@@ -194,27 +179,141 @@ class Trainer(keras.Model):
         return super().train_step(data)
 
 
-@pytest.mark.parametrize(
-    ("kind", "arguments", "message"),
-    [
-        (Weighted, 1, r"whose call uses \['weighted.*/w'\] itself; do move them into a keras.layers.Layer"),
-        (Raw, 1, "of class Raw, whose call raised .* on symbolic tensors: .*; do rebuild it as keras.Model"),
-        (Pair, 2, r"of class Pair, whose call needs \['x', 'y'\]; do give it one list or dict"),
-    ],
-    ids=["weights", "numbers", "arguments"],
-)
-def test_what_cannot_be_followed_is_refused(kind: type[keras.Model], arguments: int, message: str) -> None:
-    model = kind()
-    model(*[np.ones((2, 3), "float32")] * arguments)
-    with pytest.raises(UnsupportedError, match=message):
+def test_several_arguments_are_refused() -> None:
+    model = Pair()
+    model(*[np.ones((2, 3), "float32")] * 2)
+    with pytest.raises(UnsupportedError, match=r"of class Pair, whose call needs \['x', 'y'\]; do give it one list or dict"):
         quantized(model, "w8")
 
 
-def test_a_train_step_of_its_own_is_refused_for_training_only() -> None:
+class Tied(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = layers.Embedding(50, 4)
+
+    def call(self, x: Any) -> Any:
+        return self.table(x) @ ops.transpose(self.table.embeddings)
+
+
+def test_weights_that_a_call_reads_itself_are_no_constants() -> None:
+    model = built(Tied(), IDS)
+    with pytest.raises(UnsupportedError, match="whose call reads 'tied.*embeddings' itself"), trace_model(model):
+        pass
+    np.testing.assert_array_equal(to_numpy(model(IDS[:2])).shape, (2, 7, 50))  # as before
+
+
+# Layers of users that are made of layers.
+
+
+class Gated(layers.Layer):
+    """Two products, a function and a normalization; `own` adds a weight, `loss` a loss."""
+
+    def __init__(self, units: int, own: bool = False, loss: bool = False, switch: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.value, self.gate, self.norm = layers.Dense(units), layers.Dense(units), layers.LayerNormalization()
+        self.drop, self.loss, self.switch = layers.Dropout(0.2), loss, switch
+        self.scale = self.add_weight(shape=(1,), initializer="ones", name="scale") if own else None
+
+    def call(self, x: Any, training: Any = None) -> Any:
+        y = self.value(x) * ops.sigmoid(self.gate(x))
+        if self.scale is not None:
+            y = y * self.scale
+        if self.loss:
+            self.add_loss(ops.mean(y))
+        if self.switch and training:
+            return self.norm(x)
+        return self.norm(self.drop(y) + x)
+
+
+class Stack(layers.Layer):
+    """Layers within layers."""
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.parts = [Gated(units), Gated(units)]
+
+    def call(self, x: Any) -> Any:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def around(layer: Any, *, times: int = 1, **options: Any) -> keras.Model:
+    inputs = x = keras.Input((6,))
+    for _ in range(times):
+        x = layer(x, **options)
+    return keras.Model(inputs, layers.Dense(2, name="head")(x))
+
+
+def test_layers_made_of_layers_are_followed() -> None:
+    layer = Stack(6, name="stack")
+    model = around(layer, times=2)
+    calls = flatten_model(model).calls
+    assert {call.path for call in calls if call.kind == "Dense"} == {
+        "stack/parts/0/value", "stack/parts/0/gate", "stack/parts/1/value", "stack/parts/1/gate", "head",
+    }  # fmt: skip
+    assert len({call.site for call in calls}) == len(calls), "each call has a place of its own"
+    assert len([call for call in calls if call.kind == "Dense"]) == 2 * 2 * 2 + 1
+    assert not layer.parts[0].value._inbound_nodes, "the given layers remember nothing"
+
+
+def test_quantized_through_and_through() -> None:
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    model = around(Stack(6, name="stack"), times=2)
+    result, report = quantized(model, "w8a8", x)
+    assert {row.kind for row in report.unquantized} == {"weight"}
+    assert not any("Stack" in type(layer).__name__ for layer in result.layers)
+    exact, found = model.predict(x, verbose=0), result.predict(x, verbose=0)
+    assert 10 * np.log10(np.sum(exact**2) / np.sum((exact - found) ** 2)) > 20
+    training = qi.prepare_qat(model, "w8a8", x)
+    training.compile("sgd", "mse")
+    training.fit(x, exact, verbose=0)
+    np.testing.assert_array_equal(
+        qi.convert(training).predict(x, verbose=0), training.predict(x, verbose=0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "called"),
+    [({"own": True}, {}), ({"loss": True}, {}), ({"switch": True}, {}), ({}, {"training": True})],
+    ids=["weights of its own", "losses", "otherwise in training", "for training alone"],
+)
+def test_layers_that_do_more_stay_whole(options: dict[str, bool], called: dict[str, bool]) -> None:
+    layer = Gated(6, **options)
+    model = around(layer, **called)
+    before = len(layer._losses)
+    assert [call.op for call in flatten_model(model).calls][0] is layer
+    assert len(layer._losses) == before
+
+
+def test_masked_layers_stay_whole() -> None:
+    class Masked(Gated):
+        supports_masking = True
+
+    inputs = keras.Input((7,), dtype="int32")
+    layer = Masked(8)
+    layer.supports_masking = True
+    outputs = layer(layers.Embedding(50, 8, mask_zero=True)(inputs))
+    assert layer in [call.op for call in flatten_model(keras.Model(inputs, outputs)).calls]
+
+
+def test_layers_that_cast_stay_whole() -> None:
+    class Cast(layers.Layer):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.dense = layers.Dense(6, dtype=self.dtype_policy)
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x) * x
+
+    layer = Cast(dtype="mixed_float16")
+    assert layer in [call.op for call in flatten_model(around(layer)).calls]
+
+
+def test_a_train_step_of_its_own_trains_in_place() -> None:
     model = built(Trainer(), X[:, 0, 0])
-    quantized(model, "w8")
-    with pytest.raises(UnsupportedError, match=r"which overrides \['train_step'\]; do put them into a class"):
-        qi.prepare_qat(model, "w8")
+    assert type(quantized(model, "w8")[0]).__name__ == "Functional"
+    assert isinstance(qi.prepare_qat(model, "w8"), Trainer)
 
 
 def test_an_unbuilt_one_is_refused() -> None:

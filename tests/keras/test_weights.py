@@ -12,7 +12,7 @@ from qi.keras.rows import original_weights
 from qi.keras.variables import weights_of
 from qi.keras.weights import has_policy, layer_policy, weight_quantizers
 from qi.quantizers import BaseInferableQuantizer
-from qi.recipes import FLOAT, Rule, get_recipe
+from qi.recipes import FLOAT, Rule, TensorSpec, get_recipe
 from tests.keras.models import settle
 
 Found = tuple[dict[str, BaseInferableQuantizer], dict[str, str]]
@@ -64,9 +64,6 @@ def test_a_subclass_follows_its_ancestor() -> None:
 
     assert layer_policy(Mine(2)).layer_type == "Dense"
     assert list(decide(Mine(2), (3,))[0]) == ["kernel"]
-    assert has_policy(Mine(2))
-    assert not has_policy(layers.RNN(layers.LSTMCell(2)))
-    assert layer_policy(layers.LayerNormalization()) is None
 
 
 def test_scales_may_be_shared_by_the_tensor_or_by_groups() -> None:
@@ -111,14 +108,16 @@ def test_rules_match_the_class_of_the_layer() -> None:
     assert list(decide(layers.Conv1D(4, 3), (8, 3), "w8", rule)[0]) == ["kernel"]
 
 
-def test_a_layer_that_nothing_is_known_of_stays_float_and_is_named() -> None:
-    quantizers, reasons = decide(layers.RNN(layers.LSTMCell(2)), (4, 3))
-    assert quantizers == {}
-    assert reasons == {
-        "lstm_cell/kernel": "RNN has no policy that says which of its weights to quantize",
-        "lstm_cell/recurrent_kernel": "RNN has no policy that says which of its weights to quantize",
-        "lstm_cell/bias": STATES_BIAS,
-    }
+def test_only_what_has_matrices_can_be_quantized() -> None:
+    for layer, shape, found in [
+        (layers.Dense(2), (3,), True),
+        (layers.RNN(layers.LSTMCell(2)), (4, 3), True),
+        (layers.LayerNormalization(), (3,), False),
+        (layers.ReLU(), (3,), False),
+    ]:
+        layer.build((None, *shape))
+        assert has_policy(layer) is found
+    assert not has_policy(keras.ops.add)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +128,14 @@ def test_a_layer_that_nothing_is_known_of_stays_float_and_is_named() -> None:
         (layers.SimpleRNN(2), ["simple_rnn_cell"]),
         (layers.Bidirectional(layers.LSTM(2, name="a")), ["forward_a/lstm_cell", "backward_a/lstm_cell"]),
         (layers.Bidirectional(layers.GRU(2, name="b")), ["forward_b/gru_cell", "backward_b/gru_cell"]),
+        (layers.RNN(layers.LSTMCell(2)), ["lstm_cell"]),
+        (
+            layers.RNN([layers.LSTMCell(2), layers.GRUCell(2)]),
+            ["stacked_rnn_cells/lstm_cell", "stacked_rnn_cells/gru_cell"],
+        ),
+        (layers.Bidirectional(layers.RNN(layers.GRUCell(2), name="c")), ["forward_c/gru_cell", "backward_c/gru_cell"]),
     ],
-    ids=["lstm", "gru", "simple_rnn", "bidirectional_lstm", "bidirectional_gru"],
+    ids=["lstm", "gru", "simple_rnn", "two_lstm", "two_gru", "rnn", "stacked", "two_rnn"],
 )
 def test_recurrent_layers_have_a_scale_for_each_column_of_both_kernels(layer: Any, prefixes: list[str]) -> None:
     quantizers, reasons = decide(layer, (4, 3))
@@ -142,6 +147,42 @@ def test_recurrent_layers_have_a_scale_for_each_column_of_both_kernels(layer: An
 def test_groups_of_recurrent_kernels_run_along_their_inputs() -> None:
     quantizers, _ = decide(layers.LSTM(40), (4, 70), "w4_g32")
     assert {quantizer.granularity(2) for quantizer in quantizers.values()} == {PerGroup(0, 32, 1)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "float_paths"),
+    [
+        (Rule("net/layer", weight="conv/kernel", weights=FLOAT), ["conv/kernel"]),
+        (Rule(layer_type="TimeDistributed", weights=FLOAT), ["conv/kernel"]),
+        (Rule("net/layer/conv", weights=FLOAT), ["conv/kernel"]),
+        (Rule(layer_type="Conv1D", weights=FLOAT), ["conv/kernel"]),
+        (Rule("*", layer_type="Conv1D", weight="kernel", weights=FLOAT), ["conv/kernel"]),
+        (Rule("net/layer", layer_type="Conv1D", weights=FLOAT), []),
+        (Rule(layer_type="TimeDistributed", weight="kernel", weights=FLOAT), []),
+        (Rule(layer_type="Conv1D", weight="conv/kernel", weights=FLOAT), []),
+    ],
+    ids=str,
+)
+def test_rules_name_a_layer_within_another_by_either(rule: Rule, float_paths: list[str]) -> None:
+    layer = layers.TimeDistributed(layers.Conv1D(3, 2, name="conv"))
+    quantizers, reasons = decide(layer, (4, 6, 2), "w8", rule)
+    assert [path for path, why in reasons.items() if "by rule" in why] == float_paths
+    assert list(quantizers) == ([] if float_paths else ["conv/kernel"])
+
+
+def test_the_first_rule_decides_whichever_layer_it_names() -> None:
+    inner, outer = Rule(layer_type="GRUCell", weights=FLOAT), Rule("net/layer", weights=TensorSpec(bits=4))
+    assert decide(layers.GRU(2), (4, 3), "w8", inner, outer)[0] == {}
+    assert {q.num_bits for q in decide(layers.GRU(2), (4, 3), "w8", outer, inner)[0].values()} == {4}
+
+
+def test_a_rule_for_a_part_of_an_attention_is_the_same_where_that_is_taken_apart() -> None:
+    part = layers.EinsumDense("abc,cde->abde", (3, 2, 4))
+    part.build((None, 3, 5))
+    for rule in (Rule("mha/query", weights=FLOAT), Rule(layer_type="EinsumDense", weights=FLOAT), Rule("mha", weights=FLOAT)):
+        book = get_recipe("w8").with_rules(rule).resolve()
+        named = lambda weight: ("mha", "MultiHeadAttention", f"query/{weight}")
+        assert weight_quantizers(part, "mha/query", original_weights(part), book, "", named)[0] == {}
 
 
 def test_a_normalization_that_stays_says_why() -> None:
@@ -156,16 +197,18 @@ def test_what_the_policy_leaves_out_says_so() -> None:
     layer.build((None, 6))
     layer.enable_lora(2)
     _, reasons = weight_quantizers(layer, "layer", original_weights(layer), get_recipe("w8").resolve(), "")
-    assert reasons["lora_kernel_a"] == "the policy of Dense doesn't quantize it"
+    assert reasons["lora_kernel_a"] == "the policy of Dense doesn't quantize it; 8 bits would save 36 bytes"
 
 
 def test_integers_and_empty_weights_stay_as_they_are() -> None:
     book = get_recipe("w8").resolve()
+    layer = layers.Dense(4)
+    layer.build((None, 3))
     for array, reason in [
         (np.ones((3, 4), "int8"), "holds int8, not real numbers"),
         (np.ones((0, 4), "float32"), "has no elements"),
     ]:
-        quantizers, reasons = weight_quantizers(layers.Dense(4), "layer", {"kernel": array}, book, "")
+        quantizers, reasons = weight_quantizers(layer, "layer", {"kernel": array}, book, "")
         assert (quantizers, reasons) == ({}, {"kernel": reason})
 
 

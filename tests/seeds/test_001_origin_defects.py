@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from qi.service import operations
 from qi.service.app import create_app
 from qi.service.service import Service
 from qi.service.settings import Settings
@@ -171,13 +172,12 @@ def test_r9_work_does_not_stall_others(client: TestClient, monkeypatch: pytest.M
     """A request is answered while another one's work has not ended: it waits for that."""
     answered = threading.Event()
     service: Service = client.app.state.service  # type: ignore[attr-defined]
-    get = service.instances.get
 
-    def slow(id: str = "default") -> Any:
+    def slow(*args: Any, **options: Any) -> Any:
         assert answered.wait(timeout=60)
-        return get(id)
+        return operations.quantize(*args, **options)
 
-    monkeypatch.setattr(service.instances, "get", slow)
+    monkeypatch.setitem(operations.OPERATIONS, "quantize", slow)
     body, headers = npy(np.zeros(100_000, np.float32)), {"content-type": "application/x-npy"}
     statuses: list[int] = []
 

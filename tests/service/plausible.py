@@ -25,11 +25,9 @@ INSTANCES: dict[str, dict[str, Any]] = {
     "halves": {"quantization_type": "FLOAT16"},
     "plain": {"quantization_type": "NONE"},
     "layers": {"enable_mixed_precision": True, "mixed_precision_layers": ["a"], "skip_layers": ["b/c"]},
+    **{f"spare-{number}": {} for number in range(40)},
 }
-"""Instances that are there, with their configurations."""
-
-SPARE = [f"spare-{number}" for number in range(40)]
-"""More of them, to be deleted."""
+"""Instances that are there, with their configurations; the spare ones are to be deleted."""
 
 _CHANNELS = ("uint8.channels",)  # what they remember is for arrays of as many channels
 _UNFIT = {
@@ -38,8 +36,8 @@ _UNFIT = {
     "upload_numpy": _CHANNELS,
     "infer": _CHANNELS,
 }
-_TYPES = ("INT8", "uint8", "INT16", "UINT16", "INT4", "FLOAT16", "NONE", "MIXED")
-_MODES = ("DYNAMIC", "symmetric", "ASYMMETRIC")
+_TYPES = ("INT8", "UINT8", "INT16", "UINT16", "INT4", "FLOAT16", "NONE", "MIXED")
+_MODES = ("DYNAMIC", "SYMMETRIC", "ASYMMETRIC")
 _SHAPES: tuple[Callable[[int], tuple[int, ...]], ...] = (
     lambda n: (n,),
     lambda n: (1, n),
@@ -61,9 +59,12 @@ def mend(case: Any, pick: random.Random, *, paths: bool = True) -> dict[str, Any
         arguments of its `call`: a body that is no JSON, and in a form a file that has a name.
     """
     meta = case.meta
-    broken = {meta.phase.data.parameter_location} if meta.generation.mode.is_negative else set()
-    broken |= {mutation.parameter_location for mutation in getattr(meta.phase.data, "mutations", ())}
-    parts = {at.name for at in meta.components if at not in broken and not meta.is_negative_at(at)}
+    broken = {at.name for at in meta.components if meta.is_negative_at(at)}
+    if meta.generation.mode.is_negative:
+        mutations = getattr(meta.phase.data, "mutations", ())
+        found = (meta.phase.data.parameter_location, *(mutation.parameter_location for mutation in mutations))
+        broken |= {at.name for at in found if at}
+    parts = {"PATH", "HEADER", "QUERY", "BODY"} - broken
     if paths and "PATH" in parts and case.path_parameters:
         case.path_parameters = _path(case.path_parameters, case.path, case.method, pick)
     if "HEADER" in parts and "if-match" in case.headers:
@@ -75,15 +76,17 @@ def mend(case: Any, pick: random.Random, *, paths: bool = True) -> dict[str, Any
             return {"files": {"file": ("x.npy", write_npy(_array(pick)))}}
         if case.media_type != "application/json":
             return {"data": _bytes(case.media_type, pick), "headers": {"Content-Type": case.media_type}}
-        case.body = _body(case.body, case.path, pick)
+        case.body = _body(case.body, case.path, pick, rank=int("channel_dim" in (case.query or {})))
     return {}
 
 
 def _path(values: dict[str, Any], path: str, method: str, pick: random.Random) -> dict[str, Any]:
     unfit = _UNFIT.get(path.rpartition("/")[2], ())
-    names = [name for name in INSTANCES if name not in unfit]
+    names = [name for name in INSTANCES if name not in unfit and "spare" not in name]
     if path == "/instances/{instance_id}":
-        names = SPARE if method == "DELETE" else [f"New.{pick.randrange(10**9)}"]
+        names = (
+            [name for name in INSTANCES if "spare" in name] if method == "DELETE" else [f"New.{pick.randrange(10**9)}"]
+        )
     return {name: pick.choice(names) if name in ("instance_id", "model") else value for name, value in values.items()}
 
 
@@ -96,11 +99,12 @@ def _query(values: dict[str, Any], path: str, pick: random.Random) -> dict[str, 
 
 def _bytes(media_type: str, pick: random.Random) -> bytes:
     if media_type in FORMATS.names():
-        return b"".join(FORMATS.get(media_type).encode(_array(pick)))
+        array = _array(pick)
+        return b"".join(FORMATS.get(media_type).encode(array.astype(array.dtype.newbyteorder("="))))
     return orjson.dumps(_inference({}, pick))
 
 
-def _body(body: Any, path: str, pick: random.Random) -> Any:
+def _body(body: Any, path: str, pick: random.Random, rank: int) -> Any:
     operation = path.rpartition("/")[2]
     if operation == "infer":
         return _inference(body, pick)
@@ -110,8 +114,10 @@ def _body(body: Any, path: str, pick: random.Random) -> Any:
         return _config(body, pick)
     whole = operation == "dequantize"
     if operation == "calibrate":
-        return _fitting({**body, "data": [_rows(one, whole, pick) or [1.5] for one in body["data"][:5]]}, 0)
+        rows = _rows(body["data"][:1], whole, pick) or [1.5]
+        return _fitting({**body, "data": [rows] * len(body["data"][:5])}, 1)
     rows = _rows(body["data"], whole, pick)
+    rows = [rows] if rank > np.ndim(rows) else rows
     return _fitting({**body, "data": rows}, np.ndim(rows))
 
 
@@ -163,7 +169,9 @@ def _config(body: Any, pick: random.Random) -> Any:
     if {"min_percentile", "max_percentile"} & config.keys():
         config |= {"min_percentile": 0.5, "max_percentile": 99}
     if "custom_quantization_config" in config:
-        config["custom_quantization_config"] = {name: {"bits": 4} for name in config["custom_quantization_config"]}
+        config["custom_quantization_config"] = {
+            name: {"bits": 4} for name in config["custom_quantization_config"] if "\0" not in name
+        }
     return config or {"symmetric": True}
 
 

@@ -32,6 +32,11 @@ def test_it_starts_only_with_its_store(tmp_path: Path) -> None:
         pass
 
 
+def test_limits_are_those_of_the_settings() -> None:
+    limits = create_app(Settings(max_elements=5, max_ndim=2, max_channels=3)).state.service.limits
+    assert (limits.max_elements, limits.max_ndim, limits.max_channels) == (5, 2, 3)
+
+
 def test_a_wrong_environment_is_told_without_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QI_API_GRACE", "hunter2")
     with pytest.raises(ConfigError, match="QI_API_GRACE") as caught:

@@ -36,12 +36,12 @@ def auth(*keys: str, **options: object) -> Auth:
     ],
 )
 def test_without_keys_only_this_machine_is_answered(address: str, local: bool) -> None:
-    for path in ("/", "/livez", "/instances", "/metrics"):
+    for path in ("/", "/instances", "/metrics", "/ui"):
         answer = ask(auth(), "GET", path, client=(address, 1))
         assert answer.status == (200 if local else 403)
     if not local:
         assert answer.code == "not-local"
-        assert b"QI_API_API_KEYS" in answer.body
+        assert b"QI_API_KEYS" in answer.body
 
 
 def test_a_client_without_an_address_is_not_local() -> None:
@@ -149,8 +149,10 @@ def test_health_and_the_page_need_no_key(path: str) -> None:
 
 def test_open_paths_are_a_setting() -> None:
     protected = auth(READER, open_paths=("/ui", "/static/*"))
-    assert [ask(protected, "GET", p).status for p in ("/ui", "/static/a.js", "/ui/x", "/livez")] == [200, 200, 401, 401]
-    assert ask(auth(READER, open_paths=()), "GET", "/livez").status == 401
+    assert [ask(protected, "GET", p).status for p in ("/ui", "/static/a.js", "/ui/x", "/")] == [200, 200, 401, 401]
+    assert ask(auth(READER, open_paths=()), "GET", "/").status == 401
+    assert ask(auth(READER, open_paths=()), "GET", "/livez").status == 200
+    assert ask(auth(READER, open_paths=(), probes=()), "GET", "/livez").status == 401
 
 
 def test_a_prefix_of_a_proxy_is_no_part_of_the_path() -> None:

@@ -79,7 +79,7 @@ def post(admission: Admission) -> Callable[..., Any]:
 def test_json(kind: str, post: Callable[..., Any]) -> None:
     body = {"data": [[1, 2]], "validate": False, "layer_name": "a"}
     found = post("/quantize", json.dumps(body), kind).json()
-    assert found == {**body, "channel_dim": None, "remember": True}
+    assert found == {**body, "channel_dim": None, "remember": None}
 
 
 @pytest.mark.parametrize("kind", list(FORMATS))
@@ -88,7 +88,7 @@ def test_every_format(kind: str, post: Callable[..., Any]) -> None:
         pytest.skip(f"{kind} needs a package that isn't there")
     content = b"".join(bytes(part) for part in FORMATS.get(kind).encode(X))
     found = post("/quantize?validate=false&channel_dim=1&layer_name=a", content, kind).json()
-    assert found == {"data": X.tolist(), "validate": False, "channel_dim": 1, "layer_name": "a", "remember": True}
+    assert found == {"data": X.tolist(), "validate": False, "channel_dim": 1, "layer_name": "a", "remember": None}
 
 
 def test_a_form_with_a_file(post: Callable[..., Any]) -> None:
@@ -217,3 +217,7 @@ def test_the_document_has_every_form_and_option() -> None:
     extra = documented_body(DequantizationRequest)
     assert set(extra["requestBody"]["content"]) == {"application/json", "multipart/form-data", *available()}
     assert [one["name"] for one in extra["parameters"]] == ["channel_dim", "layer_name", "scale", "zero_point"]
+    assert extra["parameters"][0]["schema"]["type"] == "integer"
+    assert extra["parameters"][2]["schema"]["anyOf"][0] == {"type": "number"}
+    assert "null" not in json.dumps(extra["parameters"])
+    assert "null" in json.dumps(extra["requestBody"])

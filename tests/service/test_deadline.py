@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from qi.service.deadline import Deadline
-from qi.service.limits import Admission, BodyGuard
+from qi.service.limits import Admission, BodyGuard, memory_of
 from tests.service.asgi import ask, exchange, messages, ok, scope_for
 
 
@@ -27,6 +27,7 @@ def test_late_answers_are_504_and_what_they_took_stays_taken() -> None:
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
             while (await receive()).get("more_body"):
                 pass
+            memory_of(scope).need(1 << 20)
             await scope["answered"].wait()
             taken.append(admission.memory)
             await PlainTextResponse("late")(scope, receive, send)
@@ -35,7 +36,7 @@ def test_late_answers_are_504_and_what_they_took_stays_taken() -> None:
         answer = await exchange(BodyGuard(Deadline(late, 0.02), None, admission), scope, messages(b"x"))
         assert (answer.status, answer.code) == (504, "request-timeout")
         assert b"late" not in answer.body
-        assert taken == [20]
+        assert taken == [(1 << 20) + 1]
         assert admission.memory == 0
 
     run(work)

@@ -76,7 +76,9 @@ def test_a_person_reads_and_tries_every_operation(tmp_path: Path) -> None:
         page.evaluate("document.querySelector('.try-out__btn').click()")
         page.until("document.querySelector('.execute')")
         page.evaluate("document.querySelector('.execute').click()")
-        page.until("document.querySelector('.live-responses-table tbody .response-col_status')?.innerText.includes('200')")
+        page.until(
+            "document.querySelector('.live-responses-table tbody .response-col_status')?.innerText.includes('200')"
+        )
         assert "default" in page.evaluate("document.querySelector('.live-responses-table').innerText")
         refused = [event["params"]["entry"]["text"] for event in page.events if event["method"] == "Log.entryAdded"]
     assert [text for text in refused if "Security Policy" in text] == []

@@ -80,6 +80,12 @@ def test_everything_answers_as_before_within_the_limits() -> None:
             "content-encoding",
         ),
         (lambda c: c.get("/instances", headers={"X-Forwarded-For": "10.0.0.5"}), 403, "not-local"),
+        (lambda c: c.get("/instances", headers={f"X-{i}": "a" for i in range(201)}), 431, "head-too-large"),
+        (
+            lambda c: c.post("/instances/a", content=b"x", headers={"Transfer-Encoding": "gzip, chunked"}),
+            400,
+            "transfer-encoding",
+        ),
     ],
 )
 def test_every_error_is_a_problem_with_an_id(call: Callable, status: int, code: str) -> None:  # type: ignore[type-arg]

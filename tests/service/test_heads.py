@@ -17,7 +17,9 @@ def test_bodies_come_whole_or_chunked(codings: list[str]) -> None:
     assert ask(APP, "POST", headers=[("Transfer-Encoding", coding) for coding in codings]).status == 200
 
 
-@pytest.mark.parametrize("codings", [["gzip, chunked"], ["gzip"], ["chunked, chunked"], ["gzip", "chunked"], ["identity"], [""]])
+@pytest.mark.parametrize(
+    "codings", [["gzip, chunked"], ["gzip"], ["chunked, chunked"], ["gzip", "chunked"], ["identity"], [""]]
+)
 def test_bodies_that_come_otherwise_are_refused(codings: list[str]) -> None:
     answer = ask(APP, "POST", headers=[("Transfer-Encoding", coding) for coding in codings])
     assert (answer.status, answer.code) == (400, "transfer-encoding")

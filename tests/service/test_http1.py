@@ -181,7 +181,9 @@ def test_nonsense_is_told_from_what_is_too_large(running: Any) -> None:
 def test_a_wish_for_websockets_leaves_no_advice_in_the_log(running: Any, caplog: pytest.LogCaptureFixture) -> None:
     _, port = running()
     with caplog.at_level(logging.INFO, "uvicorn.error"), connect(port) as connection:
-        connection.sendall(GET + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n")
+        connection.sendall(
+            GET + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
         assert everything(connection).startswith(b"HTTP/1.1 200")
     assert "pgrade" not in caplog.text
 
@@ -222,3 +224,73 @@ def test_limits_are_checked() -> None:
     for wrong in ({"max_bytes": 0}, {"timeout": 0.0}):
         with pytest.raises(ConfigError):
             HeadLimits(**wrong)
+
+
+def test_a_body_arrives_as_it_was_sent(running: Any) -> None:
+    """However it was cut: the first piece isn't copied, and others are added to it."""
+
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            await asyncio.sleep(0.05)
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    _, port = running(echo)
+    body = bytes(range(256)) * 4000
+    with connect(port) as connection:
+        connection.sendall(
+            f"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        )
+        for start in range(0, 3000, 1000):
+            connection.sendall(body[start : start + 1000])
+            time.sleep(0.02)
+        connection.sendall(body[3000:])
+        assert everything(connection).partition(b"\r\n\r\n")[2] == body
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("framing", "body"), [("Content-Length: 5", b"hello"), ("Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n")]
+)
+def test_an_offered_upgrade_loses_no_body(running: Any, framing: str, body: bytes, at_once: bool) -> None:
+    """Java's client offers HTTP/2 with every request; the body mustn't be taken for a request of its own."""
+    _, port = running()
+    head = f"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n{framing}\r\n\r\n"
+    with connect(port) as connection:
+        for _ in range(2):
+            if at_once:
+                connection.sendall(head.encode() + body)
+            else:
+                connection.sendall(head.encode())
+                time.sleep(0.1)
+                connection.sendall(body)
+            answer = b""
+            while not answer.endswith(b"\r\n0\r\n\r\n"):
+                answer += connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer.partition(b"\r\n\r\n")[2] == b"1\r\n5\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("piece", [b"no length\r\n", b"fffffffffffffffffffff\r\n", b"-1\r\n"])
+def test_nonsense_within_a_body_is_answered_at_once(running: Any, piece: bytes) -> None:
+    _, port = running()
+    with connect(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        time.sleep(0.1)
+        connection.sendall(piece)
+        began = time.monotonic()
+        assert everything(connection).startswith(b"HTTP/1.1 400 ")
+    assert time.monotonic() - began < 3
+
+
+def test_nonsense_after_a_request_does_not_answer_it(running: Any) -> None:
+    _, port = running(slowly)
+    with connect(port) as connection:
+        connection.sendall(GET + b"\r\n")
+        time.sleep(0.1)
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert everything(connection).startswith(b"HTTP/1.1 200")

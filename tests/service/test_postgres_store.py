@@ -96,6 +96,24 @@ def test_changes_take_turns_for_a_while(store: PostgresStore, client: Any, monke
     store.create("a", "1", limit=1)
 
 
+def test_who_stops_within_a_change_is_not_waited_for(
+    store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_store, "_BEGIN", postgres_store._BEGIN.replace("10.0s", "0.3s"))
+
+    def stop_within() -> None:
+        with store._transaction() as execute:
+            execute("DELETE FROM qi_instances")
+            time.sleep(0.6)
+            execute("SELECT 1")
+
+    store.create("a", "1", limit=9)
+    with pytest.raises(UnavailableError, match="idle-in-transaction"):
+        stop_within()
+    assert store.create("b", "1", limit=9).id == "b"
+    assert store.ids() == ["a", "b"]
+
+
 def test_many_threads_share_few_connections(store: PostgresStore) -> None:
     store.create("a", "1", limit=100)
     running = True
@@ -142,6 +160,12 @@ def test_a_closed_store_says_so(url: str) -> None:
     with pytest.raises(UnavailableError, match="closed"):
         store.check()
     store.close()
+
+
+def test_a_database_of_other_characters_is_refused(server: PostgresServer, client: Any) -> None:
+    client.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
+    with pytest.raises(ConfigError, match="expected a database of encoding UTF8; received one of LATIN1"):
+        PostgresStore(f"postgresql://qi@/latin?host={server.folder}")
 
 
 def test_a_url_that_cannot_be_read_is_not_repeated() -> None:

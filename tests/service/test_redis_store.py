@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from qi.errors import ConfigError, FileFormatError
 from qi.service.redis_store import RedisStore
 from qi.service.store import MAX_LAYERS, UnavailableError
-from tests.servers import RedisServer, Servers
+from tests.servers import RedisServer, Servers, free_port
 
 
 @pytest.fixture
@@ -128,3 +131,41 @@ def test_a_change_is_never_sent_twice(store: RedisStore, server: RedisServer) ->
     assert store._redis.connection_pool.connection_kwargs["retry"].get_retries() == 0
     server.restart()
     assert store.create("a", "1", limit=1).id == "a"  # a connection that was idle is renewed, nothing is repeated
+
+
+def test_a_server_that_is_full_takes_no_part_of_a_change(store: RedisStore, client: Any) -> None:
+    record = store.create("a", "1", limit=9)
+    client.config_set("maxmemory", "1")
+    try:
+        for call in (lambda: store.create("b", "1", limit=9), lambda: store.replace(record)):
+            with pytest.raises(UnavailableError, match="OutOfMemory"):
+                call()
+        assert (store.ids(), store.get("a")) == (["a"], record)
+    finally:
+        client.config_set("maxmemory", "0")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made by openssl")
+def test_passwords_and_encryption(servers: Servers, tmp_path: Path) -> None:
+    servers.redis()  # skips where it isn't installed
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*make.split(), *names], check=True, capture_output=True, timeout=60)
+    port = free_port()
+    tls = f"--tls-port {port} --tls-cert-file {certificate} --tls-key-file {key} --tls-auth-clients no"
+    server = RedisServer(f"{tls} --requirepass secret")
+    try:
+        for address in (
+            f"rediss://:secret@127.0.0.1:{port}?ssl_ca_certs={certificate}",
+            f"redis://:secret@{server.address}",
+        ):
+            store = RedisStore(address)
+            store.check()
+            store.close()
+        for address in (f"rediss://:secret@127.0.0.1:{port}", f"redis://:Secret@{server.address}", server.url("qi")):
+            with pytest.raises(UnavailableError) as caught:
+                RedisStore(address)
+            assert "secret" not in str(caught.value).lower()
+    finally:
+        server.stop(keep=False)

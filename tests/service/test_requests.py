@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from qi.service.requests import LOGGER, AccessLog, Exchange, Requests, configure_logging
+from qi.service.requests import LOGGER, AccessLog, Exchange, Requests, configure_logging, logged
 from tests.service.asgi import ask, exchange, messages, ok, scope_for
 
 
@@ -190,3 +190,24 @@ def test_start_and_stop_pass() -> None:
 
     asyncio.run(Requests(app)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert passed == ["lifespan"]
+
+
+def test_a_service_that_stops_tells_clients_to_connect_anew() -> None:
+    draining = False
+    app = Requests(ok, draining=lambda: draining)
+    assert "connection" not in ask(app).headers
+    draining = True
+    assert ask(app).headers["connection"] == "close"
+    assert "connection" not in ask(app, http_version="2").headers
+
+
+def test_the_log_is_visible_for_a_while(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger(LOGGER)
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    with logged("json"):
+        ask(Requests(ok, [AccessLog()]))
+        with logged("console"):  # somebody has seen to it
+            ask(Requests(ok, [AccessLog()]))
+    assert (list(logger.handlers), logger.level, logger.propagate) == before
+    records = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [record["status"] for record in records] == [200, 200]

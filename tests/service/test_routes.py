@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+
+from qi.service import latest, operations
+from qi.service.models import QuantizerConfigModel
+from qi.service.routes import router
 
 X = np.array([[1.2, 3.4, 5.6], [7.8, 9.0, 2.1]], np.float32)
 NPY = {"content-type": "application/x-npy", "accept": "application/x-npy"}
@@ -49,6 +55,23 @@ def test_deletion_can_ask_for_a_revision(client: TestClient) -> None:
     assert created.headers["location"] == "/instances/a/config"
     assert client.delete("/instances/a", headers={"if-match": '"0"'}).status_code == 412
     assert client.delete("/instances/a", headers={"if-match": created.headers["etag"]}).status_code == 200
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_creation_tells_where_the_instance_is(prefix: str, client: TestClient) -> None:
+    answer = client.post(f"{prefix}/instances/a", json={})
+    assert answer.headers["location"] == f"{prefix}/instances/a/config"
+    assert client.get(answer.headers["location"]).headers["etag"] == answer.headers["etag"]
+
+
+def test_a_patch_is_documented_field_by_field(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    put, patch = (
+        document["paths"]["/instances/{instance_id}/config"][name]["requestBody"]["content"]["application/json"]
+        for name in ("put", "patch")
+    )
+    assert set(patch["schema"]["properties"]) == set(put["schema"]["properties"]) == set(client.get(CONFIG).json())
+    assert not any("default" in field for field in patch["schema"]["properties"].values())
 
 
 def test_a_patch_changes_some_fields(client: TestClient) -> None:
@@ -263,8 +286,8 @@ def test_a_body_that_is_no_json(client: TestClient) -> None:
 
 def test_every_status_is_documented(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
             found = set(operation["responses"])
             if path.startswith("/instances"):
                 assert found >= {"200", "400", "422", "503", "504"}, (method, path)
@@ -278,7 +301,47 @@ def test_every_status_is_documented(client: TestClient) -> None:
 
 def test_links_lead_to_operations(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    operations = [one for path in document["paths"].values() for one in path.values()]
-    known = {one["operationId"] for one in operations}
-    linked = {link["operationId"] for one in operations for link in one["responses"]["200"].get("links", {}).values()}
+    all_of_them = [one for path in document["paths"].values() for one in path.values()]
+    known = {one["operationId"] for one in all_of_them}
+    linked = {link["operationId"] for one in all_of_them for link in one["responses"]["200"].get("links", {}).values()}
     assert {"get_config", "update_config", "import_parameters", "delete_instance"} <= linked <= known
+
+
+def test_no_dependency_takes_a_thread(client: TestClient) -> None:
+    """Plain functions would be called in a thread, for every request."""
+    checked = 0
+    for route in router.routes:
+        waiting = list(route.dependant.dependencies)  # type: ignore[attr-defined]
+        while waiting:
+            found = waiting.pop()
+            assert inspect.iscoroutinefunction(found.call), found.call
+            waiting += found.dependencies
+            checked += 1
+    assert checked > 20
+
+
+def test_what_is_long_is_not_made_on_the_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a store in memory, too."""
+    client.put(CONFIG, json={"skip_layers": [f"layer{i:04}" for i in range(4096)]})
+    service: Any = client.app.state.service  # type: ignore[attr-defined]
+    places: dict[str, int] = {}
+
+    def watch(where: Any, name: str) -> None:
+        found = getattr(where, name)
+
+        def called(*args: Any) -> Any:
+            places[name] = threading.get_ident()
+            return found(*args)
+
+        monkeypatch.setattr(where, name, called)
+
+    watch(service.instances, "get")  # which runs on the loop
+    watch(operations, "layer_params")
+    watch(operations, "stats")
+    watch(latest, "exported")
+    watch(QuantizerConfigModel, "from_config")
+    for path in ("layer_params/a", "stats", "parameters", "config"):
+        assert client.get(f"/instances/default/{path}").status_code == 200
+    loop = places.pop("get")
+    assert len(places) == 4
+    assert loop not in places.values()

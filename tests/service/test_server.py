@@ -139,7 +139,7 @@ def test_a_worker_is_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 def test_workers_get_the_settings_of_the_command() -> None:
     settings = Settings(api_keys="a,read:b", legacy_errors=True, store="a.db")
     found = server._environment(settings)
-    assert found == {"QI_API_API_KEYS": "a,read:b", "QI_API_LEGACY_ERRORS": "True", "QI_API_STORE": "a.db"}
+    assert found == {"QI_API_KEYS": "a,read:b", "QI_API_LEGACY_ERRORS": "True", "QI_API_STORE": "a.db"}
     assert server._url("::1", 1) == "http://[::1]:1"
 
 
@@ -156,7 +156,7 @@ def test_an_address_that_is_taken_is_told() -> None:
 
 
 def test_a_wrong_environment_ends_the_command(checkout: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "QI_API_HOST": "0.0.0.0", "QI_API_API_KEYS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "QI_API_HOST": "0.0.0.0", "QI_API_KEYS": ""}
     command = [sys.executable, "-m", "qi.service"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")

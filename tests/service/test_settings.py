@@ -14,6 +14,8 @@ def test_the_documented_defaults() -> None:
     assert (settings.api_keys, settings.cors_origins, settings.legacy_errors) == ((), (), False)
     assert (settings.max_json_bytes, settings.max_binary_bytes) == (16 << 20, 256 << 20)
     assert (settings.max_elements, settings.max_ndim, settings.max_instances) == (64 << 20, 8, 1000)
+    assert (settings.max_channels, settings.max_header_bytes, settings.header_timeout) == (65536, 65536, 10)
+    assert (settings.grace, settings.shutdown_delay) == (30, 1)
     assert settings.threads == (os.cpu_count() or 1)
 
 

@@ -1,0 +1,102 @@
+"""Every public layer of Keras: its weights are quantized or say why not; models of it reload bit-equal and train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from qi import KerasQuantizationWrapper, convert, prepare_qat, quantize_model
+from qi.core import sqnr_db
+from qi.keras.variables import to_numpy
+from tests.keras.zoo import LAYERS, REASONS, USERS, build, data_for, public_layers
+
+pytestmark = pytest.mark.filterwarnings("ignore::qi.errors.QuantizationWarning")
+
+IN_FLOAT = (
+    "bias: float32 here, int32 at input scale x weight scale in an integer file",  # as exact as the sums it is added to
+    "bias: float32, as what recurrent layers add it to",
+    "batch normalization is kept: ",  # it runs in float; where it can be folded it does, and nothing of it stays
+    "normalizations are computed in float",  # on what has just been divided by its deviation: nothing has a grid there
+    "slopes of an activation",  # no kernel of integers takes slopes of its own grid, for each of many
+    "no results are made of it",
+    "holds int64, not real numbers",  # counters
+)
+"""How the reasons of weights begin that may stay in float; why that is right."""
+
+NUMBERS = {
+    "AdditiveAttention": "scale",  # multiplies the channels of tanh(query + key), before they are summed in float
+    "Attention": "scale",  # one number for all scores
+    "own weights": "gain",
+    "made of layers": "scale",
+}
+"""The vectors and single numbers that stay in float, for they multiply results and no kernel takes them as codes."""
+
+STRICT = set(LAYERS | USERS) - {"PReLU"}  # its slopes are a matrix where no axis shares them
+HELPERS = {"before", "after", "left", "right", "to_query", "to_value"}
+
+
+def outputs(model: keras.Model, x: np.ndarray) -> np.ndarray:
+    return to_numpy(model(x, training=False))
+
+
+def wrappers(model: keras.Model) -> list[KerasQuantizationWrapper]:
+    return [layer for layer in model.layers if isinstance(layer, KerasQuantizationWrapper)]
+
+
+def state(model: keras.Model) -> dict[str, Any]:
+    found: dict[str, Any] = {v.path: to_numpy(v) for v in model.variables}
+    nodes = {f"nodes {op.name}": (len(op._inbound_nodes), len(op._outbound_nodes)) for op in model.operations}
+    return found | nodes | {"trainable": len(model.trainable_variables), "losses": len(model.losses)}
+
+
+def test_every_public_layer_has_a_model_or_a_reason() -> None:
+    assert set(public_layers()) == set(LAYERS) | set(REASONS)
+    assert not set(LAYERS) & set(REASONS)
+    assert all(REASONS.values())
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *USERS])
+def test_layer(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    assert name in USERS or name in {type(layer).__name__ for layer in model._flatten_layers()}
+    x, before = data_for(name, model), state(model)
+    exact = outputs(model, x)
+
+    quantized, report = quantize_model(model, "w8a8", x, progress=False, strict=name in STRICT)
+    in_float = [row for row in report.rows if row.kind == "weight" and not row.quantized]
+    unknown = [row for row in in_float if not row.reason.startswith(IN_FLOAT) and row.name != NUMBERS.get(name)]
+    assert [(row.path, row.reason) for row in unknown] == []
+    check_reloaded(quantized, x, tmp_path / "quantized.keras")
+
+    own = [layer for layer in model.layers if layer.weights and layer.name not in HELPERS]
+    if own:
+        check_weights_alone(model, x, exact, name)
+    trained = prepare_qat(model, "w8a8", x, progress=False)
+    trained.compile("sgd", "mse", run_eagerly=True)
+    assert np.isfinite(trained.train_on_batch(x, exact))
+    if own:
+        np.testing.assert_array_equal(outputs(convert(trained), x), outputs(trained, x))
+    np.testing.assert_equal(state(model), before)
+
+
+def check_reloaded(quantized: keras.Model, x: np.ndarray, path: Path) -> None:
+    """Saved and loaded: the same codes, the same outputs."""
+    quantized.save(path)
+    loaded = keras.models.load_model(path)
+    np.testing.assert_array_equal(outputs(loaded, x), outputs(quantized, x))
+    for old, new in zip(wrappers(quantized), wrappers(loaded), strict=True):
+        assert old.frozen
+        assert new.frozen
+        np.testing.assert_equal(new.get_quantized_weights(), old.get_quantized_weights())
+
+
+def check_weights_alone(model: keras.Model, x: np.ndarray, exact: np.ndarray, name: str) -> None:
+    """8 bits for the weights alone leave outputs within 3 % of what they are."""
+    quantized, report = quantize_model(model, "w8", progress=False, strict=name in STRICT)
+    assert sqnr_db(exact, outputs(quantized, x)) >= 30
+    weights = [row for row in report.rows if row.quantized]
+    assert all(row.granularity.startswith("per channel") and row.bits == 8 for row in weights)
