@@ -38,6 +38,8 @@ LIBRARIES_OF = {
     "service": {
         "anyio", "fastapi", "orjson", "prometheus_client", "pydantic", "pydantic_settings", "python_multipart", "starlette",
         "uvicorn",
+        "h11",  # the parsers that uvicorn brings or takes
+        "httptools",
     },
 }  # fmt: skip
 LAZY_FRAMEWORK_MODULES = {

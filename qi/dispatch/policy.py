@@ -117,7 +117,7 @@ for _name, _cell in (("LSTM", "lstm_cell"), ("GRU", "gru_cell"), ("SimpleRNN", "
     register_policy(_name, [Slot(f"{_cell}/{_path}") for _path in _GATES])
 # [window, 1, frequencies]
 register_policy("STFTSpectrogram", [Slot("real_kernel", input_axis=0), Slot("imag_kernel", input_axis=0)])
-register_policy("PReLU", floats={"alpha": "slopes of an activation, whose kernels are float ones or tables made of them"})
+register_policy("PReLU", floats={"alpha": "slopes of an activation, by which kernels multiply as real numbers"})
 _NORMALIZED = "normalizations are computed in float"
 for _name in ("BatchNormalization", "LayerNormalization", "GroupNormalization"):
     register_policy(_name, floats=dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), _NORMALIZED))

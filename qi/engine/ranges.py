@@ -54,7 +54,8 @@ def see(x: np.ndarray, granularity: Granularity, config: QuantizationConfig, num
         lo, hi = percentiles(x, granularity, (config.min_percentile, config.max_percentile), finite=not (nans or infs))
     if x.size and config.outlier_threshold is not None:
         mean, spread = moments(x, granularity, finite=not (nans or infs))
-        reach = config.outlier_threshold * spread
+        with np.errstate(over="ignore"):  # an infinite reach cuts nothing off
+            reach = config.outlier_threshold * spread
         lo, hi = np.maximum(lo, mean - reach), np.minimum(hi, mean + reach)
         lo, hi = np.minimum(lo, hi), np.maximum(lo, hi)  # a mean of equal numbers may be off by a rounding
     return Seen(lo, hi, nans, infs)

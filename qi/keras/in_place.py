@@ -157,26 +157,26 @@ def attach(
         build: how that was built, by path.
     """
     for wrapper in wrappers.values():
-        layer = wrapper.layer
-        hook = _Hook(layer, wrapper)
-        wrapper.run_by(functools.partial(_run, hook.original))
         if not wrapper.built:
             wrapper.build(None)
+    for path, wrapper in wrappers.items():
+        layer, stored, within = wrapper.layer, None, []
+        if sub_layers(layer) and not is_builtin(layer):  # what these hold, their own wrappers store, or Keras
+            mine = {id(variable) for variable in own_variables(layer)}
+            stored = [name for name, variable in wrapper.layer_weights.items() if id(variable) in mine]
+            within = [v for name, w in wrappers.items() if name.startswith(f"{path}/") for v in w.variables]
+        hook = _Hook(layer, wrapper)
+        wrapper.hooked(functools.partial(_run, hook.original), stored, within)
         layer.call = hook
         # What the wrapper stores packed isn't stored once more in float.
         layer.save_own_variables = layer.load_own_variables = _nothing
-    for path, wrapper in wrappers.items():
-        if sub_layers(wrapper.layer) and not is_builtin(wrapper.layer):  # what these hold, their own wrappers store, or Keras
-            mine = {id(variable) for variable in own_variables(wrapper.layer)}
-            others = [name for name, v in wrapper.layer_weights.items() if id(v) not in mine]
-            within = [w for name, w in wrappers.items() if name.startswith(f"{path}/")]
-            wrapper.share_with(others, [v for w in within for v in w.variables])
     model._tracker.unlock()
     model._qi_parts = _Parts(wrappers.values())
     model._tracker.lock()
     model._qi_paths = tuple(wrappers)
     model._qi_record, model._qi_build = _Plain(record), _Plain(build)
-    model.__class__ = _class_of(type(model))
+    cls: Any = type(model)
+    model.__class__ = _class_of(cls)
     return model
 
 
@@ -196,7 +196,7 @@ def _run(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 @functools.cache
-def _class_of(cls: type) -> type:
+def _class_of(cls: Any) -> Any:
     """A user's class, quantized in place; all go by one name with Keras, for any of them reads the others' records."""
     made = type(cls.__name__, (InPlaceModel, cls), {"__module__": __name__})
     return keras.saving.register_keras_serializable(package="qi", name="InPlaceModel")(made)

@@ -34,6 +34,7 @@ from qi.ledger import Row
 from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RecipeLike, RuleBook, TensorSpec, get_recipe
+from qi.typing import Shape
 
 __all__ = [
     "InPlace",
@@ -84,7 +85,9 @@ class Part:
     @property
     def call(self) -> Call:
         """It as a call of a graph, for those who ask for shapes."""
-        given, made = ([Value(shape, "float32") for shape in shapes or [(None, None)]] for shapes in (self.inputs, self.shapes))
+        given, made = (
+            [Value(shape, "float32") for shape in shapes or [(None, None)]] for shapes in (self.inputs, self.shapes)
+        )
         return Call(self.layer, self.path, self.path, given, made)
 
     def see(self, inputs: list[Any], outputs: list[Any]) -> None:
@@ -268,7 +271,7 @@ def _first_outputs(ready: InPlace, model: keras.Model) -> dict[str, list[np.ndar
     return kept
 
 
-Adapt = Callable[[BaseInferableQuantizer, tuple[int | None, ...], bool], BaseQuantizer]
+Adapt = Callable[[BaseInferableQuantizer, Shape, bool], BaseQuantizer]
 
 
 def put_quantizers(ready: InPlace, adapt: Adapt | None = None) -> tuple[keras.Model, Weights, dict[str, Any]]:
@@ -341,7 +344,7 @@ def quantized_rows(
     rows += [row for row in weights.rows if row.layer == ready.copy.name]
     for path, part in ready.parts.items():
         rows += [row for row in weights.rows if row.layer == path]
-        if not made[path]:
+        if not made[path] or part.spec is None:
             reason = part.reason or "no rule of the recipe covers it"
             rows.append(activation_row(path, part.kind, next(iter(part.shapes), ()), reason))
             continue

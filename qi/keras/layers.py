@@ -13,7 +13,16 @@ import numpy as np
 from qi.errors import InputError
 from qi.keras.variables import build_layer, sub_layers, to_numpy, weights_of
 
-__all__ = ["NotRebuildableError", "build_by", "build_configs", "config_of", "copy_operation", "finalize_layer", "rebuild_layer", "weight_values"]
+__all__ = [
+    "NotRebuildableError",
+    "build_by",
+    "build_configs",
+    "config_of",
+    "copy_operation",
+    "finalize_layer",
+    "rebuild_layer",
+    "weight_values",
+]
 
 
 _MODEL_FROM_CONFIG = keras.Model.from_config.__func__

@@ -6,10 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from qi.keras.graph import Call, Graph, Value
+from qi.keras.masks import masked_scores
 from qi.keras.traits import Role, fuses_activation, is_fusable_activation, known_range, multiplies, role_of
 from qi.recipes import RuleBook, TensorSpec
 
 __all__ = ["ActivationPlan", "Group", "plan_activations", "value_name"]
+
+_MASKED = "a mask's large numbers stand among scores: no grid has room for both"
 
 
 @dataclass(eq=False)
@@ -91,6 +94,10 @@ def plan_activations(graph: Graph, book: RuleBook, folds_later: Collection[str] 
     values = [*graph.flat_inputs(), *(value for call in graph.calls for value in call.outputs)]
     # A rule that speaks of a value that fusing removes decides nothing, and is reported so.
     specs = {id(value): _spec_of(value, book, plan) for value in values if id(value) not in plan.fused}
+    for value in masked_scores(graph):
+        if specs.get(id(value)) is not None:
+            specs[id(value)] = None
+            plan.floats[id(value)] = _MASKED
     groups: dict[int, Group] = {}
     union = _tie(graph, specs)
     for value in values:

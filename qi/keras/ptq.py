@@ -52,8 +52,10 @@ def quantize_model(
     between any two operations that a deployed integer graph would fuse. The given model is left as it is.
 
     Args:
-        model: a built Keras 3 model, nested to any depth: Functional, Sequential, or a class with a call of its own that is made
-            of layers and ``keras.ops``.
+        model: a built Keras 3 model, nested to any depth: Functional, Sequential, or a class with a call of its own. Layers of
+            yours that are made of layers are taken apart. A model whose call does more than calling layers and ``keras.ops`` is
+            quantized in place: the copy keeps its class and methods, its layers' weights and outputs get quantizers, one for all
+            calls of a layer, and no file for a runtime can be made of it.
         recipe: a name such as "w8a8", "w8", "w4a8", "w8a16", "w4_g32" (see `qi.recipes`), a `qi.Recipe`, or the path of a
             recipe's JSON file.
         data: samples that calibrate the activations; weight-only recipes need none and don't read them. A numpy array; a
@@ -71,13 +73,13 @@ def quantize_model(
         progress: whether to show a progress bar.
 
     Returns:
-        (quantized model, report). The model is a Functional model that saves to ``.keras`` and reloads, bit-equal, with
+        (quantized model, report). The model is a Functional model (or one of the given class, in place) that saves to ``.keras`` and reloads, bit-equal, with
         ``keras.models.load_model`` once `qi.keras` is imported. The report has a row for every weight and activation.
 
     Raises:
-        UnsupportedError: an already quantized model; a call that can't be followed on symbolic tensors; with exact, a layer that
-            no Keras model can compute as the runtime does, such as a convolution of which the weights alone are quantized: it is
-            named.
+        UnsupportedError: an already quantized model; a call that needs several arguments; with exact, a model that is quantized
+            in place, or a layer that no Keras model can compute as the runtime does, such as a convolution of which the weights
+            alone are quantized: it is named.
         StrictError: with strict, a weight matrix stays in float; all are listed.
         InputError: an unbuilt model, NaN in weights or data, data of a wrong shape, or none where it is needed; data and
             statistics both; a layer that computes something else once its configuration rebuilt it.

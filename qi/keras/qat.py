@@ -22,7 +22,6 @@ from qi.keras.exact_plain import exact_target, plain
 from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales
 from qi.keras.graph import Graph, build_model, build_tensors, flatten_model, is_graph_model
 from qi.keras.holder import KerasActivationQuantizationHolder
-from qi.keras.layers import copy_operation, rebuild_layer
 from qi.keras.in_place_quantize import (
     calibrate_in_place,
     convert_in_place,
@@ -30,6 +29,7 @@ from qi.keras.in_place_quantize import (
     put_quantizers,
     why_in_place,
 )
+from qi.keras.layers import copy_operation, rebuild_layer
 from qi.keras.prepare import Prepared, gather_statistics, prepare, stored_statistics
 from qi.keras.ptq import check_not_exact, check_strict
 from qi.keras.rows import describe
@@ -73,6 +73,8 @@ def prepare_qat(
     Args:
         model: a built Keras 3 model, nested to any depth. The class of a Functional subclass (with a ``train_step`` of its own,
             say) is kept; of a model with a call of its own, a Functional one is made of the layers and ``keras.ops`` it calls.
+            One that has a ``train_step`` of its own too, trains otherwise than it infers, or whose call can't be followed, is
+            prepared in place: see `qi.quantize_model`.
         recipe: as of `qi.quantize_model`.
         data: samples that calibrate the activations; weight-only recipes need none.
         method: how quantizers train: "lsq", "lsq_plus", "ste" (fixed ranges), "ste_learned", "pact", "tqt", "dorefa", "noise",
@@ -94,11 +96,11 @@ def prepare_qat(
         progress: whether to show a progress bar.
 
     Returns:
-        a Functional model. It saves to ``.keras`` and reloads, in the middle of training too.
+        a Functional model, or one of the given class. It saves to ``.keras`` and reloads, in the middle of training too.
 
     Raises:
-        UnsupportedError: a model that is quantized or prepared already; a call that isn't made of layers and ``keras.ops``, or
-            runs other ones in training; a class that isn't built from inputs and outputs but has a ``train_step``.
+        UnsupportedError: a model that is quantized or prepared already; a call that needs several arguments; with exact, a model
+            that is prepared in place.
         ConfigError: an unknown recipe, method or estimator, or a method that isn't defined for what the recipe asks.
         InputError, StrictError, FileFormatError, OSError: as `qi.quantize_model`.
 
@@ -194,7 +196,7 @@ def convert(model: keras.Model) -> keras.Model:
             read.
 
     Returns:
-        a Functional model like those of `qi.quantize_model`. Normalizations that trained are folded where that changes scales
+        a model like those of `qi.quantize_model`. Normalizations that trained are folded where that changes scales
         only: rounding in float32 aside, nothing changes.
 
     Raises:
@@ -328,6 +330,8 @@ def _prepare_in_place(
     """A copy of its own class, its layers quantized where they are."""
     ready = prepare_in_place(model, recipe)
     calibrate_in_place(ready, data, statistics, batch_size, progress)
-    result, weights, _ = put_quantizers(ready, lambda q, shape, fixed: trainable_quantizer(q, shape, methods, fixed=fixed))
+    result, weights, _ = put_quantizers(
+        ready, lambda q, shape, fixed: trainable_quantizer(q, shape, methods, fixed=fixed)
+    )
     _tell_refused(weights, strict)
     return result

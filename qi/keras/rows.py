@@ -21,7 +21,15 @@ from qi.ledger import Row
 from qi.observers import TensorStatistics, clipped_share
 from qi.quantizers import BaseInferableQuantizer
 
-__all__ = ["activation_row", "activation_rows", "describe", "errors_of", "in_graph_order", "original_weights", "weight_rows"]
+__all__ = [
+    "activation_row",
+    "activation_rows",
+    "describe",
+    "errors_of",
+    "in_graph_order",
+    "original_weights",
+    "weight_rows",
+]
 
 _STATES = "gates and states between the steps of a recurrent layer stay in float, here and in exported files"
 
@@ -110,9 +118,7 @@ def activation_rows(
         name, why = _inside(call, kept or {}) if group is not None and call is not None else ("", "")
         if call is not None and why:
             kind = types.get(id(call), call.kind)
-            rows.append(
-                Row(kind="activation", layer=value_name(value), layer_type=kind, name=name, **_in_float(why))
-            )
+            rows.append(Row(kind="activation", layer=value_name(value), layer_type=kind, name=name, **_in_float(why)))
     return rows
 
 

@@ -202,8 +202,8 @@ class _Unread:
         if told is None or name in ("__class__", "__dict__"):
             return object.__getattribute__(self, name)
         raise UnsupportedError(
-            f"expected a model whose weights are read by the layers that hold them; received {told[0]!r} of class {told[1]}, whose "
-            f"call reads {told[2]!r} itself; do move that into a keras.layers.Layer"
+            f"expected a model whose weights are read by the layers that hold them; received {told[0]!r} of class "
+            f"{told[1]}, whose call reads {told[2]!r} itself; do move that into a keras.layers.Layer"
         )
 
 

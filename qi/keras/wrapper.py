@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import keras
@@ -51,20 +52,16 @@ class _Binding:
 
 @dataclass(eq=False)
 class _Inside:
-    """The wrapped layer's variables by path, in an object of ours: a dict Keras would track as the wrapper's own state.
-
-    `run` is what runs the layer, where that isn't the layer itself; `elsewhere` are the variables that others store.
-    `around` are variables of others that running it reads.
-    """
+    """The wrapped layer's variables by path, in an object of ours: a dict Keras would track as the wrapper's own state."""
 
     weights: dict[str, keras.Variable] = field(default_factory=dict)
     run: Callable[..., Any] | None = None
-    elsewhere: frozenset[str] = frozenset()
+    only: list[str] | None = None
     around: list[keras.Variable] = field(default_factory=list)
 
     @property
     def stored(self) -> list[tuple[str, keras.Variable]]:
-        return [(path, variable) for path, variable in self.weights.items() if path not in self.elsewhere]
+        return [item for item in self.weights.items() if self.only is None or item[0] in self.only]
 
 
 def _unshared(record: Any, owner: str) -> Any:
@@ -211,9 +208,8 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         }
         if training is not None:
             kwargs["training"] = training
-        outputs = (
-            self._run_with(substitutes, inputs, args, kwargs) if substitutes else self._run(inputs, *args, **kwargs)
-        )
+        run = partial(self._run_with, substitutes) if substitutes else self._run
+        outputs = run(inputs, *args, **kwargs)
         return self._quantize_outputs(outputs, training) if self._outputs else outputs
 
     @property
@@ -228,25 +224,17 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
     def run_with(self, values: Mapping[str, Any], inputs: Any) -> Any:
         """The layer's output with other values for some of its weights, by path."""
-        return self._run_with({id(self._inside.weights[path]): value for path, value in values.items()}, inputs, (), {})
+        return self._run_with({id(self._inside.weights[path]): value for path, value in values.items()}, inputs)
 
-    def run_by(self, run: Callable[..., Any]) -> None:
-        """Has another function run the layer than the layer itself: what it does when it is called within a hook."""
-        self._inside.run = run
+    def hooked(self, run: Callable[..., Any], stored: list[str] | None, around: list[keras.Variable]) -> None:
+        """Makes it what a hook on its layer calls: `run` runs the layer, files hold `stored` here, and `around` is read too."""
+        self._inside.run, self._inside.only, self._inside.around = run, stored, around
 
-    def share_with(self, paths: Iterable[str], variables: Iterable[keras.Variable]) -> None:
-        """Tells of wrappers hooked within the layer.
-
-        Args:
-            paths: of the layer's variables that files hold elsewhere.
-            variables: of the wrappers, which running the layer reads.
-        """
-        self._inside.elsewhere, self._inside.around = frozenset(paths), list(variables)
-
-    def _run(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:  # no property: Keras' saver would find the layer in it
+    def _run(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # No property: Keras' saver would find the layer in it.
         return (self._inside.run or self.layer)(inputs, *args, **kwargs)
 
-    def _run_with(self, substitutes: Mapping[int, Any], inputs: Any, args: Any, kwargs: Any) -> Any:
+    def _run_with(self, substitutes: Mapping[int, Any], inputs: Any, *args: Any, **kwargs: Any) -> Any:
         # All variables are snapshot, since an inner scope doesn't see an outer one.
         known = {id(v): v for v in (*self._inside.weights.values(), *self._inside.around)}
         before = [(v, substitutes.get(key, v.value)) for key, v in known.items()]

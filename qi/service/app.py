@@ -100,7 +100,13 @@ def _health_router(prefix: str) -> APIRouter:
         """Every endpoint, with examples."""
         return _documentation(request.app.openapi())
 
-    for path in (prefix or "/", f"{prefix}/health", f"{prefix}/health/live", f"{prefix}/livez"):
+    for path in (
+        *filter(None, (prefix,)),
+        f"{prefix}/",
+        f"{prefix}/health",
+        f"{prefix}/health/live",
+        f"{prefix}/livez",
+    ):
         router.add_api_route(path, live, methods=["GET"])
     for path in (f"{prefix}/health/ready", f"{prefix}/readyz"):
         router.add_api_route(path, ready, methods=["GET"], responses=documented(503))

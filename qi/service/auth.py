@@ -24,7 +24,7 @@ KeyScope = Literal["read", "write"]
 _PROBES = ("/health", "/health/live", "/health/ready", "/livez", "/readyz")
 PROBES = (*_PROBES, *(f"/v1{path}" for path in _PROBES), "/v2/health/live", "/v2/health/ready")
 """Paths that an orchestrator asks, by the address of a container: they say whether the service runs, and nothing else."""
-HEALTH = ("/", "/v1", *PROBES)
+HEALTH = ("/", "/v1", "/v1/", *PROBES)
 """Those, and where people look."""
 OPEN = (*HEALTH, "/ui", "/ui/*", "/docs", "/docs/*", "/redoc")
 """What needs no key: health, and the pages, which hold no data and ask for a key themselves."""

@@ -71,6 +71,9 @@ class BodyLimits:
 class Admission:
     """What the requests in flight take together.
 
+    Bodies that are on their way may fill half of the memory, so that there is some for the work on those that are here: all
+    would be refused otherwise where many come at a time.
+
     Attributes:
         memory_budget: Bytes of memory for them; one alone may take more.
         max_in_flight: Requests whose body is here and whose answer isn't.
@@ -78,6 +81,7 @@ class Admission:
         retry_after: Seconds after which they should come again.
         patience: Seconds that a request waits for its turn before it is told so.
         memory: Bytes that are taken.
+        arriving: Those of them that bodies take on which no work has begun.
         in_flight: Requests that are in flight.
     """
 
@@ -87,6 +91,7 @@ class Admission:
     retry_after: int = 1
     patience: float = 0.5
     memory: int = field(default=0, init=False)
+    arriving: int = field(default=0, init=False)
     in_flight: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
     _coming: Turns = field(init=False, repr=False, compare=False)  # with their body still to be read
@@ -95,22 +100,26 @@ class Admission:
     def __post_init__(self) -> None:
         self._coming, self._here = Turns(self.go_on), Turns(self.leave)
 
-    def reserve(self, nbytes: int, own: int = 0) -> None:
+    def reserve(self, nbytes: int, own: int = 0, *, arriving: int = 0) -> None:
         """Takes memory; from any thread.
 
         Args:
             nbytes: How much; below 0: gives it back.
             own: What of the memory that is taken is the request's own.
+            arriving: How much more of all that is a body's on which no work has begun; below 0: less.
 
         Raises:
             Problem: There isn't enough.
         """
         with self._lock:
-            self._check_memory(nbytes, own)
+            self._check_memory(nbytes, own, arriving)
             self.memory += nbytes
+            self.arriving += arriving
 
-    def _check_memory(self, nbytes: int, own: int) -> None:
-        if nbytes > 0 and self.memory > own and self.memory + nbytes > self.memory_budget:
+    def _check_memory(self, nbytes: int, own: int, arriving: int) -> None:
+        over = self.memory > own and self.memory + nbytes > self.memory_budget
+        crowded = self.arriving > own and self.arriving + arriving > self.memory_budget // 2
+        if (nbytes > 0 and over) or (arriving > 0 and crowded):
             raise self._full("memory")
 
     async def come(self, nbytes: int) -> None:
@@ -157,7 +166,7 @@ class Admission:
             return self._full("queue")
         try:
             with self._lock:
-                self._check_memory(nbytes, own=0)
+                self._check_memory(nbytes, own=0, arriving=nbytes)
         except Problem as problem:
             return problem
         return None
@@ -185,7 +194,7 @@ class Memory:
         self._admission = admission
         self._per_byte = per_byte
         self._lock = threading.Lock()
-        self._body = self._taken = 0
+        self._body = self._taken = self._arriving = 0
         self._released = False
 
     def counts(self) -> None:
@@ -198,8 +207,13 @@ class Memory:
         Raises:
             Problem: There isn't enough.
         """
-        self._body = nbytes
-        self._raise_to(nbytes * self._per_byte)
+        with self._lock:
+            self._body = nbytes
+            more = nbytes * self._per_byte - self._taken
+            if more > 0:
+                self._admission.reserve(more, self._taken, arriving=more)
+                self._taken += more
+                self._arriving += more
 
     def need(self, nbytes: int) -> None:
         """Takes what the request is going to need at one time, beside its body.
@@ -209,28 +223,27 @@ class Memory:
         Raises:
             Problem: There isn't enough.
         """
-        self._raise_to(self._body + nbytes)
+        with self._lock:
+            if not self._released:
+                more = max(self._body + nbytes - self._taken, 0)
+                self._admission.reserve(more, self._taken, arriving=-self._arriving)
+                self._taken += more
+                self._arriving = 0
 
     def answers(self, nbytes: int) -> None:
         """Keeps memory for the body and an answer of so many bytes: the work is done, and what else it took is free."""
         with self._lock:
             surplus = max(self._taken - self._body - nbytes, 0)
-            self._admission.reserve(-surplus)
+            self._admission.reserve(-surplus, arriving=-self._arriving)
             self._taken -= surplus
+            self._arriving = 0
 
     def release(self) -> None:
         """Gives everything back; what is asked for later isn't counted."""
         with self._lock:
-            self._admission.reserve(-self._taken)
-            self._taken = 0
+            self._admission.reserve(-self._taken, arriving=-self._arriving)
+            self._taken = self._arriving = 0
             self._released = True
-
-    def _raise_to(self, total: int) -> None:
-        with self._lock:
-            more = total - self._taken
-            if more > 0 and not self._released:
-                self._admission.reserve(more, own=self._taken)
-                self._taken = total
 
 
 def memory_of(source: Request | Scope) -> Memory:
@@ -439,4 +452,5 @@ class _Body:
 
     def _refuse(self, problem: Problem) -> NoReturn:
         self.refusal = problem
+        self._memory.release()  # for those that come on, while the rest of the body is thrown away
         raise problem

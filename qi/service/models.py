@@ -49,7 +49,7 @@ __all__ = [
     "query_options",
 ]
 
-MAX_LAYER_NAME = 512
+MAX_LAYER_NAME = schemas.MAX_NAME
 """Characters of a layer's name."""
 
 _MAX_NESTED = 32
@@ -150,7 +150,7 @@ def _whole(value: Any) -> Any:
 Flag = Annotated[bool, Field(strict=True)]
 _WHOLE = BeforeValidator(_whole)
 Number = Annotated[float, Field(strict=True)]
-LayerName = Annotated[str, Field(max_length=MAX_LAYER_NAME, pattern=r"^[^\x00]*$")]
+LayerName = Annotated[str, Field(max_length=schemas.MAX_NAME, pattern=schemas.NAME)]
 """Without the character 0, which not every store can keep."""
 Layers = Annotated[list[LayerName], Field(max_length=4096)]
 ScaleOrScales = Annotated[Number | list[Number], Field(description="One number, or one for each channel.")]
@@ -230,7 +230,7 @@ class QuantizerConfigModel(_Model):
     quantize_weights_only: Flag = False
     mixed_precision_layers: Layers = []
     custom_quantization_config: Annotated[
-        dict[LayerName, Annotated[dict[str, Any], WithJsonSchema(schemas.LAYER)]], Field(max_length=4096)
+        dict[LayerName, dict[str, Any]], Field(max_length=4096), WithJsonSchema(schemas.LAYERS)
     ] = {}
 
     def to_config(self) -> QuantizationConfig:

@@ -5,7 +5,6 @@ Parameters travel with results. For clients that don't send them back, `qi.servi
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +19,9 @@ from qi.engine.state import fitted
 from qi.errors import InputError
 from qi.service import latest
 from qi.service.formats import Limits
+from qi.service.imports import check_kinds, check_parameters
 from qi.service.instances import Change, Instance
 from qi.service.latest import Kept, Recalled
-from qi.service.models import MAX_LAYER_NAME
 
 __all__ = [
     "OPERATIONS",
@@ -43,6 +42,7 @@ __all__ = [
 ]
 
 _BLOCK = 1 << 16
+_WHOLE = (np.int8, np.uint8, np.int16, np.int32, np.int64)
 
 _STATISTICS = (
     "clipped_values",
@@ -275,9 +275,9 @@ def loading(parameters: Mapping[str, Any], limits: Limits) -> Change:
     """Exported parameters taken over; see `Quantizer.load_parameters`."""
 
     def change(quantizer: Quantizer) -> bool:
-        _check_parameters(parameters, limits)
+        check_parameters(parameters, limits)
         quantizer.load_parameters(parameters)
-        _check_kinds(parameters)
+        check_kinds(parameters)
         return True
 
     return change
@@ -396,14 +396,16 @@ def _whole(array: np.ndarray) -> np.ndarray:
         return array
     if array.size and array.dtype.kind != "f":
         raise InputError("expected codes, which are whole numbers; received others")
-    numbers, codes = array.reshape(-1), np.empty(array.size, np.int32)
+    numbers = array.reshape(-1)
+    with np.errstate(invalid="ignore"):  # of NaN that signals
+        lo, hi = float(numbers.min(initial=0)), float(numbers.max(initial=0))
+    if not -(2**53) < lo <= hi < 2**53:
+        raise InputError("expected codes, which are whole numbers; received others")
+    codes = np.empty(array.size, next(kind for kind in _WHOLE if np.iinfo(kind).min <= lo and hi <= np.iinfo(kind).max))
     for start in range(0, array.size, _BLOCK):  # so that copies stay small
-        with np.errstate(invalid="ignore"):  # of NaN that signals
-            block = numbers[start : start + _BLOCK].astype(np.float64)
-        if not np.all((np.abs(block) < 2**53) & (np.rint(block) == block)):
+        block = numbers[start : start + _BLOCK].astype(np.float64)
+        if not np.all(np.rint(block) == block):
             raise InputError("expected codes, which are whole numbers; received others")
-        if np.abs(block).max() >= 2**31:
-            return array.astype(np.int64)  # no codes either, but that is for others to say
         codes[start : start + _BLOCK] = block
     return codes.reshape(array.shape)
 
@@ -440,68 +442,3 @@ def _whole_pair(params: QParams, config: QuantizationConfig) -> tuple[float, flo
     lo, hi = covered(params, config)
     whole = params_of(lo.min(initial=0.0), hi.max(initial=0.0), PerTensor(), config)
     return float(whole.scale.flat[0]), float(whole.zero_point.flat[0])
-
-
-def _check_parameters(parameters: Mapping[str, Any], limits: Limits) -> None:
-    """What the engine doesn't look at.
-
-    Raises:
-        InputError: Names of layers are none that requests can have, or there are too many channels, or none.
-    """
-    layers = parameters.get("layers")
-    layers = layers if isinstance(layers, Mapping) else {}
-    for name in layers:
-        if len(name) > MAX_LAYER_NAME or "\0" in name or not _is_unicode(name):
-            raise InputError(
-                f"expected names of layers of at most {MAX_LAYER_NAME} characters, without NUL; received another"
-            )
-    for own in (parameters, parameters.get("calibration"), *layers.values()):
-        lists: list[Any] = []
-        if isinstance(own, Mapping):
-            lists = [value for value in own.values() if isinstance(value, list)]
-        if own is parameters:
-            lists += [value for name, value in own.items() if name.startswith("per_") and isinstance(value, Mapping)]
-        elif not all(lists):
-            raise InputError("expected at least one channel; received an empty list")
-        if any(len(values) > limits.max_channels for values in lists):
-            raise InputError(f"expected at most {limits.max_channels} channels; received more")
-
-
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("global_scale", "global_zero_point"), lambda value: _is_number(value)),
-    **dict.fromkeys(
-        ("channel_dim", "qmin", "qmax"), lambda value: value is None or (_is_number(value) and value % 1 == 0)
-    ),
-    **dict.fromkeys(("per_channel_scales", "per_channel_zero_points"), lambda value: _is_numbers(value)),
-    "layers": lambda value: all(isinstance(own, Mapping) for own in value.values()),
-}
-
-
-def _check_kinds(parameters: Mapping[str, Any]) -> None:
-    """What nobody has looked at where the type has no codes.
-
-    Raises:
-        InputError: Something is of another kind than documented.
-    """
-    for name, value in parameters.items():
-        if not _KINDS.get(name, lambda value: True)(value):
-            raise InputError(f"expected {name} as it is exported; received {reprlib.repr(value)}")
-    if parameters["global_scale"] <= 0:
-        raise InputError(f"expected global_scale to be positive; received {parameters['global_scale']}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_numbers(value: Any) -> bool:
-    values = value.values() if isinstance(value, Mapping) else value
-    return value is None or (isinstance(value, Mapping | list) and all(map(_is_number, values)))
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a character
-        return False
-    return True

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from qi.service import calls, latest, operations
 from qi.service.answers import accepted, answering, respond
@@ -44,7 +46,19 @@ __all__ = ["router"]
 
 InstanceId = Annotated[str, Path(description="Name of an instance", max_length=1024)]
 Accept = Annotated[str | None, Header(include_in_schema=False)]
-IfMatch = Annotated[str | None, Header(description="The ETag that the instance must have")]
+Limit = Annotated[Annotated[int, Field(ge=1)] | SkipJsonSchema[None], Query(description="Most names")]
+
+
+async def _if_match(
+    request: Request,
+    if_match: Annotated[
+        str | SkipJsonSchema[None], Header(description="The ETag that the instance must have, or one of several")
+    ] = None,
+) -> str | None:
+    return None if if_match is None else ",".join(request.headers.getlist("if-match"))  # several headers are one list
+
+
+IfMatch = Annotated[str | None, Depends(_if_match)]
 
 
 async def _service(request: Request) -> Service:
@@ -92,9 +106,7 @@ router = APIRouter(generate_unique_id_function=_name)
 
 
 @router.get("/instances", tags=["instances"], responses=documented(400, 422))
-async def get_instances(
-    service: ServiceDep, limit: Annotated[int | None, Query(ge=1, description="Most names")] = None
-) -> list[str]:
+async def get_instances(service: ServiceDep, limit: Limit = None) -> list[str]:
     """Names of all instances, in the order of their creation."""
     ids = await service.store(service.instances.ids)
     return ids[:limit]
@@ -119,7 +131,7 @@ async def create_instance(
 
 
 @router.delete("/instances/{instance_id}", tags=["instances"], responses=documented(400, 403, 404, 412, 422))
-async def delete_instance(instance_id: InstanceId, service: ServiceDep, if_match: IfMatch = None) -> MessageResponse:
+async def delete_instance(instance_id: InstanceId, service: ServiceDep, if_match: IfMatch) -> MessageResponse:
     """Deletes an instance other than the default one."""
     with answering("Error deleting quantizer instance", conditional=if_match is not None):
         await service.store(partial(service.instances.delete, instance_id, revisions_of(if_match)))
@@ -149,7 +161,7 @@ async def update_config(
     config: Annotated[QuantizerConfigModel, Depends(parsing(QuantizerConfigModel))],
     service: ServiceDep,
     response: Response,
-    if_match: IfMatch = None,
+    if_match: IfMatch,
 ) -> MessageResponse:
     """Replaces the configuration; a calibrated range stays where it can."""
     return await _configured(service, instance_id, lambda present: config.to_config(), response, if_match)
@@ -164,7 +176,7 @@ async def patch_config(
     changes: Annotated[QuantizerConfigPatch, Depends(parsing(QuantizerConfigPatch))],
     service: ServiceDep,
     response: Response,
-    if_match: IfMatch = None,
+    if_match: IfMatch,
 ) -> MessageResponse:
     """Changes some fields of the configuration."""
     return await _configured(service, instance_id, changes.apply, response, if_match)
@@ -243,7 +255,7 @@ async def calibrate_quantizer(
     request: Annotated[CalibrationRequest, Depends(reading(CalibrationRequest, CALIBRATING))],
     service: ServiceDep,
     response: Response,
-    if_match: IfMatch = None,
+    if_match: IfMatch,
 ) -> CalibrationResponse:
     """Fixes scale and zero point by representative data; the mode becomes CALIBRATED.
 
@@ -294,14 +306,14 @@ async def get_stats(instance_id: InstanceId, service: ServiceDep) -> StatsRespon
 
 
 @router.post("/instances/{instance_id}/clear_cache", tags=["statistics"], responses=documented(400, 404, 412, 422))
-async def clear_cache(instance_id: InstanceId, service: ServiceDep, if_match: IfMatch = None) -> MessageResponse:
+async def clear_cache(instance_id: InstanceId, service: ServiceDep, if_match: IfMatch) -> MessageResponse:
     """Forgets kept results."""
     (await _instance(service, instance_id, if_match)).quantizer.clear_cache()
     return MessageResponse(message="Cache cleared successfully")
 
 
 @router.post("/instances/{instance_id}/reset_stats", tags=["statistics"], responses=documented(400, 404, 412, 422))
-async def reset_stats(instance_id: InstanceId, service: ServiceDep, if_match: IfMatch = None) -> MessageResponse:
+async def reset_stats(instance_id: InstanceId, service: ServiceDep, if_match: IfMatch) -> MessageResponse:
     """Sets all counters to 0."""
     (await _instance(service, instance_id, if_match)).quantizer.reset_stats()
     return MessageResponse(message="Statistics reset successfully")
@@ -332,7 +344,7 @@ async def import_parameters(
     request: Annotated[ImportExportParams, Depends(parsing(ImportExportParams))],
     service: ServiceDep,
     response: Response,
-    if_match: IfMatch = None,
+    if_match: IfMatch,
 ) -> MessageResponse:
     """Takes over exported parameters, of this or another instance, all or none."""
     with answering(IMPORTING, conditional=if_match is not None):
@@ -389,9 +401,12 @@ async def upload_numpy(
     ] = "quantize",
     validate: Annotated[bool, Query(description="Whether to validate input")] = True,
     channel_dim: Annotated[
-        int | None, Query(ge=-32, lt=32, description="Dimension index for per-channel operation")
+        Annotated[int, Field(ge=-32, lt=32)] | SkipJsonSchema[None],
+        Query(description="Dimension index for per-channel operation"),
     ] = None,
-    layer_name: Annotated[LayerName | None, Query(description="Layer name for mixed precision handling")] = None,
+    layer_name: Annotated[
+        LayerName | SkipJsonSchema[None], Query(description="Layer name for mixed precision handling")
+    ] = None,
     accept: Accept = None,
 ) -> Response:
     """Works on a .npy file. The answer describes the result, or is it: ``Accept: application/x-npy``."""

@@ -7,9 +7,12 @@ from typing import Any
 
 from qi.engine import QuantizationMode, QuantizationType
 
-__all__ = ["ARRAY", "LAYER", "MODES", "PARAMETERS", "RESULT", "TYPES"]
+__all__ = ["ARRAY", "LAYER", "LAYERS", "MAX_NAME", "MODES", "NAME", "PARAMETERS", "RESULT", "TYPES"]
 
 TYPES = [kind.name for kind in QuantizationType]
+MAX_NAME = 512
+"""Characters of a layer's name."""
+NAME = r"^[^\x00]*$"
 MODES = [mode.name for mode in QuantizationMode]
 
 _MAX_NESTED = 8
@@ -45,6 +48,12 @@ LAYER: dict[str, Any] = {
 }
 
 
+LAYERS: dict[str, Any] = {
+    "type": "object",
+    "maxProperties": 4096,
+    "propertyNames": {"maxLength": MAX_NAME, "pattern": NAME},
+    "additionalProperties": LAYER,
+}
 _NUMBERS: dict[str, Any] = {
     "anyOf": [
         {"type": "object", "additionalProperties": {"type": "number"}},

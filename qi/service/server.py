@@ -107,7 +107,6 @@ def listening(host: str, port: int) -> socket.socket:
             f"expected a free address of this machine; received host={host!r}, port={port}: {error.strerror}; "
             "do: choose another, or stop what listens there"
         ) from None
-    made.set_inheritable(True)
     return socket.socket(fileno=made.detach())
 
 

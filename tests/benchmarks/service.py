@@ -10,15 +10,12 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.common import timed_rounds
 from tests.benchmarks.service_load import load
 from tests.benchmarks.serving import (
     Form,
@@ -54,10 +51,11 @@ def ratios() -> None:
     """Milliseconds from request to answer, and times as fast as the plain endpoint, median and quartiles of the rounds.
 
     "short" is JSON with the digits that a float32 needs, which has a base of its own. A million numbers with 17 digits are
-    more JSON than the service takes by default.
+    more JSON than the service takes by default. Processor time is the server's, and tells the same where the machine has
+    other work.
     """
-    print("\nfrom request to answer, one client; x plain: paired in each round; (quartiles)")
-    print(f"{'floats':>9} {'':18}{'ms':>9} {'':19}{'x plain':>8} {'':17}{'MB/s':>7}")
+    print("\nfrom request to answer, one client; x plain: paired in each round; (quartiles); cpu: the server's")
+    print(f"{'floats':>9} {'':18}{'ms':>9} {'':19}{'x plain':>8} {'':17}{'MB/s':>7}{'cpu ms':>8}{'x plain':>8}")
     path = "/instances/default/quantize"
     with service(max_json_bytes=64 * MIB) as ours, plain() as other:
         for shape, rounds in SHAPES.items():
@@ -65,15 +63,31 @@ def ratios() -> None:
             forms = {"JSON": json_form(array, path), "JSON, short": json_form(array, path, short=True)}
             forms |= binary_forms(array)
             _check(ours, forms)
-            to_ours, to_other = ours.connection(), other.connection()
-            actions: dict[str, Callable[[], object]] = {
-                "plain": partial(post, to_other, json_form(array, "/quantize")),
-                "plain, short": partial(post, to_other, json_form(array, "/quantize", short=True)),
+            requests = {
+                "plain": (other, json_form(array, "/quantize")),
+                "plain, short": (other, json_form(array, "/quantize", short=True)),
             }
-            actions |= {name: partial(post, to_ours, form) for name, form in forms.items()}
-            seconds = timed_rounds(actions, rounds)
-            for name, values in seconds.items():
-                _ratio_row(array, name, values, seconds["plain, short" if "short" in name else "plain"])
+            times = _rounds(requests | {name: (ours, form) for name, form in forms.items()}, rounds)
+            for name in times:
+                _ratio_row(array, name, times[name], times["plain, short" if "short" in name else "plain"])
+
+
+Times = list[tuple[float, float]]
+"""Seconds of the clock and of the server's processors, of each round."""
+
+
+def _rounds(requests: dict[str, tuple[Server, Form]], rounds: int) -> dict[str, Times]:
+    """One request of each kind after the other in every round, after one of each that isn't counted."""
+    connections = {server: server.connection() for server, _ in requests.values()}
+    times: dict[str, Times] = {name: [] for name in requests}
+    for counted in range(rounds + 1):
+        for name, (server, form) in requests.items():
+            used, start = server.seconds(), time.perf_counter()
+            post(connections[server], form)
+            took = time.perf_counter() - start
+            if counted:
+                times[name].append((took, server.seconds() - used))
+    return times
 
 
 def _check(server: Server, forms: dict[str, Form]) -> None:
@@ -85,16 +99,18 @@ def _check(server: Server, forms: dict[str, Form]) -> None:
             raise RuntimeError(f"expected the codes of npy; {name} gives others")
 
 
-def _ratio_row(array: np.ndarray, name: str, values: list[float], base: list[float]) -> None:
-    times = [one / other for one, other in zip(base, values, strict=True)]
-    ms, low, high = (quantile(values, share) * 1e3 for share in (0.5, 0.25, 0.75))
-    ratio, least, most = median(times), quantile(times, 0.25), quantile(times, 0.75)
+def _ratio_row(array: np.ndarray, name: str, times: Times, base: Times) -> None:
+    took = [seconds for seconds, _ in times]
+    ratios = [one / own for (one, _), own in zip(base, took, strict=True)]
+    cpu, of_base = median(seconds for _, seconds in times), median(seconds for _, seconds in base)
+    ms, low, high = (quantile(took, share) * 1e3 for share in (0.5, 0.25, 0.75))
+    ratio, least, most = median(ratios), quantile(ratios, 0.25), quantile(ratios, 0.75)
     verdict = ""
     if name in TARGETS and array.size == 1_000_000:
         verdict = _verdict(ratio >= TARGETS[name], f"at least {TARGETS[name]}")
-    spread, of_times = f"({low:.2f} to {high:.2f})", f"({least:.1f} to {most:.1f})"
-    rate = array.nbytes / ms / 1e3
-    print(f"{array.size:>9} {name:18}{ms:9.2f} {spread:19}{ratio:8.1f} {of_times:17}{rate:7.0f} {verdict}", flush=True)
+    spread, of_ratios = f"({low:.2f} to {high:.2f})", f"({least:.1f} to {most:.1f})"
+    print(f"{array.size:>9} {name:18}{ms:9.2f} {spread:19}{ratio:8.1f} {of_ratios:17}", end="")
+    print(f"{array.nbytes / ms / 1e3:7.0f}{cpu * 1e3:8.2f}{of_base / cpu:8.1f} {verdict}", flush=True)
 
 
 def loop(seconds: float = 8.0) -> None:

@@ -47,6 +47,11 @@ class Server(NamedTuple):
         found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         return int(found[1]) * 1024 if found else 0
 
+    def seconds(self) -> float:
+        """What the process has had of the processors, its threads' time together."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
     def forget_peak(self) -> None:
         """Makes "VmHWM" begin at what the process has now."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")

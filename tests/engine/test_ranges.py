@@ -133,3 +133,8 @@ def test_requantized_only_where_the_error_falls() -> None:
     assert requantized(x, best, config) is best
     with_nan = requantized(np.float32([np.nan, np.inf, 5.0]), narrow, config)
     assert np.isfinite(with_nan.scale)
+
+
+def test_a_reach_beyond_all_numbers_cuts_nothing_off() -> None:
+    seen = see(X, PerTensor(), QuantizationConfig(outlier_threshold=1.7e308))
+    assert (float(seen.lo.flat[0]), float(seen.hi.flat[0])) == (X.min(), X.max())

@@ -181,9 +181,9 @@ def test_channels_are_few_and_stay_within_the_estimate(start: Callable[..., Serv
 def test_requests_together_stay_within_the_budget(start: Callable[..., Server]) -> None:
     budget = 256 << 20
     server = start({"QI_API_MEMORY_BUDGET": str(budget), "QI_API_WORKERS_THREADS": "8"})
-    column = write_npy(CODES.reshape(-1)[: 1 << 20].reshape(-1, 1))  # each takes more than 100 MiB until it is answered
+    body = write_npy(NUMBERS)
     before = server.memory("VmRSS")
     with ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(lambda _: server.ask("quantize", column, NPY, JSON), range(16)))
+        statuses = list(pool.map(lambda _: server.ask("quantize_dequantize", body), range(16)))
     assert {200} <= set(statuses) <= {200, 503}
     assert server.memory("VmHWM") - before < budget + NOISE

@@ -50,6 +50,14 @@ def metrics(server: Running) -> dict[str, float]:
     return found
 
 
+def wait_until_counted(server: Running) -> None:
+    """A request is counted once its answer has been sent, and gauges are told once a second: a client may be faster."""
+    deadline = time.monotonic() + 30
+    while (found := metrics(server)).get("qi_request_total", 0) < REQUESTS or found["qi_queue_depth"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_workers_count_together_and_log_in_one_form(tmp_path: Path, command: str) -> None:
     folder = tmp_path / "metrics"
@@ -59,13 +67,14 @@ def test_workers_count_together_and_log_in_one_form(tmp_path: Path, command: str
         wait_for(server)
         for _ in range(REQUESTS):
             ask(server, "/instances/default/quantize", {"data": [[1.0, 2.0, 3.0]]})
+        wait_until_counted(server)
         for _ in range(6):  # whichever answers
             found = metrics(server)
             assert found["qi_request_total"] == REQUESTS
             assert found["qi_request_duration_seconds_count"] == REQUESTS
             assert found["qi_values_total"] == 3 * REQUESTS
             assert found["qi_instances"] == 1
-            assert found["qi_requests_in_progress"] == 1
+            assert found["qi_requests_in_progress"] in (1, 2)  # this one, and perhaps the end of the one before
             assert found["qi_queue_depth"] == 0
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(timeout=60)
@@ -79,6 +88,7 @@ def test_a_worker_that_dies_is_replaced_and_what_it_counted_stays(tmp_path: Path
     with started(*COMMANDS["qi"], cwd=tmp_path, store=tmp_path / "a.db", log="json") as server:
         for _ in range(REQUESTS):
             ask(server, "/instances/default/quantize", {"data": [[1.0]]})
+        wait_until_counted(server)
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
         if not children.exists():
             pytest.skip("this system doesn't tell a process' children")
@@ -93,4 +103,4 @@ def test_a_worker_that_dies_is_replaced_and_what_it_counted_stays(tmp_path: Path
         for _ in range(6):
             found = metrics(server)
             assert found["qi_request_total"] == REQUESTS
-            assert found["qi_requests_in_progress"] == 1
+            assert found["qi_requests_in_progress"] in (1, 2)  # this one, and perhaps the end of the one before

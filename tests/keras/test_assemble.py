@@ -204,7 +204,9 @@ def test_strict_accepts_what_rules_leave_in_float() -> None:
     assert reasons["lstm/lstm_cell/kernel"] == "left in float by rule match='lstm'"
     assert [row.path for row in report.rows if row.quantized] == ["head/kernel"]
     assert report.unused_rules == ()
-    quantize_model(sloped(), get_recipe("w8").with_rules(Rule("mo*", weights=FLOAT), Rule("many", weights=FLOAT)), strict=True)
+    quantize_model(
+        sloped(), get_recipe("w8").with_rules(Rule("mo*", weights=FLOAT), Rule("many", weights=FLOAT)), strict=True
+    )
 
 
 class Sealed(layers.Dense):

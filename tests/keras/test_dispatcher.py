@@ -54,6 +54,26 @@ def test_paths_into_sub_layers():
     assert set(found) == {"query/kernel", "attention_output/kernel"}
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape", "scales"),
+    [
+        (keras.layers.TimeDistributed(keras.layers.DepthwiseConv1D(2)), (1, 3, 5, 4), (1, 4, 1)),
+        (keras.layers.TimeDistributed(keras.layers.Conv1DTranspose(3, 2)), (1, 3, 5, 4), (1, 3, 1)),
+        (keras.layers.EinsumDense("abc,dc->abd", (5, 3)), (1, 5, 3), (5, 1)),
+    ],
+    ids=["depthwise", "transposed", "einsum"],
+)
+def test_channels_lie_where_the_very_layer_has_them(layer, shape, scales):
+    ((path, quantizer),) = bound(layer, shape).items()
+    assert path.endswith("kernel")
+    assert quantizer.qparams(tuple(layer.weights[0].shape)).scale.shape == scales
+
+
+def test_a_layer_whose_policy_has_only_reasons_has_no_main_weight():
+    with pytest.raises(ConfigError, match="'norm', which has no single main weight"):
+        bound(keras.layers.LayerNormalization(name="norm"), (1, 5))
+
+
 def test_an_ambiguous_path_lists_what_it_could_mean():
     with pytest.raises(ConfigError, match=r"'kernel', which is ambiguous; do choose one of \['query/kernel', 'key/"):
         bound(keras.layers.MultiHeadAttention(2, 4), (1, 5, 8), (1, 5, 8), quantizer={"kernel": PER_CHANNEL})

@@ -93,7 +93,10 @@ def test_the_class_and_its_methods_stay(model: keras.Model, quantized: keras.Mod
     assert isinstance(quantized, Branches)
     assert isinstance(quantized, InPlaceModel)
     data = x(16)
-    codes = to_numpy(quantized.encode(data)) / wrappers_of(quantized)["first"].output_quantizers[0].parameters((1,))["scale"]
+    codes = (
+        to_numpy(quantized.encode(data))
+        / wrappers_of(quantized)["first"].output_quantizers[0].parameters((1,))["scale"]
+    )
     np.testing.assert_allclose(codes, np.rint(codes), atol=1e-3)  # what a method gives is on the layer's grid
     np.testing.assert_allclose(to_numpy(quantized.encode(data)), to_numpy(model.encode(data)), atol=0.05)
 

@@ -107,9 +107,10 @@ def test_tokens_attention_and_a_tied_table(tmp_path: Path) -> None:
     assert rows["memory", "gru_cell/kernel"].bits == 8 if ("memory", "gru_cell/kernel") in rows else True
     assert sqnr(model(ids), result(ids)) > 20
     # The product with the table's own variable takes the quantized one.
-    assert wrappers_of(result)["table"].get_quantized_weights()["embeddings"].tolist() == to_numpy(
-        result.table.embeddings
-    ).tolist()
+    assert (
+        wrappers_of(result)["table"].get_quantized_weights()["embeddings"].tolist()
+        == to_numpy(result.table.embeddings).tolist()
+    )
     result.save(tmp_path / "m.keras")
     np.testing.assert_array_equal(
         keras.models.load_model(tmp_path / "m.keras").predict(ids, verbose=0), result.predict(ids, verbose=0)
@@ -175,7 +176,9 @@ def test_a_train_step_alone_is_enough() -> None:
 
 def test_no_graph_no_file(model: keras.Model, tmp_path: Path) -> None:
     result, _ = quantized(model, "w8a8", x())
-    with pytest.raises(UnsupportedError, match="which is quantized in place, layer by layer; do rebuild the float model"):
+    with pytest.raises(
+        UnsupportedError, match="which is quantized in place, layer by layer; do rebuild the float model"
+    ):
         qi.export(result, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())
 
@@ -205,7 +208,7 @@ def test_strict_refuses_what_stays_in_float() -> None:
     keras.saving.register_keras_serializable(package="tests.loops")(Own)
     model = Own()
     model(x(2))
-    with pytest.raises(StrictError, match="own.*/w"):
+    with pytest.raises(StrictError, match=r"own.*/w"):
         quantized(model, "w8", strict=True)
 
 
@@ -221,7 +224,7 @@ def test_a_class_without_a_configuration_is_refused() -> None:
     model = Secret(abs)
     model.dense.build((None, 5))
     model(x(2))
-    with pytest.raises((InputError, UnsupportedError), match="do implement get_config|isn't known|do call it once"):
+    with pytest.raises((InputError, UnsupportedError), match=r"do implement get_config|isn't known|do call it once"):
         quantized(model, "w8")
 
 

@@ -127,6 +127,43 @@ def test_a_normalized_convolution_counts_as_the_convolution() -> None:
     assert found["conv/kernel"] == 4 * 4 * 9 * 3 * 8
 
 
+def test_cells_of_one_class_count_each() -> None:
+    found = counts(layers.RNN([layers.GRUCell(3), layers.GRUCell(2)]), (7, 5))
+    assert found["stacked_rnn_cells/gru_cell/kernel"] == 7 * 5 * 9
+    assert found["stacked_rnn_cells/gru_cell/kernel_2"] == 7 * 3 * 6
+    assert found["stacked_rnn_cells/gru_cell/recurrent_kernel_2"] == 7 * 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "frames"),
+    [
+        ({}, (64, 1), 7),
+        ({}, (64, 2), 2 * 7),
+        ({"padding": "same"}, (60, 1), 8),
+        ({"data_format": "channels_first"}, (2, 64), 2 * 7),
+        ({"frame_step": None, "frame_length": 16}, (64, 1), 7),
+    ],
+)
+def test_a_spectrogram_counts_its_windows(options: dict[str, Any], shape: tuple[int, ...], frames: int) -> None:
+    layer = layers.STFTSpectrogram("stft", **{"frame_length": 16, "frame_step": 8, "fft_length": 16} | options)
+    found = counts(layer, shape)
+    assert found == {"real_kernel": frames * 16 * 9, "imag_kernel": frames * 16 * 9}
+
+
+def test_an_attention_that_is_kept_whole_counts_its_keys_at_their_own_places() -> None:
+    query, value = keras.Input((7, 4)), keras.Input((5, 4))
+    layer = layers.MultiHeadAttention(2, 3)
+    call = flatten_model(keras.Model([query, value], layer(query, value))).calls[-1]
+    found = {path: multiply_accumulates(call, path, tuple(w.shape)) for path, w in weights_of(layer).items()}
+    kernels = {path: count for path, count in found.items() if path.endswith("kernel")}
+    assert kernels == {
+        "query/kernel": 7 * 4 * 6,
+        "key/kernel": 5 * 4 * 6,
+        "value/kernel": 5 * 4 * 6,
+        "attention_output/kernel": 7 * 6 * 4,
+    }
+
+
 def test_looking_rows_up_multiplies_nothing() -> None:
     assert counts(layers.Embedding(10, 4), (7,), "int32") == {"embeddings": None}
 

@@ -459,7 +459,7 @@ def test_matrices_that_stay_in_float_are_told() -> None:
     with warned() as found:
         qat = prepared(model, "w4")
     (told,) = (str(w.message) for w in found)
-    assert told.startswith("1 weight matrices stay in float: slopes/alpha (slopes of an activation, whose kernels are float")
+    assert told.startswith("1 weight matrices stay in float: slopes/alpha (slopes of an activation, by which")
     assert found[0].filename == __file__
     assert wrappers(qat) == []
     with pytest.raises(StrictError, match="slopes/alpha"):

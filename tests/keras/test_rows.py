@@ -102,9 +102,19 @@ def test_rows_follow_the_data() -> None:
     assert paths.index("project/bias") + 1 == paths.index("project/output")
 
 
-@pytest.mark.parametrize("layer", [layers.LSTM(4, name="memory"), layers.Bidirectional(layers.GRU(4), name="memory")])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.LSTM(4, name="memory"),
+        layers.Bidirectional(layers.GRU(4), name="memory"),
+        layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)], name="memory"),
+        keras.layers.TimeDistributed(layers.SimpleRNN(4), name="memory"),
+    ],
+    ids=["lstm", "two_gru", "stacked", "at_each_step"],
+)
 def test_what_a_recurrent_layer_keeps_within_has_a_row_that_says_so(layer: Any) -> None:
-    model = settle(keras.Sequential([keras.Input((5, 3), name="steps"), layer]))
+    shape = (2, 5, 3) if isinstance(layer, layers.TimeDistributed) else (5, 3)
+    model = settle(keras.Sequential([keras.Input(shape, name="steps"), layer]))
     _, report = quantized(model, "w8a8", samples(model, 64))
     found = row(report, "memory/states")
     assert (found.kind, found.status) == ("activation", "float")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from qi.dispatch import Slot, register_policy
+from qi.dispatch import Slot, policy, register_policy
 from qi.keras.slots import layer_policy, slots_of
 
 Axes = tuple[int, int | None]
@@ -117,7 +117,7 @@ def test_weights_of_a_users_layer_go_by_their_shape() -> None:
 
 
 def test_a_policy_of_the_outer_layer_comes_first_and_a_subclass_adds_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qi.dispatch.policy._POLICIES", dict(__import__("qi.dispatch.policy").dispatch.policy._POLICIES))
+    monkeypatch.setattr(policy, "_POLICIES", dict(policy._POLICIES))
     register_policy("Gated", [Slot("cube", 1), Slot("inner/kernel", 0)], floats={"matrix": "its user says so"})
     found = axes_of(Gated(), (6, 4))
     assert (found["cube"], found["inner/kernel"], found["matrix"]) == ((1, -2), (0, -2), "its user says so")
@@ -136,11 +136,19 @@ def test_a_policy_of_the_outer_layer_comes_first_and_a_subclass_adds_to_it(monke
     [
         (layers.LayerNormalization(), "gamma", "normalizations are computed in float"),
         (layers.RMSNormalization(), "scale", "normalizations are computed in float"),
-        (layers.TimeDistributed(layers.BatchNormalization(name="bn")), "bn/moving_mean", "normalizations are computed in float"),
-        (layers.PReLU(), "alpha", "slopes of an activation, whose kernels are float ones or tables made of them"),
+        (
+            layers.TimeDistributed(layers.BatchNormalization(name="bn")),
+            "bn/moving_mean",
+            "normalizations are computed in float",
+        ),
+        (layers.PReLU(), "alpha", "slopes of an activation, by which kernels multiply as real numbers"),
         (layers.LSTM(2), "lstm_cell/bias", "bias: float32, as what recurrent layers add it to"),
         (layers.GRU(2), "gru_cell/bias", "bias: float32, as what recurrent layers add it to"),
-        (layers.SpectralNormalization(layers.Dense(3)), "vector_u", "no results are made of it: training alone uses it"),
+        (
+            layers.SpectralNormalization(layers.Dense(3)),
+            "vector_u",
+            "no results are made of it: training alone uses it",
+        ),
     ],
     ids=lambda value: value.name if isinstance(value, layers.Layer) else "",
 )

@@ -182,7 +182,9 @@ class Trainer(keras.Model):
 def test_several_arguments_are_refused() -> None:
     model = Pair()
     model(*[np.ones((2, 3), "float32")] * 2)
-    with pytest.raises(UnsupportedError, match=r"of class Pair, whose call needs \['x', 'y'\]; do give it one list or dict"):
+    with pytest.raises(
+        UnsupportedError, match=r"of class Pair, whose call needs \['x', 'y'\]; do give it one list or dict"
+    ):
         quantized(model, "w8")
 
 
@@ -197,7 +199,7 @@ class Tied(keras.Model):
 
 def test_weights_that_a_call_reads_itself_are_no_constants() -> None:
     model = built(Tied(), IDS)
-    with pytest.raises(UnsupportedError, match="whose call reads 'tied.*embeddings' itself"), trace_model(model):
+    with pytest.raises(UnsupportedError, match=r"whose call reads 'tied.*embeddings' itself"), trace_model(model):
         pass
     np.testing.assert_array_equal(to_numpy(model(IDS[:2])).shape, (2, 7, 50))  # as before
 
@@ -268,9 +270,7 @@ def test_quantized_through_and_through() -> None:
     training = qi.prepare_qat(model, "w8a8", x)
     training.compile("sgd", "mse")
     training.fit(x, exact, verbose=0)
-    np.testing.assert_array_equal(
-        qi.convert(training).predict(x, verbose=0), training.predict(x, verbose=0)
-    )
+    np.testing.assert_array_equal(qi.convert(training).predict(x, verbose=0), training.predict(x, verbose=0))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_layers_that_do_more_stay_whole(options: dict[str, bool], called: dict[s
     layer = Gated(6, **options)
     model = around(layer, **called)
     before = len(layer._losses)
-    assert [call.op for call in flatten_model(model).calls][0] is layer
+    assert next(call.op for call in flatten_model(model).calls) is layer
     assert len(layer._losses) == before
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qi.errors import InputError
-from qi.keras.variables import add_parameter, build_layer, class_names, to_numpy, weights_of
+from qi.keras.variables import add_parameter, build_layer, class_names, places_of, to_numpy, weights_of
 
 SEQUENCE = np.zeros((2, 5, 4), np.float32)
 
@@ -137,6 +137,21 @@ def test_a_shared_sub_layer_is_listed_once_and_equal_paths_are_counted():
         "x/kernel": id(layer.a.kernel),
         "x/kernel_2": id(layer.b.kernel),
     }
+
+
+def test_places_tell_the_layers_that_hold_a_variable():
+    cells = [keras.layers.GRUCell(3), keras.layers.GRUCell(2)]
+    layer = called(keras.layers.TimeDistributed(keras.layers.RNN(cells)), SEQUENCE[:, None])
+    place = places_of(layer)["rnn/stacked_rnn_cells/gru_cell/kernel_2"]
+    assert place.variable is cells[1].kernel
+    assert [(type(owner).__name__, path) for owner, path in place.owners] == [
+        ("TimeDistributed", "rnn/stacked_rnn_cells/gru_cell/kernel"),
+        ("RNN", "stacked_rnn_cells/gru_cell/kernel"),
+        ("StackedRNNCells", "gru_cell/kernel"),
+        ("GRUCell", "kernel"),
+    ]
+    assert {path: place.variable for path, place in places_of(layer).items()} == weights_of(layer)
+    assert places_of(called(Block()))["blocks/1/kernel"].owners[-1][1] == "kernel"
 
 
 # --- building ---

@@ -179,7 +179,11 @@ def test_the_first_rule_decides_whichever_layer_it_names() -> None:
 def test_a_rule_for_a_part_of_an_attention_is_the_same_where_that_is_taken_apart() -> None:
     part = layers.EinsumDense("abc,cde->abde", (3, 2, 4))
     part.build((None, 3, 5))
-    for rule in (Rule("mha/query", weights=FLOAT), Rule(layer_type="EinsumDense", weights=FLOAT), Rule("mha", weights=FLOAT)):
+    for rule in (
+        Rule("mha/query", weights=FLOAT),
+        Rule(layer_type="EinsumDense", weights=FLOAT),
+        Rule("mha", weights=FLOAT),
+    ):
         book = get_recipe("w8").with_rules(rule).resolve()
         named = lambda weight: ("mha", "MultiHeadAttention", f"query/{weight}")
         assert weight_quantizers(part, "mha/query", original_weights(part), book, "", named)[0] == {}

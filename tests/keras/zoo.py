@@ -57,7 +57,18 @@ def attending(layer: Any, *, apart: bool = False, masked: bool = False) -> keras
     inputs = keras.Input(SEQUENCE, name="x")
     x = layers.Masking(name="masking")(inputs) if masked else inputs
     query, value = (layers.Dense(4, name=f"to_{name}")(x) for name in ("query", "value"))
-    return closed(inputs, layer(query, value) if apart else layer([query, value]))
+    return pooled(inputs, layer(query, value) if apart else layer([query, value]))
+
+
+def pooled(inputs: Any, x: Any) -> keras.Model:
+    """The rest of a model: the mean of a sequence, which heeds masks, and Dense."""
+    return closed(inputs, layers.GlobalAveragePooling1D(name="pool")(x))
+
+
+def masking() -> keras.Model:
+    """A mask, and a layer that heeds it."""
+    inputs = keras.Input(SEQUENCE, name="x")
+    return pooled(inputs, layers.Masking()(inputs))
 
 
 def adapted() -> keras.Model:
@@ -83,9 +94,13 @@ def build(name: str) -> keras.Model:
 
 
 def data_for(name: str, model: keras.Model) -> np.ndarray:
-    """Samples for the model of that name: images of bytes where that is what the layer expects."""
+    """Samples for the model of that name: images of bytes where that is what the layer expects, steps of 0 for masks."""
     x: np.ndarray = samples(model, 32)
-    return np.random.default_rng(1).integers(0, 256, x.shape).astype("float32") if name in AUGMENTING else x
+    if name in AUGMENTING:
+        return np.random.default_rng(1).integers(0, 256, x.shape).astype("float32")
+    if "mask" in name.lower():
+        x[:8, -2:] = 0
+    return x
 
 
 L = layers
@@ -125,7 +140,7 @@ LAYERS: dict[str, Make] = {
     "Lambda": lambda: between(L.Lambda(ops.tanh), FLAT),
     "LayerNormalization": lambda: between(L.LayerNormalization(), SEQUENCE),
     "LeakyReLU": lambda: between(L.LeakyReLU(0.1), FLAT),
-    "Masking": lambda: between(L.Masking(), SEQUENCE),
+    "Masking": masking,
     "Maximum": lambda: merged(L.Maximum()),
     "MelSpectrogram": lambda: first(L.MelSpectrogram(16, 8, 16, num_mel_bins=4, max_freq=8000), (64,)),
     "Minimum": lambda: merged(L.Minimum()),
@@ -189,7 +204,6 @@ AUGMENTING: dict[str, dict[str, Any]] = {
     "AugMix": {},
     "AutoContrast": {},
     "ContrastLimitedAdaptiveHistogramEqualization": {"tile_grid_size": (2, 2)},
-    "Equalization": {},
     "RandAugment": {},
     "RandomBrightness": {"factor": 0.1},
     "RandomColorDegeneration": {"factor": 0.1},
@@ -236,6 +250,7 @@ REASONS: dict[str, str] = {
     "HashedCrossing": _STRINGS,
     "CutMix": "mixes images and labels of a batch, in training alone",
     "MixUp": "mixes images and labels of a batch, in training alone",
+    "Equalization": "gives its symbolic input, so that no Functional model can hold it",
     "MaxNumBoundingBoxes": "pads lists of boxes, which no network is made of",
 }
 
@@ -325,7 +340,8 @@ USERS: dict[str, Make] = {
     "a cell both ways": lambda: between(L.Bidirectional(L.RNN(Accumulating(3))), SEQUENCE),
     "a cell in two layers": _shared_cell,
     "ConvLSTM both ways": lambda: between(L.Bidirectional(L.ConvLSTM1D(2, 3)), (3, *SEQUENCE)),
-    "layers at each step": lambda: between(L.TimeDistributed(keras.Sequential([L.Conv1D(3, 2), L.Dense(2)])), (3, *SEQUENCE)),
+    "layers at each step": lambda: between(
+        L.TimeDistributed(keras.Sequential([L.Conv1D(3, 2), L.Dense(2)])), (3, *SEQUENCE)
+    ),
     "a masked attention": lambda: attending(L.MultiHeadAttention(2, 3), apart=True, masked=True),
-    "a masked grouped attention": lambda: attending(L.GroupQueryAttention(2, 4, 2), apart=True, masked=True),
 }

@@ -50,6 +50,22 @@ def test_a_rule_for_one_weight_leaves_the_others_and_the_outputs_to_later_rules(
     assert book.unused_rules() == ()
 
 
+def test_rules_may_name_layers_within_the_layer():
+    names = ("rnn", "RNN", "cell/kernel", [("rnn/cell", "LSTMCell", "kernel")])
+    for rule in (
+        Rule("rnn", weight="cell/kernel", weights=INT4),
+        Rule("rnn/cell", weight="kernel", weights=INT4),
+        Rule(layer_type="LSTMCell", weights=INT4),
+    ):
+        book = W8A8.with_rules(Rule("other", weights="float"), rule, Rule("rnn", weights=INT2)).resolve()
+        assert book.weights_for(*names).spec == INT4
+    for rule in (Rule("rnn", layer_type="LSTMCell", weights=INT4), Rule("rnn", weight="kernel", weights=INT4)):
+        assert W8A8.with_rules(rule).resolve().weights_for(*names).spec == W8A8.weights
+    book = W8A8.with_rules(Rule(layer_type="LSTMCel", weights=INT4)).resolve()
+    book.weights_for(*names)
+    assert book.unused_rules() == ("layer_type='LSTMCel': matches no layer. Did you mean 'LSTMCell'?",)
+
+
 def test_rules_that_decided_nothing_are_named_with_the_cause():
     recipe = W8A8.with_rules(
         Rule("hed*", weights="float"),

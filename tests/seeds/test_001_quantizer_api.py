@@ -80,7 +80,8 @@ def npy(array: np.ndarray) -> bytes:
 
 def test_health(api: Api) -> None:
     """JSON response: `{"status": "healthy", "service": "Quantizer API"}`"""
-    assert api.ok("GET", "") == {"status": "healthy", "service": "Quantizer API"}
+    for path in ("", "/"):
+        assert api.ok("GET", path, follow_redirects=False) == {"status": "healthy", "service": "Quantizer API"}
 
 
 # --- instances ---

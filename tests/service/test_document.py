@@ -49,3 +49,15 @@ def test_every_protection_is_documented_everywhere(make_client: Callable[..., Te
             for operation in operations.values():
                 wanted = {"400", "401", "403", "408", "413", "415", "431", "503", "504"} | statuses
                 assert wanted <= set(operation["responses"]), path
+
+
+def test_options_in_the_query_have_a_type(client: TestClient) -> None:
+    """None of them can be null there, and their limits are in words that schemas have."""
+    paths = client.get("/openapi.json").json()["paths"]
+    asked = [one for path in paths.values() for method in path.values() for one in method.get("parameters", ())]
+    for parameter in asked:
+        if parameter["in"] != "path":
+            schema = parameter["schema"]
+            assert not {"ge", "gt", "le", "lt"} & set(schema), parameter
+            assert {"type": "null"} not in schema.get("anyOf", ()), parameter
+    assert {"limit", "channel_dim", "operation", "if-match"} <= {parameter["name"] for parameter in asked}

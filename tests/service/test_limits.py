@@ -196,7 +196,7 @@ async def settle() -> None:
 
 def test_memory_is_a_budget() -> None:
     async def work() -> None:
-        held, admission = Held(), Admission(memory_budget=10_000, max_in_flight=99)
+        held, admission = Held(), Admission(memory_budget=14_000, max_in_flight=99)
         app = BodyGuard(held, SMALL, admission)
 
         def send(nbytes: int, *headers: tuple[str, str]) -> Coroutine[Any, Any, Answer]:
@@ -221,7 +221,7 @@ def test_memory_is_a_budget() -> None:
 
 def test_announcing_a_long_body_holds_no_memory() -> None:
     async def work() -> None:
-        admission = Admission(memory_budget=10_000)
+        admission = Admission(memory_budget=20_000)
         app = BodyGuard(ok, SMALL, admission)
 
         def send(nbytes: int, *pieces: bytes) -> Coroutine[Any, Any, Answer]:
@@ -327,6 +327,52 @@ def refusing(app: ASGIApp) -> ASGIApp:
             await problem_response(scope, problem)(scope, receive, send)
 
     return answering
+
+
+def test_bodies_on_their_way_leave_half_of_the_memory_for_work() -> None:
+    admission = Admission(memory_budget=1000)
+    here, coming, alone = (Memory(admission, per_byte=3) for _ in range(3))
+    here.arrived(100)
+    coming.arrived(60)
+    assert admission.arriving == 480
+    with pytest.raises(Problem):
+        coming.arrived(70)
+    here.need(700)  # which is 800 with its body
+    assert (admission.memory, admission.arriving) == (980, 180)
+    coming.release()
+    with pytest.raises(Problem):
+        alone.arrived(80)
+    here.answers(10)
+    alone.arrived(250)  # the only one that is on its way
+    assert (admission.memory, admission.arriving) == (110 + 750, 750)
+    here.release()
+    alone.release()
+    assert (admission.memory, admission.arriving) == (0, 0)
+
+
+def test_a_refused_body_takes_no_memory_while_the_rest_is_thrown_away() -> None:
+    async def work() -> None:
+        admission, dropping = Admission(), asyncio.Event()
+        pieces = messages(b"x" * 60, b"x" * 60, b"x" * 60)
+
+        async def receive() -> Message:
+            if len(pieces) == 1:
+                await dropping.wait()
+            return pieces.pop(0)
+
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        task = asyncio.create_task(BodyGuard(ok, SMALL, admission)(scope_for("POST", "/"), receive, send))
+        await settle()
+        assert (len(pieces), sent, admission.memory) == (1, [], 0)
+        dropping.set()
+        await task
+        assert sent[0]["status"] == 413
+
+    run(work)
 
 
 def test_threads_take_and_give_back_the_same_memory() -> None:

@@ -269,61 +269,6 @@ def test_how_many_channels_there_are(instances: Instances) -> None:
     assert (channels_of(layers, X, layer_name="l"), channels_of(layers, X)) == (2, 1)
 
 
-LISTS: dict[str, Any] = {"scale": [1.0] * 5, "zero_point": [0] * 5, "channel_dim": 0}
-
-
-@pytest.mark.parametrize(
-    ("parameters", "told"),
-    [
-        ({"layers": {"\ud800": {"scale": 1}}}, "names of layers"),
-        ({"layers": {"a\0": {"scale": 1}}}, "names of layers"),
-        ({"layers": {"a" * 513: {"scale": 1}}}, "names of layers"),
-        ({"layers": {"a": {"scale": [], "zero_point": [], "channel_dim": 0}}}, "at least one channel"),
-        ({"layers": {"a": LISTS}}, "at most 4 channels"),
-        ({"per_channel_scales": LISTS["scale"]}, "at most 4 channels"),
-        ({"per_channel_scales": {str(i): 1.0 for i in range(5)}}, "at most 4 channels"),
-        ({"calibration": {"min": [0.0] * 5, "max": [1.0] * 5, "channel_dim": 0}}, "at most 4 channels"),
-        ({"calibration": {"min": [], "max": [], "channel_dim": 0}}, "at least one channel"),
-    ],
-)
-def test_parameters_that_are_not_taken_over(parameters: Any, told: str, instances: Instances) -> None:
-    load = operations.loading({"global_scale": 1.0, "channel_dim": None, **parameters}, Limits(max_channels=4))
-    with pytest.raises(InputError, match=told):
-        changed(instances, load)
-
-
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"qmax": {}},
-        {"qmin": True},
-        {"qmin": 0.5},
-        {"channel_dim": "0"},
-        {"global_scale": "a"},
-        {"global_scale": -1},
-        {"global_zero_point": None},
-        {"per_channel_scales": "x"},
-        {"per_channel_scales": [None]},
-        {"per_channel_zero_points": {"0": True}},
-        {"layers": {"a": 1}},
-    ],
-)
-@pytest.mark.parametrize("kind", ["int8", "float16", "none"])
-def test_parameters_are_of_their_kind_whatever_the_type(kind: str, parameters: Any, instances: Instances) -> None:
-    made(instances, quantization_type=kind)
-    with pytest.raises(QiError):
-        changed(instances, operations.loading({"global_scale": 1.0, "is_calibrated": False, **parameters}, Limits()))
-    load = operations.loading({"global_scale": 1.0, "is_calibrated": False, "qmin": None, "qmax": None}, Limits())
-    if kind != "int8":
-        changed(instances, load)
-
-
-@pytest.mark.parametrize("layers", [{"a" * 512: {"scale": 1.0}}, {"ä/b": {**LISTS, "scale": [1.0], "zero_point": [0]}}])
-def test_parameters_that_are(layers: Any, instances: Instances) -> None:
-    load = operations.loading({"global_scale": 1.0, "layers": layers}, Limits())
-    assert set(changed(instances, load).quantizer.export_parameters()["layers"]) == set(layers)
-
-
 def test_limits() -> None:
     assert check_array(X, Limits(6, 2, 3), 3) is X
     for limits, told in ((Limits(5, 2), "5 numbers"), (Limits(6, 1), "1 dimensions"), (Limits(6, 2, 2), "2 channels")):

@@ -178,6 +178,9 @@ def test_an_answer_that_nobody_accepts_changes_nothing(path: str, accept: str, c
 def test_tags_can_be_several(client: TestClient) -> None:
     tag = client.get(CONFIG).headers["etag"]
     assert client.put(CONFIG, json={}, headers={"if-match": f'"999", {tag}'}).status_code == 200
+    tag = client.get(CONFIG).headers["etag"]
+    apart = [("if-match", '"x"'), ("if-match", tag)]
+    assert client.patch(CONFIG, json={}, headers=apart).status_code == 200
     gone = client.put(CONFIG, json={}, headers={"if-match": f'"seven", W/{tag}'})
     assert (gone.status_code, gone.json()["code"]) == (412, "instance-changed")
     assert "-1" not in gone.json()["detail"]

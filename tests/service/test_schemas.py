@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
 from qi.engine import QuantizationConfig, Quantizer
 from qi.service import schemas
-from qi.service.models import array_from_json
+from qi.service.models import QuantizerConfigModel, array_from_json
 
 
-@pytest.mark.parametrize("schema", [schemas.ARRAY, schemas.RESULT, schemas.LAYER, schemas.PARAMETERS])
+@pytest.mark.parametrize("schema", [schemas.ARRAY, schemas.RESULT, schemas.LAYER, schemas.LAYERS, schemas.PARAMETERS])
 def test_they_are_schemas(schema: dict[str, Any]) -> None:
     Draft202012Validator.check_schema(schema)
     for example in schema.get("examples", ()):
@@ -36,6 +37,18 @@ def test_what_is_no_number(value: Any) -> None:
 def test_settings_of_a_layer(own: dict[str, Any]) -> None:
     Draft202012Validator(schemas.LAYER).validate(own)
     QuantizationConfig(quantization_type="int16", custom_quantization_config={"a": own})
+
+
+@pytest.mark.parametrize("name", ["a", "block/conv", "a" * 512, "", "a\0", "a" * 513])
+def test_names_of_layers(name: str) -> None:
+    good = "\0" not in name and len(name) <= 512
+    assert Draft202012Validator(schemas.LAYERS).is_valid({name: {}}) is good
+    try:
+        QuantizerConfigModel(custom_quantization_config={name: {}})
+    except ValidationError:
+        assert not good
+    else:
+        assert good
 
 
 def test_an_export_is_one(client: TestClient) -> None:
