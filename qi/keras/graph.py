@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +17,11 @@ import keras
 
 from qi.errors import InputError, QiError, UnsupportedError
 from qi.keras.trace import same_in_training, trace_call, trace_model, why_whole
-from qi.keras.variables import paths_within
+from qi.keras.variables import class_names, paths_within
 
-__all__ = ["Call", "Graph", "Value", "build_model", "build_tensors", "flatten_model", "is_graph_model"]
+__all__ = ["Call", "Graph", "Value", "build_model", "build_tensors", "flatten_model", "is_graph_model", "looks_up"]
+
+_LOOKUPS = frozenset(["Embedding", "ReversibleEmbedding"])
 
 
 @dataclass(eq=False)
@@ -154,15 +156,16 @@ def flatten_model(model: keras.Model) -> Graph:
         return _flattened(model, traces)
 
 
-def _flattened(model: keras.Model, traces: ExitStack) -> Graph:
-    functional = _functional(model) if is_graph_model(model) else traces.enter_context(trace_model(model))
+def _flattened(model: keras.Model, traces: ExitStack, integers: Collection[int] = ()) -> Graph:
+    traced = not is_graph_model(model)
+    functional = traces.enter_context(trace_model(model, integers=integers)) if traced else _functional(model)
     if functional is None:
         raise InputError(
             f"expected a built model; received {model.name!r}; do give it an Input, or call build(input_shape)"
         )
     values = {id(tensor): _input_value(tensor) for tensor in functional.inputs}
     walker = _Walker(traces)
-    walker.walk(functional, values, "", {} if is_graph_model(model) else paths_within(model))
+    walker.walk(functional, values, "", paths_within(model) if traced else {})
     for tensor in functional.outputs:
         values[id(tensor)].name = values[id(tensor)].name or _operation_name(tensor)
     inputs, outputs = (
@@ -171,7 +174,14 @@ def _flattened(model: keras.Model, traces: ExitStack) -> Graph:
     )
     graph = Graph(model.name, inputs, outputs, walker.calls, [_operation_name(t) for t in functional.outputs])
     graph.calls = _needed(graph)
-    return graph
+    looked_up = {id(call.inputs[0]) for call in graph.calls if looks_up(call)}
+    found = [place for place, value in enumerate(graph.flat_inputs()) if id(value) in looked_up]
+    return _flattened(model, traces, found) if traced and found and not integers else graph
+
+
+def looks_up(call: Call) -> bool:
+    """Whether a call takes rows of a table, by the indices that it is given."""
+    return not _LOOKUPS.isdisjoint(class_names(call.op))
 
 
 def _input_value(tensor: Any) -> Value:

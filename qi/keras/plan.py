@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+import keras
+
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.masks import masked_scores
 from qi.keras.traits import Role, fuses_activation, is_fusable_activation, known_range, multiplies, role_of
@@ -13,6 +15,7 @@ from qi.recipes import RuleBook, TensorSpec
 __all__ = ["ActivationPlan", "Group", "plan_activations", "value_name"]
 
 _MASKED = "a mask's large numbers stand among scores: no grid has room for both"
+_INDICES = "holds indices into a table"
 
 
 @dataclass(eq=False)
@@ -94,10 +97,11 @@ def plan_activations(graph: Graph, book: RuleBook, folds_later: Collection[str] 
     values = [*graph.flat_inputs(), *(value for call in graph.calls for value in call.outputs)]
     # A rule that speaks of a value that fusing removes decides nothing, and is reported so.
     specs = {id(value): _spec_of(value, book, plan) for value in values if id(value) not in plan.fused}
-    for value in masked_scores(graph):
-        if specs.get(id(value)) is not None:
-            specs[id(value)] = None
-            plan.floats[id(value)] = _MASKED
+    for reason, exempt in ((_MASKED, masked_scores(graph)), (_INDICES, _indices(graph))):
+        for value in exempt:
+            if specs.get(id(value)) is not None:
+                specs[id(value)] = None
+                plan.floats[id(value)] = reason
     groups: dict[int, Group] = {}
     union = _tie(graph, specs)
     for value in values:
@@ -156,6 +160,20 @@ def _spec_of(value: Value, book: RuleBook, plan: ActivationPlan) -> TensorSpec |
     if spec is None:
         plan.floats[id(value)] = reason
     return spec
+
+
+def _indices(graph: Graph) -> list[Value]:
+    """Values that are looked up, or become so once they were moved; some networks hand in indices as real numbers."""
+    found: dict[int, Value] = {}
+    for call in reversed(graph.calls):
+        if isinstance(call.op, keras.layers.Embedding):
+            args, kwargs = call.arguments(list(call.inputs))
+            looked_up = not (kwargs.get("reverse") or (len(args) > 1 and args[1]))  # a table that is tied to the scores
+        else:
+            looked_up = role_of(call) is Role.KEEPS and any(id(value) in found for value in call.outputs)
+        if looked_up:
+            found.update((id(value), value) for value in call.inputs)
+    return list(found.values())
 
 
 def _mark_fused(graph: Graph, plan: ActivationPlan, folds_later: Collection[str]) -> None:

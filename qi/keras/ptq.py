@@ -73,8 +73,8 @@ def quantize_model(
         progress: whether to show a progress bar.
 
     Returns:
-        (quantized model, report). The model is a Functional model (or one of the given class, in place) that saves to ``.keras`` and reloads, bit-equal, with
-        ``keras.models.load_model`` once `qi.keras` is imported. The report has a row for every weight and activation.
+        (quantized model, report). The model, a Functional one or in place of the given class, saves to ``.keras`` and reloads,
+        bit-equal, with ``keras.models.load_model`` once `qi.keras` is imported. The report has a row for every weight and activation.
 
     Raises:
         UnsupportedError: an already quantized model; a call that needs several arguments; with exact, a model that is quantized

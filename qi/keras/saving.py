@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import uuid
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -114,11 +115,12 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
 def size_on_disk(model: keras.Model) -> int | None:
     """Bytes of the `.keras` file a model makes, without a compiled model's optimizer; None where it can't be saved."""
     try:
-        if getattr(model, "optimizer", None) is not None:
-            copy = type(model).from_config(model.get_config())  # a clone would be compiled again
-            copy.set_weights(model.get_weights())
-            model = copy
-        with tempfile.TemporaryDirectory() as folder:
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+            warnings.simplefilter("ignore")  # what Keras says of saving and copies: of these, nobody keeps any
+            if getattr(model, "optimizer", None) is not None:
+                copy = type(model).from_config(model.get_config())  # a clone would be compiled again
+                copy.set_weights(model.get_weights())
+                model = copy
             return save_model(model, Path(folder) / "model.keras").stat().st_size
     except (NotImplementedError, OSError, TypeError, ValueError):
         return None

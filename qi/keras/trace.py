@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,19 +20,21 @@ __all__ = ["input_shapes", "is_shape", "same_in_training", "trace_call", "trace_
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _COUNT = re.compile(r"_\d+$")
-_TAKES_INDICES = ("Embedding", "ReversibleEmbedding")
 _ADVICE = (
     "do rebuild it as keras.Model(inputs, outputs), or wrap its layers with KerasQuantizationWrapper in its own call"
 )
 
 
 @contextmanager
-def trace_model(model: keras.Model, *, training: bool | None = None) -> Iterator[keras.Model]:
+def trace_model(
+    model: keras.Model, *, training: bool | None = None, integers: Collection[int] = ()
+) -> Iterator[keras.Model]:
     """A Functional model over the very layers of a subclassed one; once left, the layers don't remember it.
 
     Args:
         model: built; its ``call`` takes one argument besides ``training`` and ``mask``.
         training: what to give for ``training``; by default nothing.
+        integers: the places of the flat inputs that are integers; nothing but their use tells.
 
     Yields:
         a Functional model of the same name. It is good for reading.
@@ -45,10 +47,9 @@ def trace_model(model: keras.Model, *, training: bool | None = None) -> Iterator
     shapes = input_shapes(model)
     with _forgotten(model):
         functional = _run(model, shapes, "float32", training)
-        indices = [_is_index(tensor) for tensor in functional.inputs]
-        if any(indices):  # nothing but their use tells integers
-            dtypes = keras.tree.pack_sequence_as(functional.input, ["int32" if i else "float32" for i in indices])
-            functional = _run(model, shapes, dtypes, training)
+        if integers:
+            dtypes = ["int32" if place in integers else "float32" for place in range(len(functional.inputs))]
+            functional = _run(model, shapes, keras.tree.pack_sequence_as(functional.input, dtypes), training)
         _check_weights(model, functional)
         _number(functional)
         yield functional
@@ -221,12 +222,6 @@ def _inputs(shapes: Any, dtypes: Any, name: str) -> Any:
 def is_shape(shape: Any) -> bool:
     """Whether it is one shape, and no structure of them."""
     return isinstance(shape, (tuple, list)) and all(size is None or isinstance(size, int) for size in shape)
-
-
-def _is_index(tensor: Any) -> bool:
-    """Whether an input is looked up in tables."""
-    nodes = tensor._keras_history.operation._outbound_nodes
-    return any(type(node.operation).__name__ in _TAKES_INDICES for node in nodes)
 
 
 def _check_weights(model: keras.layers.Layer, functional: keras.Model) -> None:

@@ -13,10 +13,11 @@ from starlette.responses import Response
 from qi._version import __version__
 from qi.errors import QiError
 from qi.service import docs, document, oip_routes, page
+from qi.service.admission import Admission
 from qi.service.answers import STATUSES, store_problem
 from qi.service.auth import HEALTH
 from qi.service.guard import install
-from qi.service.limits import Admission, BodyLimits
+from qi.service.limits import BodyLimits
 from qi.service.metrics import Metrics
 from qi.service.models import HealthResponse
 from qi.service.problems import Problem, documented, problem_response

@@ -14,9 +14,9 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from qi.errors import QiError
+from qi.service.admission import Memory, memory_of
 from qi.service.costs import parsed_bytes
 from qi.service.formats import JSON, NPY, Format, Limits, available, format_of, media_type_of
-from qi.service.limits import Memory, memory_of
 from qi.service.models import RaggedError, query_options
 from qi.service.problems import Problem, problem_of
 from qi.service.service import SMALL, service_of

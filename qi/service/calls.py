@@ -13,12 +13,12 @@ import numpy as np
 
 from qi.engine import QuantizationConfig
 from qi.service import latest, operations
+from qi.service.admission import Memory
 from qi.service.conditions import check_revision
 from qi.service.costs import work_bytes
 from qi.service.formats import JSON
 from qi.service.instances import Change, Instance
 from qi.service.latest import Recalled
-from qi.service.limits import Memory
 from qi.service.operations import Result
 from qi.service.service import SMALL, Service
 from qi.service.store import RevisionError

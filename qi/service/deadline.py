@@ -54,10 +54,13 @@ class Deadline:
             await asyncio.wait({task})
         finally:
             task.cancel()
-        if not late:
-            task.result()
-        elif not task.cancelled():
-            task.exception()  # nobody is left to be told
+        try:
+            if not late:
+                task.result()
+            elif not task.cancelled():
+                task.exception()  # nobody is left to be told
+        finally:
+            del task  # an exception knows this frame: a cycle, which would keep a body until the garbage is collected
 
 
 class _Clock:

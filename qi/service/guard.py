@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI
 
+from qi.service.admission import Admission
 from qi.service.auth import OPEN, Auth, parse_key
 from qi.service.deadline import Deadline
 from qi.service.heads import HeadCheck
-from qi.service.limits import Admission, BodyGuard, BodyLimits
+from qi.service.limits import BodyGuard, BodyLimits
 from qi.service.metrics import Metrics
 from qi.service.origin import LOCAL_HOSTS, CrossSiteCheck, HostCheck, checked_origins, cors
 from qi.service.problems import handle_problems

@@ -49,6 +49,8 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
         lambda value: value is None or (_is_number(value) and value % 1 == 0),
     ),
     **dict.fromkeys(("per_channel_scales", "per_channel_zero_points"), lambda value: _is_numbers(value)),
+    **dict.fromkeys(("has_parameters", "is_calibrated"), lambda value: isinstance(value, bool)),
+    "symmetric": lambda value: isinstance(value, bool | None),
     "layers": lambda value: all(isinstance(own, Mapping) for own in value.values()),
 }
 

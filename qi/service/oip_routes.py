@@ -22,11 +22,11 @@ from qi.engine import QuantizationType
 from qi.errors import InputError, QiError
 from qi.registry import suggest
 from qi.service import calls, operations
+from qi.service.admission import memory_of
 from qi.service.answers import store_problem
 from qi.service.costs import parsed_bytes
 from qi.service.formats import JSON, NPY, PartsResponse
 from qi.service.instances import Instance
-from qi.service.limits import memory_of
 from qi.service.models import MAX_LAYER_NAME
 from qi.service.oip import MAX_HEADER, InferRequest, decode_request, encode_response
 from qi.service.problems import Problem, documented, problem_of, problem_response

@@ -13,12 +13,12 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from qi.service import calls, latest, operations
+from qi.service.admission import memory_of
 from qi.service.answers import accepted, answering, respond
 from qi.service.bodies import documented_body, documented_json, parsing, reading, uploaded
 from qi.service.conditions import etag, revisions_of
 from qi.service.formats import FORMATS, JSON, NPY, available
 from qi.service.instances import Instance
-from qi.service.limits import memory_of
 from qi.service.models import (
     CalibrationRequest,
     CalibrationResponse,

@@ -59,7 +59,7 @@ def test_paths_into_sub_layers():
     [
         (keras.layers.TimeDistributed(keras.layers.DepthwiseConv1D(2)), (1, 3, 5, 4), (1, 4, 1)),
         (keras.layers.TimeDistributed(keras.layers.Conv1DTranspose(3, 2)), (1, 3, 5, 4), (1, 3, 1)),
-        (keras.layers.EinsumDense("abc,dc->abd", (5, 3)), (1, 5, 3), (5, 1)),
+        (keras.layers.EinsumDense("abc,dc->abd", (5, 7)), (1, 5, 3), (7, 1)),
     ],
     ids=["depthwise", "transposed", "einsum"],
 )

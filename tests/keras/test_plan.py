@@ -359,3 +359,18 @@ def test_other_grids_of_second_operands_stay(second: Any) -> None:
 def test_a_method_that_is_symmetric_already_stays() -> None:
     two = TensorSpec(bits=8, method="power_of_two")
     assert method(product_of(layers.Dense(4, name="dense"), Rule("dense", activations=two)), "dense") == "power_of_two"
+
+
+def test_indices_get_no_codes_even_as_real_numbers() -> None:
+    x = keras.Input((6,), name="x")
+    rows = layers.Embedding(10, 6, name="rows")(layers.Reshape((2, 3), name="moved")(x))
+    found = Planned(keras.Model(x, [rows, layers.Dense(2, name="dense")(rows)]))
+    assert [found.status(name) for name in ("x", "moved", "rows")] == ["float", "float", "quantized"]
+    assert found.plan.floats[id(found.values["x"])] == "holds indices into a table"
+
+
+def test_scores_of_a_tied_table_are_no_indices() -> None:
+    x = keras.Input((3,), dtype="int32", name="x")
+    table = layers.ReversibleEmbedding(10, 4, name="table")
+    found = Planned(keras.Model(x, table(layers.Dense(4, name="dense")(table(x)), reverse=True)))
+    assert found.status("dense") == "quantized"

@@ -322,3 +322,19 @@ def test_an_unbuilt_one_is_refused() -> None:
         trace_model(Text()),
     ):
         pass
+
+
+def test_indices_of_nested_models_are_integers() -> None:
+    class Towers(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = (keras.Sequential([layers.Embedding(300, 4), layers.Dense(3)]) for _ in range(2))
+            self.real = keras.Sequential([layers.Dense(3)])
+
+        def call(self, inputs: Any) -> Any:
+            return self.left(inputs["a"]) * self.right(inputs["b"]) + self.real(inputs["c"])
+
+    model = Towers()
+    model({"a": np.arange(4), "b": np.arange(4), "c": np.zeros((4, 2), "float32")})
+    inputs = flatten_model(model).inputs
+    assert {name: value.dtype for name, value in inputs.items()} == {"a": "int32", "b": "int32", "c": "float32"}

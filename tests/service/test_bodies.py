@@ -11,10 +11,11 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.testclient import TestClient
 
+from qi.service.admission import Admission
 from qi.service.bodies import documented_body, documented_json, parse_json, parsing, reading, uploaded
 from qi.service.costs import parsed_bytes
 from qi.service.formats import FORMATS, available
-from qi.service.limits import Admission, BodyGuard, BodyLimits
+from qi.service.limits import BodyGuard, BodyLimits
 from qi.service.models import CalibrationRequest, DequantizationRequest, ImportExportParams, QuantizationRequest
 from qi.service.problems import handle_problems
 from qi.service.service import SMALL, Service

@@ -14,8 +14,8 @@ import pytest
 from qi.engine import QuantizationConfig
 from qi.errors import InputError, NotCalibratedError
 from qi.service import calls, operations
+from qi.service.admission import Admission, Memory
 from qi.service.instances import DEFAULT, Instances
-from qi.service.limits import Admission, Memory
 from qi.service.operations import Result
 from qi.service.problems import Problem
 from qi.service.service import Service

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from qi.service.admission import Admission, memory_of
 from qi.service.deadline import Deadline
-from qi.service.limits import Admission, BodyGuard, memory_of
+from qi.service.limits import BodyGuard
 from tests.service.asgi import ask, exchange, messages, ok, scope_for
 
 
@@ -120,3 +124,26 @@ def test_start_and_stop_pass() -> None:
 
     asyncio.run(Deadline(app)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert passed == ["lifespan"]
+
+
+def test_what_a_failing_request_had_is_forgotten_at_once() -> None:
+    kept: list[weakref.ref[asyncio.Event]] = []
+
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        body = asyncio.Event()  # anything that a weak reference can follow
+        kept.append(weakref.ref(body))
+        raise ClientDisconnect
+
+    async def work() -> None:
+        try:
+            await exchange(Deadline(failing, 20), scope_for("POST", "/"), messages(b"x"))
+        except ClientDisconnect:
+            return
+        raise AssertionError
+
+    gc.disable()
+    try:
+        run(work)
+        assert kept[0]() is None
+    finally:
+        gc.enable()

@@ -15,8 +15,9 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from qi.errors import ConfigError, InputError
+from qi.service.admission import Admission
 from qi.service.guard import Guard, install
-from qi.service.limits import Admission, BodyLimits
+from qi.service.limits import BodyLimits
 from qi.service.requests import LOGGER, configure_logging
 
 LIMITS = BodyLimits(max_json_bytes=1000, max_binary_bytes=100_000, timeout=0.3)

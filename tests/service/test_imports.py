@@ -52,6 +52,8 @@ def test_parameters_that_are_not_taken_over(parameters: Any, told: str, instance
         {"qmin": 0.5},
         {"channel_dim": "0"},
         {"num_bits": "AAA"},
+        {"has_parameters": None},
+        {"symmetric": 1},
         {"global_scale": "a"},
         {"global_scale": -1},
         {"global_zero_point": None},
