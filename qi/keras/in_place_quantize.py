@@ -55,7 +55,6 @@ class Part:
     Attributes:
         layer: of the copy.
         path: its place.
-        kind: its class' name.
         spec: how its outputs are quantized; None: in float, for the reason.
         reason: why.
         fixed: the range of its outputs, where that is known beforehand.
@@ -75,6 +74,7 @@ class Part:
 
     @property
     def kind(self) -> str:
+        """Its class' name."""
         return type(self.layer).__name__
 
     @property

@@ -74,7 +74,8 @@ def quantize_model(
 
     Returns:
         (quantized model, report). The model, a Functional one or in place of the given class, saves to ``.keras`` and reloads,
-        bit-equal, with ``keras.models.load_model`` once `qi.keras` is imported. The report has a row for every weight and activation.
+        bit-equal, with ``keras.models.load_model`` once `qi.keras` is imported. The report has a row for every weight and
+        activation.
 
     Raises:
         UnsupportedError: an already quantized model; a call that needs several arguments; with exact, a model that is quantized
