@@ -29,7 +29,7 @@ activations = rng.gamma(2.0, 1.5, size=(64, 256)).astype(np.float32)
 
 
 # --- 1. A service -------------------------------------------------------------------------------------------
-# Settings come from the environment (QI_API_PORT, QI_API_API_KEYS, ...) or from arguments. Without API keys, clients on
+# Settings come from the environment (QI_API_PORT, QI_API_KEYS, ...) or from arguments. Without API keys, clients on
 # this machine need none and others are refused.
 listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 listening.bind(("127.0.0.1", 0))

@@ -124,7 +124,7 @@ def wrap_layers(
 
 def unasked(row: Row, book: RuleBook) -> bool:
     """Whether a weight stays in float though it is a matrix and no rule wants it so."""
-    rows = prod(row.shape[:-1]) if row.shape is not None and len(row.shape) > 1 else 1
+    rows = prod(size or 1 for size in row.shape[:-1]) if row.shape is not None and len(row.shape) > 1 else 1
     matrix = rows > 1 and row.name.rpartition("/")[2] != "bias"
     return (
         matrix

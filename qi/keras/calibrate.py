@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,12 @@ from qi.errors import ConfigError, InputError
 from qi.keras.data import batches, count_batches
 from qi.keras.graph import Graph, Value, build_model
 from qi.keras.plan import Group, value_name
-from qi.keras.running import stateless_call, translated
+from qi.keras.running import fixed_batch, stateless_call, translated
 from qi.observers import TensorStatistics
 
 __all__ = ["Calibration", "collect", "group_statistics", "run"]
+
+_WATCHED_ELEMENTS = 2**27  # activations held at once: 512 MiB, whatever the batch
 
 
 @dataclass(eq=False)
@@ -69,7 +71,7 @@ def collect(
     progress: bool,
     keep: int,
 ) -> Calibration:
-    """Runs the data through the graph once; memory holds one batch of activations.
+    """Runs the data through the graph once; memory holds the activations of one batch, or of a part of it where they are large.
 
     Args:
         graph: the float graph.
@@ -92,12 +94,24 @@ def collect(
             result.sample = [array[:keep].copy() for array in inputs]  # a view would keep the whole batch
         result.samples += count
         if outputs_of is not None:
-            _observe([result.statistics[value_name(value)] for value in values], outputs_of(inputs))
+            for part in _parts(inputs, count, graph, values):
+                _observe([result.statistics[value_name(value)] for value in values], outputs_of(part))
         done += 1
         bar.update(done, finalize=False)
         del inputs  # or it would live on while the next batch is made
     bar.update(done, finalize=True)
     return result
+
+
+def _parts(inputs: list[np.ndarray], count: int, graph: Graph, values: list[Value]) -> Iterator[list[np.ndarray]]:
+    """A batch in parts whose watched activations fit into memory; whole where the model demands its size."""
+    each = sum(int(np.prod([size or 1 for size in value.shape[1:]])) for value in values if value.shape is not None)
+    step = max(1, _WATCHED_ELEMENTS // max(1, each))
+    if step >= count or fixed_batch([value.shape for value in graph.flat_inputs()]):
+        yield inputs
+        return
+    for start in range(0, count, step):
+        yield [array[start : start + step] for array in inputs]
 
 
 def _observe(statistics: list[TensorStatistics], arrays: list[np.ndarray]) -> None:

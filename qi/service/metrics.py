@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import queue
+import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
@@ -102,18 +103,19 @@ class Metrics:
         """Adds numbers that are asked for when somebody reads the metrics.
 
         Args:
-            gauges: Functions by name; `{"instances": ...}` is shown as `qi_instances`. NaN is shown for one that fails:
-                what doesn't depend on it can still be read.
+            gauges: Functions by name; `{"instances": ...}` is shown as `qi_instances`. NaN is shown for one that fails, or
+                takes longer than a second: what doesn't depend on it can still be read.
             own: Whether they are of this process alone, so that the sum over all is to be shown. Others are told then
                 whenever `refresh` is called.
         """
         for name, function in gauges.items():
             text = f"Now: {name.replace('_', ' ')}."
+            ask = _Asked(function)
             if own and self._folder:
-                self._own[self._summed(name, text)] = function
+                self._own[self._summed(name, text)] = ask
                 continue
             gauge = Gauge(f"qi_{name}", text, registry=self._asked)
-            gauge.set_function(partial(_asked, function))
+            gauge.set_function(ask)
 
     @property
     def shared(self) -> bool:
@@ -123,7 +125,7 @@ class Metrics:
     def refresh(self) -> None:
         """Tells the other processes the numbers of this one that aren't counters."""
         for gauge, function in self._own.items():
-            gauge.set(_asked(function))
+            gauge.set(function())
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
@@ -150,8 +152,28 @@ def forget_process(pid: int) -> None:
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
-def _asked(function: Callable[[], float]) -> float:
-    try:
-        return function()
-    except QiError:
-        return math.nan
+class _Asked:
+    """A number that somebody else knows, who may take long to tell: then NaN, and nobody asks again meanwhile."""
+
+    def __init__(self, function: Callable[[], float], seconds: float = 1.0) -> None:
+        self._function, self._seconds = function, seconds
+        self._lock = threading.Lock()
+        self._answer: queue.SimpleQueue[float] | None = None  # of the thread that is asking
+
+    def __call__(self) -> float:
+        with self._lock:  # scrapes come one after the other
+            if self._answer is None:
+                self._answer = queue.SimpleQueue()
+                threading.Thread(target=self._ask, args=(self._answer,), daemon=True).start()
+            try:
+                value = self._answer.get(timeout=self._seconds)
+            except queue.Empty:
+                return math.nan
+            self._answer = None
+            return value
+
+    def _ask(self, answer: queue.SimpleQueue[float]) -> None:
+        try:
+            answer.put(self._function())
+        except QiError:
+            answer.put(math.nan)

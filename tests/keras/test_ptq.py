@@ -113,11 +113,15 @@ def check_report(model: keras.Model, qmodel: keras.Model, report: QuantizationRe
     assert str(again) == str(report)
 
 
-PARAMETERS = {
-    f"{kind}{name}"
-    for name in ("scale", "zero_point")
-    for kind in ("", *(f"{weight}_" for weight in ("kernel", "embeddings", "pointwise_kernel", "depthwise_kernel")))
-}
+QUANTIZED = (
+    "kernel",
+    "embeddings",
+    "pointwise_kernel",
+    "depthwise_kernel",
+    "lstm_cell_kernel",
+    "lstm_cell_recurrent_kernel",
+)
+PARAMETERS = {f"{kind}{name}" for name in ("scale", "zero_point") for kind in ("", *(f"{w}_" for w in QUANTIZED))}
 
 
 def test_names_are_those_of_the_layers() -> None:

@@ -6,6 +6,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from qi.errors import NotCalibratedError
-from qi.service.metrics import REJECTIONS, SHARED_DIRECTORY, Metrics
+from qi.service.metrics import REJECTIONS, SHARED_DIRECTORY, Metrics, _Asked
 from qi.service.problems import Problem, problem_response
 from qi.service.requests import Exchange, Requests
 from tests.service.asgi import scope_for
@@ -144,3 +146,21 @@ def test_processes_count_together(tmp_path: Path) -> None:
     assert [found["qi_values_total"] for found in values] == [10, 20, 30]
     assert [found["qi_queue_depth"] for found in values] == [2, 2, 4]
     assert [found["qi_instances"] for found in values] == [5, 5, 5]
+
+
+def test_who_takes_long_to_tell_is_not_waited_for_nor_asked_twice() -> None:
+    told, asked = threading.Event(), []
+
+    def slow() -> float:
+        asked.append(1)
+        assert told.wait(60)
+        return 3.0
+
+    ask = _Asked(slow, seconds=0.05)
+    assert math.isnan(ask())
+    assert math.isnan(ask())
+    told.set()
+    patient = time.monotonic() + 60
+    while math.isnan(value := ask()):
+        assert time.monotonic() < patient
+    assert (value, asked) == (3.0, [1])

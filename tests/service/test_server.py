@@ -182,3 +182,12 @@ def test_an_address_that_is_taken_is_one_line(checkout: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: expected a free address")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--port=9000", 2)])
+def test_the_module_takes_no_arguments(argument: str, code: int, checkout: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qi.service", argument], cwd=checkout, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code
+    assert (done.stdout or done.stderr).startswith("usage: python -m qi.service\n\nServes as environment variables say")
