@@ -311,7 +311,7 @@ class _Import:
             view = views[id(calls[0])]
             if view.weight is None:
                 if has_policy(calls[0].op):
-                    why = "weights within recurrent layers aren't looked for"
+                    why = "weights that are parts of a layer, or of a user's own, aren't looked for"
                     reasons[calls[0].path] = self.missing[calls[0].path] = why
                 continue
             nodes = [self._found.nodes.get(id(call)) for call in calls]

@@ -96,6 +96,7 @@ def collect(
         if outputs_of is not None:
             for part in _parts(inputs, count, graph, values):
                 _observe([result.statistics[value_name(value)] for value in values], outputs_of(part))
+                del part
         done += 1
         bar.update(done, finalize=False)
         del inputs  # or it would live on while the next batch is made

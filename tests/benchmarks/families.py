@@ -207,8 +207,8 @@ def document(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:
     parts = [
         "# Families of networks under w8a8",
         f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {packages}, {platform.machine()}, "
-        f"{os.cpu_count()} cores, sizes: {given.size}. Made by `python -m tests.benchmarks.families`; the networks, built without "
-        f"downloads and trained for {given.epochs} epochs on 768 synthetic images (those of keras.applications) or a few seconds "
+        f"{os.cpu_count()} cores, sizes: {given.size}. Made by `python -m tests.benchmarks.families`; the networks, built "
+        f"without downloads and trained for {given.epochs} epochs on 768 synthetic images (those of keras.applications) or a few seconds "
         "(the others), are those of `tests/families.py`. Calibrated on 64 samples.",
         "## Time and memory",
         "Seconds of each step: building and training the float network, `quantize_model`, `predict` of 256 samples, saving and "

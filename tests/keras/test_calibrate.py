@@ -170,3 +170,18 @@ def test_a_value_that_was_not_calibrated_is_named() -> None:
 def test_activations_without_a_finite_value_are_named() -> None:
     with pytest.raises(InputError, match=r"the float model gave none at \['a'\] \(2 NaN or infinite\)"):
         group_statistics(group("a"), {"a": statistics_of(np.nan, np.inf)})
+
+
+def test_large_activations_are_seen_in_parts(residual: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = samples(residual.model, 10)
+    whole = residual.collect(data, batch_size=8)
+    each = sum(int(np.prod(value.shape[1:])) for value in residual.values)
+    monkeypatch.setattr(module, "_WATCHED_ELEMENTS", 3 * each)
+    parts = residual.collect(data, batch_size=8)
+    assert parts.samples == whole.samples == 10
+    for name, seen in parts.statistics.items():
+        assert (seen.batches, whole.statistics[name].batches) == (4, 2)  # 3 + 3 + 2, 2
+        assert seen.count == whole.statistics[name].count
+        np.testing.assert_allclose(
+            (seen.lo, seen.hi), (whole.statistics[name].lo, whole.statistics[name].hi), rtol=1e-5
+        )
