@@ -16,6 +16,7 @@ T = TypeVar("T")
 Registered = TypeVar("Registered")
 
 _MAX_SUGGESTIONS = 3
+_MAX_NAME = 100  # a longer one is near to none, and comparing takes time and memory
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
@@ -35,7 +36,7 @@ def suggest(name: str, options: Iterable[str]) -> str:
         ''
     """
     by_folded = {option.lower(): option for option in sorted(options)}
-    near = difflib.get_close_matches(name.lower(), list(by_folded), n=_MAX_SUGGESTIONS)
+    near = difflib.get_close_matches(name[:_MAX_NAME].lower(), list(by_folded), n=_MAX_SUGGESTIONS)
     if not near:
         return ""
     return f" Did you mean {' or '.join(repr(by_folded[folded]) for folded in near)}?"

@@ -114,7 +114,7 @@ def train(model: keras.Model, x: np.ndarray, labels: np.ndarray, epochs: int) ->
 def _nasnet(**options: Any) -> keras.Model:
     from keras.src.applications.nasnet import NASNet  # the public builders have 12 cells at least
 
-    return NASNet(penultimate_filters=264, num_blocks=1, stem_block_filters=16, skip_reduction=False, **options)
+    return NASNet(penultimate_filters=192, num_blocks=1, stem_block_filters=16, skip_reduction=False, **options)
 
 
 def _densenet(**options: Any) -> keras.Model:
@@ -174,11 +174,11 @@ def build(name: str, size: str = "small", epochs: int = 0) -> Family:
         return OWN[name]()
     source = APPLICATIONS[name]
     x, labels = textures(768, source.size)
-    test, truth = textures(256, source.size, seed=1)
+    test, truth = textures(128 if size == "small" else 256, source.size, seed=1)
     if source.pixels:
         x, test = (x + 1) * 127.5, (test + 1) * 127.5
     model = getattr(source, size)(input_shape=(source.size, source.size, 3), weights=None, classes=CLASSES)
-    fit_head(settle(model, x[:64]), x[:512], labels[:512])
+    fit_head(settle(model, x[:64]), x[:384], labels[:384])
     if epochs:
         train(model, x, labels, epochs)
     return Family(model, x[:64], test, truth)

@@ -82,5 +82,12 @@ def test_suggest_is_silent_when_nothing_is_near() -> None:
     assert suggest("zzz", []) == ""
 
 
+def test_suggest_looks_at_the_beginning_of_endless_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr("difflib.get_close_matches", lambda name, names, n: seen.append(len(name)) or [])
+    assert suggest("w8a8" * 10_000, ["w8a8"]) == ""
+    assert seen == [100]
+
+
 def test_repr_names_the_kind(colours: Registry[int]) -> None:
     assert repr(colours) == "Registry('colour', 3 entries)"

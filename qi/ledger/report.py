@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -22,6 +23,9 @@ from qi.ledger.rows import KINDS, Row
 from qi.ledger.totals import Totals
 
 __all__ = ["QuantizationReport"]
+
+_ALIKE = 3  # so many reasons may differ in the names they quote alone; more are told as one
+_QUOTED = re.compile(r"'[^']*'")
 
 
 class _Models(NamedTuple):
@@ -124,10 +128,17 @@ class QuantizationReport:
         return (*self.warnings, *(f"unused rule {line}" for line in self.unused_rules))
 
     def unquantized_by_reason(self) -> dict[str, tuple[Row, ...]]:
-        """Return what stayed in float, grouped by the reason; the groups with most bytes first."""
+        """Return what stayed in float, grouped by the reason; the groups with most bytes first.
+
+        Reasons that differ in the names they quote alone are one, with dots for the names, where there are more than three.
+        """
+        kinds: dict[str, set[str]] = {}
+        for row in self.unquantized:
+            kinds.setdefault(_QUOTED.sub("'...'", row.reason), set()).add(row.reason)
         groups: dict[str, list[Row]] = {}
         for row in self.unquantized:
-            groups.setdefault(row.reason, []).append(row)
+            kind = _QUOTED.sub("'...'", row.reason)
+            groups.setdefault(kind if len(kinds[kind]) > _ALIKE else row.reason, []).append(row)
         size = {reason: sum(row.size_before or 0 for row in rows) for reason, rows in groups.items()}
         return {reason: tuple(groups[reason]) for reason in sorted(groups, key=lambda reason: -size[reason])}
 

@@ -17,7 +17,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qi.errors import ConfigError
 from qi.service.problems import Problem, refuse
 
-__all__ = ["HEALTH", "OPEN", "PROBES", "ApiKey", "Auth", "is_local", "parse_key", "route_path", "scope_of"]
+__all__ = [
+    "HEALTH",
+    "OPEN",
+    "PROBES",
+    "ApiKey",
+    "Auth",
+    "is_local",
+    "parse_key",
+    "remembering",
+    "route_path",
+    "scope_of",
+]
 
 KeyScope = Literal["read", "write"]
 
@@ -34,7 +45,8 @@ _COMPUTES = re.compile(
     r"|/v2/models/[^/]+(?:/versions/[^/]+)?/infer"
 )
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded")
+_FORWARDED = re.compile(rb"forwarded|via|x-real-ip|x-forwarded-.+")
+_GIVEN = "qi.key"  # where a request's scope has that of its key
 _IN_PROCESS = "testclient"  # what Starlette's test client calls itself; no socket has such an address
 
 
@@ -44,7 +56,7 @@ class ApiKey:
 
     Attributes:
         digest: SHA-256 of the key.
-        scope: "read" asks and computes; "write" also creates, changes and deletes.
+        scope: "read" asks and computes, and changes nothing that others get; "write" also creates, changes and deletes.
     """
 
     digest: bytes = field(repr=False)
@@ -98,14 +110,42 @@ def route_path(scope: Scope) -> str:
 
 
 def is_local(scope: Scope) -> bool:
-    """Whether a request comes from this machine: from a loopback address, and not on behalf of another through a proxy."""
+    """Whether a request comes from this machine: from a loopback address, and not through a proxy.
+
+    What a proxy says of whom it asks for doesn't count: others can have written it. A proxy that says nothing isn't seen.
+    """
     client = scope.get("client")
     if not client:
         return False  # a socket in the file system: nobody says who is behind it
-    headers = Headers(scope=scope)
-    if any(not _is_loopback(a) for name in _FORWARDED for v in headers.getlist(name) for a in _addresses(v)):
+    if any(_FORWARDED.fullmatch(name) for name, _ in scope["headers"]):
         return False
     return client[0] == _IN_PROCESS or _is_loopback(client[0])
+
+
+def remembering(scope: Scope, remember: bool | None) -> bool | None:
+    """Whether a request may leave parameters that others read codes by: not with a key for reading.
+
+    Args:
+        scope: Its ASGI scope, as it came through `Auth`.
+        remember: What it asks for; None: as the store does.
+
+    Raises:
+        Problem: 403, it asks for it with a key for reading.
+
+    Example:
+        >>> remembering({}, None), remembering({"qi.key": "read"}, None)
+        (None, False)
+    """
+    if scope.get(_GIVEN) != "read":
+        return remember
+    if remember:
+        raise Problem(
+            403,
+            "expected an API key for writing to remember parameters, which others would get; received one for reading; "
+            "do: leave out remember, and send scale and zero_point with the codes",
+            code="scope",
+        )
+    return False
 
 
 class Auth:
@@ -159,7 +199,7 @@ class Auth:
             )
         if path in self._open or path.startswith(self._open_below):
             return None
-        given = self._scope_given(Headers(scope=scope))
+        given = scope[_GIVEN] = self._scope_given(Headers(scope=scope))
         if given is None:
             return Problem(
                 401,
@@ -179,22 +219,10 @@ class Auth:
         return "write" if "write" in matches else "read" if matches else None
 
 
-def _addresses(header: str) -> list[str]:
-    """The addresses in a header of a proxy: "1.2.3.4, 5.6.7.8" or "for=1.2.3.4;proto=http"."""
-    return [
-        part.partition("=")[2] if "=" in part else part
-        for part in re.split("[,;]", header)
-        if "=" not in part or part.strip().lower().startswith("for=")
-    ]
-
-
 @functools.lru_cache(256)  # nearly every request comes from the same few
 def _is_loopback(text: str) -> bool:
-    host = text.strip().strip('"')
-    bracketed = re.fullmatch(r"\[(.+)\](?::[0-9]+)?", host)
-    host = bracketed[1] if bracketed else re.sub(r"^([0-9.]+):[0-9]+$", r"\1", host)
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sized
 from functools import partial
 from typing import Any, TypeVar, get_origin
 
@@ -17,7 +17,7 @@ from qi.errors import QiError
 from qi.service.admission import Memory, memory_of
 from qi.service.costs import parsed_bytes
 from qi.service.formats import JSON, NPY, Format, Limits, available, format_of, media_type_of
-from qi.service.models import RaggedError, query_options
+from qi.service.models import MAX_ARRAYS, MAX_MEMBERS, RaggedError, query_options
 from qi.service.problems import Problem, problem_of
 from qi.service.service import SMALL, service_of
 
@@ -155,6 +155,8 @@ def _from_array(model: type[M], options: dict[str, Any], body: bytes, prefix: st
         raise problem_of(error, prefix) from error
     data: Any = array
     if get_origin(model.model_fields["data"].annotation) is list:  # of arrays, as in JSON
+        if array.ndim > 2:
+            _at_most(MAX_ARRAYS, array, "arrays", "data")
         data = list(array) if array.ndim > 2 else [array]
     return _validated(model, options, {"data": data}, prefix)
 
@@ -163,6 +165,7 @@ def _validated(model: type[M], options: dict[str, Any], body: Any, prefix: str) 
     if not isinstance(body, dict):
         problem = {"type": "model_attributes_type", "loc": ("body",), "msg": "Input should be an object"}
         raise RequestValidationError([problem])
+    _at_most(MAX_MEMBERS, body, "members")  # each that isn't known would be an error of its own
     hidden: dict[str, Any] = {}  # options that the body has as well
     try:
         found = model.model_validate({**options, **body})
@@ -182,6 +185,12 @@ def _validated(model: type[M], options: dict[str, Any], body: Any, prefix: str) 
                 for one in errors
             ]
         ) from error
+
+
+def _at_most(most: int, values: Sized, what: str, *loc: str) -> None:
+    if len(values) > most:
+        text = f"Expected at most {most} {what}; received {len(values)}"
+        raise RequestValidationError([{"type": "too_long", "loc": ("body", *loc), "msg": text}])
 
 
 async def uploaded(request: Request) -> tuple[str, bytes]:

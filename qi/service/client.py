@@ -138,7 +138,8 @@ class Client:
             channel_dim: The channel dimension, where the configuration is per channel; 0 if None.
             layer_name: The layer it belongs to.
             remember: Whether `dequantize` uses these parameters by default from now on; None: as the service's store does,
-                which is True in memory and SQLite, False in Redis and PostgreSQL.
+                which is True in memory and SQLite, False in Redis and PostgreSQL. With a key for reading they never are, and
+                True is refused.
             return_tensor: Whether codes and parameters come back together, as a `QuantizedTensor`.
 
         Returns:
@@ -253,8 +254,8 @@ class Client:
         """Fixes scale and zero point by representative data; the instance's mode becomes CALIBRATED.
 
         Args:
-            calibration_data: Arrays of any shapes. They are sent in binary if they have one shape, else as JSON, which the
-                service takes less of.
+            calibration_data: At most 4096 arrays of any shapes. They are sent in binary if they have one shape, else as JSON,
+                which the service takes less of.
             instance: Which quantizer.
             channel_dim: The channel dimension, where the configuration is per channel.
             revision: The instance must have it; None: any.

@@ -1,6 +1,7 @@
 """HTTP/1.1 as uvicorn speaks it, with what it leaves out: heads are bounded in size and time, and the end loses nothing.
 
 A head is what comes before a body: the request line and the headers. Everybody may send one, before any key is checked.
+What a chunked body brings besides its content is bounded likewise, and dropped.
 ``uvicorn --http qi.service.http1:BoundedProtocol`` uses it too, with the default limits.
 """
 
@@ -17,7 +18,8 @@ import orjson
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from qi.errors import ConfigError
+from qi.errors import ConfigError, InputError
+from qi.service.heads import origin_form
 
 __all__ = ["BoundedH11Protocol", "BoundedProtocol", "HeadLimits"]
 
@@ -25,10 +27,12 @@ _LEAVE = 0.2  # seconds for what a client had sent when the server was told to s
 _LINGER = 1.0  # seconds in which a refused client may read why, ...
 _LINGER_BYTES = 8 << 20  # ... and bytes that it may still send meanwhile
 _PIECE = 4096
+_PER_BYTE = 16  # bytes of framing that come with a chunk of one byte: its size in eight digits, and two ends of lines
+_MAX_CHUNK = (1 << 64) - 1
 _WORDS = {
     400: ("Bad Request", "bad-request", "expected a request of HTTP/1.1; received another"),
     408: ("Request Timeout", "head-timeout", "expected the request line and the headers sooner"),
-    431: ("Request Header Fields Too Large", "head-too-large", "expected a shorter request line and headers"),
+    431: ("Request Header Fields Too Large", "head-too-large", "expected a shorter head, or less around a body"),
 }
 
 
@@ -37,7 +41,8 @@ class HeadLimits:
     """What a head may be.
 
     Attributes:
-        max_bytes: Its length, more or less: parsers count differently.
+        max_bytes: Its length, more or less: parsers count differently. As many may be spent in a chunked body on what is
+            no content: extensions of chunks, and trailers, which nobody reads.
         timeout: Seconds from a connection, or the first byte of a later request, to the end of the head.
     """
 
@@ -149,6 +154,13 @@ class _Bounded(_Base):  # type: ignore[misc]
         alone = not getattr(self, "pipeline", ())
         return alone and bool(self.cycle.more_body) and not self.cycle.response_started
 
+    def _refuse_framing(self) -> None:
+        """A body comes with too much that isn't content."""
+        if self._idle():  # it has been answered, and the rest is only let by
+            self.transport.close()
+        else:
+            self._refuse(431)
+
     def _drop(self, nbytes: int) -> None:
         self._dropped += nbytes
         if self._dropped > _LINGER_BYTES:
@@ -174,16 +186,65 @@ class _TooLargeError(ValueError):
     """Ends the parsing of a head; the parser makes its own error of it."""
 
 
+class _H11Connection(h11.Connection):
+    """The parser h11, which believes any target, size of a chunk, and number of extensions."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(h11.SERVER, max_bytes)
+        self.chunked = False
+        self.framing = 0  # bytes of this body that are no content, less those that its content may bring along
+
+    def receive_data(self, data: bytes) -> None:
+        """Bytes came."""
+        if self.their_state is h11.SEND_BODY:
+            self.framing += len(data)
+        super().receive_data(data)
+
+    def next_event(self) -> Any:
+        """What they say."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.framing, self.chunked = 0, any(name == b"transfer-encoding" for name, _ in event.headers)
+            return _asked(event)
+        if isinstance(event, h11.Data):
+            self.framing -= (1 + _PER_BYTE) * len(event.data)
+        if getattr(self._reader, "_bytes_in_chunk", 0) > _MAX_CHUNK:
+            raise h11.RemoteProtocolError("size of a chunk")
+        return event
+
+
+def _asked(request: h11.Request) -> h11.Request:
+    """A request with a path as its target."""
+    try:
+        target = origin_form(request.target, (value for name, value in request.headers if name == b"host"))
+    except InputError as error:
+        raise h11.RemoteProtocolError("target") from error
+    if target == request.target:
+        return request
+    headers = request.headers.raw_items()
+    return h11.Request(method=request.method, headers=headers, target=target, http_version=request.http_version)
+
+
 class BoundedH11Protocol(_Bounded, H11Protocol):
     """With the parser h11, which counts what it keeps of a head."""
+
+    conn: _H11Connection
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = _H11Connection(self._limits.max_bytes)
 
     def _feed(self, data: bytes) -> None:
         position = 0
         while position < len(data) and not self._refused:
-            # In pieces while it is a head: h11 looks at what it keeps, and so what comes at once is limited as well.
-            end = position + _PIECE if self.conn.their_state is h11.IDLE else len(data)
+            # In pieces where there can be more than content: h11 looks at what it keeps, and so what comes at once is
+            # limited as well.
+            small = self.conn.their_state is h11.IDLE or self.conn.chunked
+            end = position + _PIECE if small else len(data)
             H11Protocol.data_received(self, data[position:end])
             position = end
+            if self.conn.their_state is h11.SEND_BODY and self.conn.framing > self._limits.max_bytes:
+                self._refuse_framing()
         waiting = self.conn.their_state is h11.IDLE and self._idle()
         self._pending = len(self.conn.trailing_data[0]) if waiting else 0
 
@@ -203,11 +264,16 @@ else:
             super().__init__(*args, **kwargs)
             self._in_body = self._too_large = self._resuming = False
             self._length = 0
+            self._framing = 0  # as h11's above
             self._data = b""
 
         def _feed(self, data: bytes) -> None:
             self._data = data
+            if self._in_body:
+                self._framing += len(data)
             HttpToolsProtocol.data_received(self, data)
+            if self._in_body and self._framing > self._limits.max_bytes:
+                self._refuse_framing()
             self._pending = self._pending + len(data) if self._idle() and not self._in_body else 0
             if self._pending > self._limits.max_bytes:
                 self._refuse(431)
@@ -225,20 +291,23 @@ else:
                 super().on_url(url)
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            """A header came."""
+            """A header came, or a field of the trailer: that is no header, whoever has checked those, and nobody needs it."""
             if not self._resuming:
                 self._count(len(name) + len(value) + 4)
-                super().on_header(name, value)
+                if not self._in_body:
+                    super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
             """The head is here."""
-            self._in_body = True
+            self._in_body, self._framing = True, 0
             if not self._resuming:
+                self.url = origin_form(self.url, (value for name, value in self.headers if name == b"host"))
                 super().on_headers_complete()
             self._resuming = False
 
         def on_body(self, body: bytes) -> None:
             """A piece of the body came. The usual one, which finds nothing before it, is handed on without a copy."""
+            self._framing -= (1 + _PER_BYTE) * len(body)
             if self.cycle.body or self.cycle.response_complete:
                 super().on_body(body)
                 return

@@ -8,7 +8,7 @@ from typing import Any
 
 from qi.errors import InputError
 from qi.service.formats import Limits
-from qi.service.models import MAX_LAYER_NAME
+from qi.service.models import MAX_LAYER_NAME, is_layer_name
 
 __all__ = ["check_kinds", "check_parameters"]
 
@@ -26,7 +26,7 @@ def check_parameters(parameters: Mapping[str, Any], limits: Limits) -> None:
     layers = parameters.get("layers")
     layers = layers if isinstance(layers, Mapping) else {}
     for name in layers:
-        if len(name) > MAX_LAYER_NAME or "\0" in name or not _is_unicode(name):
+        if not is_layer_name(name):
             raise InputError(
                 f"expected names of layers of at most {MAX_LAYER_NAME} characters, without NUL; received another"
             )
@@ -78,11 +78,3 @@ def _is_number(value: Any) -> bool:
 def _is_numbers(value: Any) -> bool:
     values = value.values() if isinstance(value, Mapping) else value
     return value is None or (isinstance(value, Mapping | list) and all(map(_is_number, values)))
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a character
-        return False
-    return True

@@ -16,7 +16,7 @@ import orjson
 
 from qi.engine import QuantizationConfig, Quantizer
 from qi.engine.stats import Statistics
-from qi.errors import InputError, QiError
+from qi.errors import ConfigError, InputError, QiError
 from qi.service.conditions import check_revision
 from qi.service.store import ExistsError, Record, Store, UnavailableError, missing
 
@@ -206,9 +206,10 @@ class Instances:
 
         Raises:
             InputError: Instances can't have this name.
+            ConfigError: Configuration and parameters contradict each other.
         """
         self.check_id(id)
-        return Instance.of(Record(id, 0, _text(config), parameters), self.store, self._counters())
+        return self._drafted(Record(id, 0, _text(config), parameters), self._counters())
 
     def add(self, draft: Instance) -> Instance:
         """Puts a draft into the store.
@@ -257,14 +258,14 @@ class Instances:
         """A changed copy of an instance, which isn't in the store; only computes.
 
         Raises:
-            ValueError: What the change raises. The instance is as it was.
+            ValueError: What the change raises, or its outcome contradicts itself. The instance is as it was.
         """
         quantizer = _made(instance.config, instance.record.parameters, Statistics())
         keep = change(quantizer)
         exported = quantizer.export_parameters()
         parameters = _written(exported) if keep or exported["is_calibrated"] else None
         record = Record(instance.id, instance.revision, _text(quantizer.config), parameters)
-        return Instance.of(record, self.store, instance.statistics)
+        return self._drafted(record, instance.statistics)
 
     def commit(self, changed: Instance) -> Instance:
         """Puts a changed copy into the store.
@@ -282,6 +283,15 @@ class Instances:
         if record is None:
             return self.add(draft)
         return self.commit(replace(draft, record=replace(draft.record, revision=record.revision)))
+
+    def _drafted(self, record: Record, statistics: Counters) -> Instance:
+        """The instance of a record that a client's wishes made: if it can't be read, the store is no worse for it."""
+        try:
+            return Instance.of(record, self.store, statistics)
+        except UnavailableError as error:
+            raise ConfigError(
+                f"expected settings and parameters that go together; received others: {error.__cause__}"
+            ) from error
 
     def _ensure_default(self) -> None:
         if self.store.get(DEFAULT) is None:

@@ -27,6 +27,9 @@ from qi.errors import ConfigError, InputError
 from qi.service import schemas
 
 __all__ = [
+    "MAX_ARRAYS",
+    "MAX_LAYER_NAME",
+    "MAX_MEMBERS",
     "CalibrationRequest",
     "CalibrationResponse",
     "DequantizationRequest",
@@ -46,11 +49,16 @@ __all__ = [
     "StatsResponse",
     "UploadResponse",
     "array_from_json",
+    "is_layer_name",
     "query_options",
 ]
 
 MAX_LAYER_NAME = schemas.MAX_NAME
 """Characters of a layer's name."""
+MAX_ARRAYS = 4096
+"""Arrays to calibrate with at once: each takes time, however short it is."""
+MAX_MEMBERS = 64
+"""Members of an object in a request, at most: more than any has, and few enough to tell of each."""
 
 _MAX_NESTED = 32
 
@@ -152,10 +160,41 @@ _WHOLE = BeforeValidator(_whole)
 Number = Annotated[float, Field(strict=True)]
 LayerName = Annotated[str, Field(max_length=schemas.MAX_NAME, pattern=schemas.NAME)]
 """Without the character 0, which not every store can keep."""
-Layers = Annotated[list[LayerName], Field(max_length=4096)]
-ScaleOrScales = Annotated[Number | list[Number], Field(description="One number, or one for each channel.")]
+# Each wrong entry would be an error of its own, of a kilobyte: the first is enough.
+Layers = Annotated[list[LayerName], Field(max_length=schemas.MAX_LAYERS, fail_fast=True)]
+Numbers = Annotated[list[Number], Field(fail_fast=True)]
+ScaleOrScales = Annotated[Number | Numbers, Field(description="One number, or one for each channel.")]
 ChannelDim = Annotated[int, Field(strict=True, ge=-32, lt=32), _WHOLE]
 ResultField = Annotated[Any, WithJsonSchema(schemas.RESULT)]
+
+
+def is_layer_name(text: str) -> bool:
+    """Whether a layer can have this name: short, and without what not every store can keep."""
+    if len(text) > schemas.MAX_NAME or "\0" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True
+
+
+def _settings_of_layers(value: Any) -> Any:
+    """Refuses at the first wrong entry; what each one means is the engine's business."""
+    if not isinstance(value, dict) or len(value) > schemas.MAX_LAYERS:
+        raise ValueError(f"expected an object of at most {schemas.MAX_LAYERS} layers")
+    if not all(map(is_layer_name, value)):
+        raise ValueError(f"expected names of at most {schemas.MAX_NAME} characters, without NUL")
+    if not all(isinstance(own, dict) and len(own) <= MAX_MEMBERS for own in value.values()):
+        raise ValueError(f"expected an object of at most {MAX_MEMBERS} members for each layer")
+    return value
+
+
+def _few_members(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_MEMBERS:
+        raise ValueError(f"expected at most {MAX_MEMBERS} members; received {len(value)}")
+    return value
+
 
 _TEXTS, _FLAGS = ("layer_name",), ("validate", "remember")
 _FLAG = TypeAdapter(bool)
@@ -230,7 +269,7 @@ class QuantizerConfigModel(_Model):
     quantize_weights_only: Flag = False
     mixed_precision_layers: Layers = []
     custom_quantization_config: Annotated[
-        dict[LayerName, dict[str, Any]], Field(max_length=4096), WithJsonSchema(schemas.LAYERS)
+        dict[str, dict[str, Any]], PlainValidator(_settings_of_layers), WithJsonSchema(schemas.LAYERS)
     ] = {}
 
     def to_config(self) -> QuantizationConfig:
@@ -295,7 +334,8 @@ class QuantizationRequest(_Model):
     remember: Flag | None = Field(
         default=None,
         description="Whether dequantize uses these parameters by default from now on; null: as the store does, which is "
-        "true in memory and SQLite, false in Redis and PostgreSQL",
+        "true in memory and SQLite, false in Redis and PostgreSQL. For an API key of scope read it is always false, and true "
+        "is refused with 403: such keys change nothing that others get",
     )
 
 
@@ -310,9 +350,9 @@ class DequantizationRequest(_Model):
 
 
 class CalibrationRequest(_Model):
-    """Arrays of any shapes to calibrate with."""
+    """Arrays of any shapes to calibrate with; more than 4096 have to be joined before."""
 
-    data: Annotated[list[ArrayField], Field(min_length=1, max_length=65536)]
+    data: Annotated[list[ArrayField], Field(min_length=1, max_length=MAX_ARRAYS, fail_fast=True)]
     channel_dim: ChannelDim | None = None
 
 
@@ -355,7 +395,7 @@ class ParametersResponse(BaseModel):
 class ImportExportParams(_Model):
     """Parameters, as ``GET /instances/{instance_id}/parameters`` answers."""
 
-    parameters: Annotated[dict[str, Any], WithJsonSchema(schemas.PARAMETERS)]
+    parameters: Annotated[dict[str, Any], BeforeValidator(_few_members), WithJsonSchema(schemas.PARAMETERS)]
 
 
 class HealthResponse(BaseModel):

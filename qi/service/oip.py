@@ -28,6 +28,7 @@ MAX_HEADER = 1 << 20
 MAX_TENSORS = 16
 
 _SHARED_MEMORY = "shared_memory_region"
+_MAX_NESTED = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,11 +246,25 @@ def _shape(shape: Any, max_elements: int, max_ndim: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def _kinds(values: list[Any]) -> set[type]:
+    """The kinds of what lists in lists hold; `list` is one of them where they are too deep for an array."""
+    level, found = values, set[type]()
+    for _ in range(_MAX_NESTED):
+        kinds = set(map(type, level))
+        found |= kinds - {list}
+        if list not in kinds:
+            return found
+        level = [one for inner in level if type(inner) is list for one in inner]
+    return found | {list}
+
+
 def _from_list(name: str, data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     """An array of numbers that were written as text, flat or in the array's own shape."""
     what = f"data of input {reprlib.repr(name)}"
     if not isinstance(data, list):
         raise InputError(f"expected {what} to be a list, or binary; received {type(data).__name__}")
+    if not _kinds(data) <= {int, float, bool}:  # numpy would make every number as wide as the longest text
+        raise InputError(f"expected {what} to be of {datatype_of(dtype)}; received others")
     try:
         raw = np.asarray(data)
     except (ValueError, OverflowError):  # rows of different lengths, or too deep

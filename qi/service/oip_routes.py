@@ -24,6 +24,7 @@ from qi.registry import suggest
 from qi.service import calls, operations
 from qi.service.admission import memory_of
 from qi.service.answers import store_problem
+from qi.service.auth import remembering
 from qi.service.costs import parsed_bytes
 from qi.service.formats import JSON, NPY, PartsResponse
 from qi.service.instances import Instance
@@ -146,6 +147,8 @@ async def _infer(service: Service, instance: Instance, request: Request) -> Resp
         return asked, *asked_of(asked)
 
     asked, operation, array, options = await service.work(decode, len(body))
+    if operation == "quantize":
+        options["remember"] = remembering(request.scope, options.get("remember"))
     binary = all(asked.wanted(_GIVES[operation]).values())
     calls.admit(service, memory, instance, operation, [array], options, NPY if binary else JSON)
 

@@ -15,6 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 from qi.service import calls, latest, operations
 from qi.service.admission import memory_of
 from qi.service.answers import accepted, answering, respond
+from qi.service.auth import remembering
 from qi.service.bodies import documented_body, documented_json, parsing, reading, uploaded
 from qi.service.conditions import etag, revisions_of
 from qi.service.formats import FORMATS, JSON, NPY, available
@@ -201,7 +202,7 @@ async def quantize_data(
         "validate": request.validate_input,
         "channel_dim": request.channel_dim,
         "layer_name": request.layer_name,
-        "remember": request.remember,
+        "remember": remembering(http.scope, request.remember),
     }
     return await _operate(service, http, instance_id, "quantize", request.data, options, accept, QUANTIZING)
 
@@ -420,6 +421,8 @@ async def upload_numpy(
     options: dict[str, Any] = {"channel_dim": channel_dim, "layer_name": layer_name}
     if operation != "dequantize":
         options["validate"] = validate
+    if operation == "quantize":
+        options["remember"] = remembering(http.scope, None)
     with answering(PROCESSING):
         array = await service.work(partial(FORMATS.get(NPY).decode, body, service.limits), len(body))
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from qi.engine import QuantizationMode, QuantizationType
 
-__all__ = ["ARRAY", "LAYER", "LAYERS", "MAX_NAME", "MODES", "NAME", "PARAMETERS", "RESULT", "TYPES"]
+__all__ = ["ARRAY", "LAYER", "LAYERS", "MAX_LAYERS", "MAX_NAME", "MODES", "NAME", "PARAMETERS", "RESULT", "TYPES"]
 
 TYPES = [kind.name for kind in QuantizationType]
 MAX_NAME = 512
 """Characters of a layer's name."""
+MAX_LAYERS = 4096
+"""Layers in one list or object."""
 NAME = r"^[^\x00]*$"
 MODES = [mode.name for mode in QuantizationMode]
 
@@ -50,7 +52,7 @@ LAYER: dict[str, Any] = {
 
 LAYERS: dict[str, Any] = {
     "type": "object",
-    "maxProperties": 4096,
+    "maxProperties": MAX_LAYERS,
     "propertyNames": {"maxLength": MAX_NAME, "pattern": NAME},
     "additionalProperties": LAYER,
 }

@@ -26,6 +26,9 @@ class Settings(BaseSettings):
         port: Port to listen on; 0: any that is free.
         api_keys: Keys that clients may show, each ``KEY``, ``read:KEY`` or ``write:KEY``; none (default): clients on
             loopback need no key, and all others are refused. ``QI_API_KEYS`` sets it, too, and counts if both do.
+            A proxy on the same machine comes from loopback as well: it has to send ``X-Forwarded-For`` (or another
+            ``X-Forwarded-`` header, ``Forwarded``, ``X-Real-IP`` or ``Via``), or everybody whom it lets in needs no key.
+            Behind a proxy, set keys.
         allow_anonymous: Whether clients elsewhere need no key either.
         cors_origins: Origins whose pages may call the service from a browser; none by default.
         allowed_hosts: Values of the Host header that are answered, without port; ``*``: any.

@@ -208,11 +208,11 @@ def document(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:
         "# Families of networks under w8a8",
         f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {packages}, {platform.machine()}, "
         f"{os.cpu_count()} cores, sizes: {given.size}. Made by `python -m tests.benchmarks.families`; the networks, built "
-        f"without downloads and trained for {given.epochs} epochs on 768 synthetic images (those of keras.applications) or a few seconds "
-        "(the others), are those of `tests/families.py`. Calibrated on 64 samples.",
+        f"without downloads and trained for {given.epochs} epochs on 768 synthetic images (those of keras.applications) or a few "
+        "seconds (the others), are those of `tests/families.py`. Calibrated on 64 samples.",
         "## Time and memory",
-        "Seconds of each step: building and training the float network, `quantize_model`, `predict` of 256 samples, saving and "
-        "reloading (bit-equal unless marked), `prepare_qat` with one step of training, and exports with their proof on 8 samples. "
+        "Seconds of each step: building and training the float network, `quantize_model`, `predict` of 256 samples, saving "
+        "and reloading (bit-equal unless marked), `prepare_qat` with one step of training, exports with proofs on 8 samples. "
         'Peak memory in MiB before and after `quantize_model`. "refused": see below.',
         table(["network", "million weights", "rows", *STEPS, "MiB"], steps),
         "## What is left of the float network",

@@ -24,6 +24,7 @@ REFUSED = {
     "ConvNeXtTiny": "LayerScale",
     "vit": "PatchEmbedding",
     "bert": "TokenAndPlace",
+    "gpt": "GetItem",
     "lstm": "NotEqual",
     "two_tower": "Sequential",
     "vae": "Sampling",
@@ -72,8 +73,11 @@ def quantized(name: str, epochs: int = 0) -> Quantized:
 
 def check_whole(found: Quantized) -> None:
     """Every matrix of weights has codes, and no tensor loses much of its own: what a network loses, it loses by its depth."""
-    matrices = [row for row in found.report.unquantized if row.kind == "weight" and np.prod(row.shape) > max(row.shape)]
-    left = [row.path for row in matrices if not row.name.endswith("bias")]
+    left = [
+        row.path
+        for row in found.report.unquantized
+        if row.kind == "weight" and not row.name.endswith("bias") and np.prod(row.shape) > max((1, *row.shape))
+    ]
     assert not left
     assert found.report.worst(1)[0].sqnr_db > 24
 
@@ -151,7 +155,10 @@ def test_networks_of_ones_own(name: str, tmp_path: Path) -> None:
     else:
         assert found.agreement >= 0.95
     check_reload(found, tmp_path / "model.keras")
-    if name != "vae":
+    if name == "vae":  # rebuilt from its configuration, its layers have other automatic names
+        with pytest.raises(qi.InputError, match="rebuilt it has"):
+            check_step(found)
+    else:
         check_step(found)
     for suffix in (".tflite", ".onnx"):
         if name in REFUSED:

@@ -32,6 +32,22 @@ def test_reasons_come_with_most_bytes_first(report, rows):
     assert groups["left in float by rule match='head'"] == (rows[4], rows[5])
 
 
+def test_many_reasons_that_name_different_layers_are_one(rows):
+    def report(count: int) -> QuantizationReport:
+        kept = [
+            replace(rows[2], reason=f"it follows Add 'add{i}', into which it can't be folded") for i in range(count)
+        ]
+        return QuantizationReport(recipe="w8", rows=(*kept, rows[2]))
+
+    assert len(report(3).unquantized_by_reason()) == 4
+    groups = report(500).unquantized_by_reason()
+    assert [(reason, len(found)) for reason, found in groups.items()] == [
+        ("it follows Add '...', into which it can't be folded", 500),
+        ("a bias", 1),
+    ]
+    assert groups["it follows Add '...', into which it can't be folded"][7].reason.startswith("it follows Add 'add7',")
+
+
 def test_worst(report, rows):
     assert report.worst() == (rows[1], rows[3], rows[0])
     assert report.worst(1) == (rows[1],)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -163,7 +164,7 @@ def test_options_that_the_body_overrides_are_checked_all_the_same(post: Callable
 
 
 def test_models_without_arrays(post: Callable[..., Any]) -> None:
-    for parameters in ({"a": 1}, {str(i): i for i in range(SMALL)}):
+    for parameters in ({"a": 1}, {"a": {str(i): i for i in range(SMALL)}}):
         assert post("/parameters", json.dumps({"parameters": parameters})).json() == parameters
     for wrong in (b"{", b"[]", b'{"parameters": 1}', b'{"parameters": {}, "more": 1}'):
         assert post("/parameters", wrong).status_code == 422
@@ -193,6 +194,43 @@ def test_what_json_becomes_takes_memory_too(path: str, post: Callable[..., Any],
     assert answer.headers["retry-after"] == "1"
     assert post(path, b'{"parameters": {}}' if path == "/parameters" else b'{"data": []}').status_code == 200
     assert admission.memory == 100_000
+
+
+def test_an_object_has_few_members(post: Callable[..., Any]) -> None:
+    """Pydantic makes an error of each that it doesn't know, which takes a hundred times the body."""
+    many = {str(i): 0 for i in range(1000)}
+    for path, body in (("/quantize", {**many, "data": [1]}), ("/parameters", many)):
+        (error,) = post(path, json.dumps(body)).json()["detail"]
+        assert (error["type"], error["loc"]) == ("too_long", ["body"])
+        assert error["msg"].startswith("Expected at most 64 members; received 100")
+
+
+def test_an_array_holds_a_limited_number_of_arrays(post: Callable[..., Any]) -> None:
+    for count, status in ((4096, 200), (4097, 422)):
+        assert post("/calibrate", npy(np.zeros((count, 1, 1), np.int8)), "application/x-npy").status_code == status
+    answer = post("/calibrate", npy(np.zeros((5000, 1, 1), np.int8)), "application/x-npy")
+    (error,) = answer.json()["detail"]
+    assert (error["loc"], error["msg"]) == (["body", "data"], "Expected at most 4096 arrays; received 5000")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/dequantize", {"data": [1], "scale": ["a"] * 20_000, "zero_point": 0}),
+        ("/quantize", {"data": [1], **{str(i): 0 for i in range(20_000)}}),
+        ("/calibrate", {"data": [["a"]] * 20_000}),
+    ],
+)
+def test_refusing_takes_no_more_memory_than_reading(path: str, body: Any, post: Callable[..., Any]) -> None:
+    text = json.dumps(body).encode()
+    post(path, b"{}")
+    tracemalloc.start()
+    try:
+        assert post(path, text).status_code in (422, 503)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < parsed_bytes(text)
 
 
 def test_where_an_error_is(post: Callable[..., Any]) -> None:

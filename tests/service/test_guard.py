@@ -248,6 +248,7 @@ CASES = {
     "waits for a word": ([post("Content-Length: 5000", "Expect: 100-continue")], 413, "body-too-large"),
     "gzip": ([post("Content-Length: 3", "Content-Encoding: gzip"), b"abc"], 415, "content-encoding"),
     "two lengths": ([post("Content-Length: 3", "Content-Length: 4"), b"abc"], 400, ""),
+    "both lengths": ([post("Content-Length: 3", CHUNKED), b"0\r\n\r\n"], 400, ""),
     "negative length": ([post("Content-Length: -3"), b"abc"], 400, ""),
     "no chunk size": ([post(CHUNKED), b"zz\r\nabc\r\n"], 400, ""),
     "no host": ([b"POST /instances/a/quantize HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc"], 400, "unknown-host"),

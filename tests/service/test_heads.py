@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from qi.service.heads import HeadCheck
+from qi.errors import InputError
+from qi.service.heads import HeadCheck, origin_form
 from tests.service.asgi import ask, ok
 
 APP = HeadCheck(ok)
@@ -24,6 +25,30 @@ def test_bodies_that_come_otherwise_are_refused(codings: list[str]) -> None:
     answer = ask(APP, "POST", headers=[("Transfer-Encoding", coding) for coding in codings])
     assert (answer.status, answer.code) == (400, "transfer-encoding")
     assert answer.headers["connection"] == "close"
+
+
+def test_a_body_comes_in_one_way() -> None:
+    both = [("Content-Length", "3"), ("Transfer-Encoding", "chunked")]
+    for headers, version in ((both, "1.1"), (both[::-1], "1.1"), (both[1:], "1.0")):
+        answer = ask(APP, "POST", headers=headers, http_version=version)
+        assert (answer.status, answer.code) == (400, "transfer-encoding")
+        assert answer.headers["connection"] == "close"
+    assert ask(APP, "POST", headers=both[:1]).status == 200
+
+
+def test_targets_are_paths_or_urls_of_the_host() -> None:
+    assert [origin_form(target, []) for target in (b"/a?b", b"//a", b"*")] == [b"/a?b", b"//a", b"*"]
+    assert origin_form(b"https://A.example:443/b", [b"a.example"]) == b"/b"
+    for target, hosts in (
+        (b"http://a/b", []),
+        (b"http://a/b", [b"a", b"a"]),
+        (b"http://a:443/b", [b"a"]),
+        (b"a:80", [b"a:80"]),
+        (b"a", [b"a"]),
+        (b"", [b""]),
+    ):
+        with pytest.raises(InputError):
+            origin_form(target, hosts)
 
 
 def test_heads_are_bounded() -> None:

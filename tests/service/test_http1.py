@@ -18,6 +18,7 @@ import uvicorn
 
 from qi.errors import ConfigError
 from qi.service import http1
+from qi.service.heads import HeadCheck
 from qi.service.http1 import BoundedH11Protocol, BoundedProtocol, HeadLimits
 from tests.service.asgi import ok
 
@@ -294,3 +295,122 @@ def test_nonsense_after_a_request_does_not_answer_it(running: Any) -> None:
         time.sleep(0.1)
         connection.sendall(b"nonsense\r\n\r\n")
         assert everything(connection).startswith(b"HTTP/1.1 200")
+
+
+POST = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def tell(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with what was asked for, and with the names of the headers."""
+    while (await receive()).get("more_body"):
+        pass
+    told = [scope["raw_path"], scope["query_string"], *sorted(name for name, _ in scope["headers"])]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b" ".join(told)})
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("upgrade", [b"", b"Upgrade: h2c\r\n"])
+def test_fields_of_a_trailer_are_no_headers(running: Any, at_once: bool, upgrade: bytes) -> None:
+    """Neither keys nor names nor addresses: what stands before a service checks and sets them in the head alone."""
+    _, port = running(tell)
+    connection_field = b"Connection: close, Upgrade\r\n" if upgrade else b"Connection: close\r\n"
+    head = POST + upgrade + connection_field + b"Transfer-Encoding: chunked\r\n\r\n"
+    fields = b"X-API-Key: k\r\nX-Forwarded-For: 127.0.0.1\r\nHost: evil\r\nContent-Encoding: gzip\r\nExpect: 100-continue\r\n"
+    rest = b"1\r\na\r\n0\r\n" + fields + b"\r\n"
+    with connect(port) as connection:
+        if at_once:
+            connection.sendall(head + rest)
+        else:
+            connection.sendall(head)
+            time.sleep(0.1)
+            connection.sendall(rest)
+        answer = everything(connection)
+    names = b"connection host transfer-encoding" + b" upgrade" * bool(upgrade)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\n/  " + names + b"\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"1;" + b"a" * 100_000],
+        [b"1;" + b"a" * 200 + b"\r\nx\r\n"] * 500,
+        [b"1\r\nx\r\n0\r\nX: " + b"a" * 100_000],
+        [b"1\r\nx\r\n0\r\n" + b"X: a\r\n" * 20_000],
+        [b"1\r\nx\r\n0\r\n" + b"X: a\r\n" * 20_000 + b"\r\n"],
+    ],
+    ids=["extension", "extensions", "field", "fields", "trailer"],
+)
+def test_what_comes_beside_the_content_of_a_body_is_bounded(running: Any, pieces: list[bytes]) -> None:
+    _, port = running()
+    with connect(port) as connection:
+        connection.sendall(CHUNKED)
+        time.sleep(0.1)
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                connection.sendall(piece)
+        assert everything(connection).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_small_chunks_with_short_extensions_are_a_body(running: Any, at_once: bool) -> None:
+    _, port = running()
+    body = b"00000001;a=b\r\nx\r\n" * 2000 + b"0\r\nX: a\r\n\r\n"
+    with connect(port) as connection:
+        if at_once:
+            connection.sendall(CHUNKED + body)
+        else:
+            connection.sendall(CHUNKED)
+            time.sleep(0.1)
+            connection.sendall(body)
+        answer = everything(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\n2000\r\n" in answer
+
+
+@pytest.mark.parametrize("sent", [b"F" * 20 + b"\r\n", b"F" * 20 + b"\r\nhello", b"1" + b"0" * 16 + b"\r\n"])
+def test_a_chunk_has_no_size_beyond_all_numbers(running: Any, sent: bytes) -> None:
+    _, port = running()
+    with connect(port) as connection:
+        connection.sendall(CHUNKED + sent)
+        assert everything(connection).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"],
+)
+def test_a_body_has_one_end(running: Any, fields: bytes) -> None:
+    """No matter which of both lengths a proxy believes, nothing that follows is taken for a request."""
+    _, port = running(HeadCheck(ok))
+    with connect(port) as connection:
+        connection.sendall(POST + fields + b"\r\n0\r\n\r\n" + GET + b"\r\n")
+        answer = everything(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "asked"),
+    [
+        (b"http://localhost/a?b", b"/a b"),
+        (b"HTTP://LOCALHOST:80/a", b"/a "),
+        (b"http://localhost", b"/ "),
+        (b"http://localhost?b", b"/ b"),
+        (b"http://evil.example/a", None),
+        (b"http://localhost@evil.example/a", None),
+        (b"http://user@localhost/a", None),
+        (b"http://localhost:8000/a", None),
+        (b"ftp://localhost/a", None),
+        (b"http:///a", None),
+    ],
+)
+def test_a_target_names_the_host_that_the_header_names(running: Any, target: bytes, asked: bytes | None) -> None:
+    _, port = running(tell)
+    with connect(port) as connection:
+        connection.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = everything(connection)
+    assert answer.startswith(b"HTTP/1.1 400 " if asked is None else b"HTTP/1.1 200 ")
+    assert asked is None or b"\r\n" + asked + b" connection host\r\n" in answer

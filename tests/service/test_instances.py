@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qi.engine import QuantizationConfig, Quantizer
-from qi.errors import InputError, NotCalibratedError
+from qi.errors import ConfigError, InputError, NotCalibratedError
 from qi.service.formats import Limits
 from qi.service.instances import DEFAULT, Change, Counters, ForbiddenError, Instance, Instances
 from qi.service.operations import calibrating, configuring, loading
@@ -198,6 +198,18 @@ def test_what_is_no_name_is_not_asked_for(name: str, instances: Instances) -> No
     for call in (instances.get, instances.delete):
         with pytest.raises(MissingError):
             call(name)
+
+
+@pytest.mark.parametrize("first", [{"symmetric": True}, {"quantization_mode": "asymmetric"}])
+def test_settings_that_contradict_each_other_are_no_damage(first: dict[str, Any], store: Store) -> None:
+    """It is who asks for them that made a mistake, not the store."""
+    instances = Instances(store, QuantizationConfig(symmetric=False))
+    changed(instances, DEFAULT, calibrating([np.array([1.0, -2.0])]))
+    before = changed(instances, DEFAULT, configuring(lambda config: config.replace(**first)))
+    both = {"symmetric": True, "quantization_mode": "asymmetric"}
+    with pytest.raises(ConfigError, match="go together.*zero points of 0"):
+        instances.changed(instances.get(), configuring(lambda config: config.replace(**both)))
+    assert instances.get() is before
 
 
 @pytest.mark.parametrize("record", [("{", None), ("{}", "{"), ("[]", None), ("{}", "{}"), ('{"num_bits": 99}', None)])

@@ -4,18 +4,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from qi.engine import QuantizationConfig
 from qi.errors import ConfigError, InputError
 from qi.service.models import (
     CalibrationRequest,
     DequantizationRequest,
+    ImportExportParams,
     QuantizationRequest,
     QuantizerConfigModel,
     QuantizerConfigPatch,
     RaggedError,
     array_from_json,
+    is_layer_name,
     query_options,
 )
 
@@ -161,3 +163,40 @@ def test_options_of_a_query_are_read_as_json_is() -> None:
 def test_numbers_are_numbers(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DequantizationRequest.model_validate({"data": [1], **fields})
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (DequantizationRequest, {"data": [1], "scale": ["a"] * 1000, "zero_point": 0}),
+        (CalibrationRequest, {"data": [["a"]] * 1000}),
+        (CalibrationRequest, {"data": [[1]] * 4097}),
+        (QuantizerConfigModel, {"skip_layers": [1] * 1000}),
+        (QuantizerConfigModel, {"mixed_precision_layers": ["a"] * 4097}),
+        (QuantizerConfigModel, {"custom_quantization_config": dict.fromkeys(map(str, range(1000)), 0)}),
+        (QuantizerConfigModel, {"custom_quantization_config": {f"\0{i}": {} for i in range(1000)}}),
+        (QuantizerConfigModel, {"custom_quantization_config": {str(i): {} for i in range(4097)}}),
+        (QuantizerConfigModel, {"custom_quantization_config": {"a": dict.fromkeys(map(str, range(65)), 0)}}),
+        (QuantizerConfigModel, {"custom_quantization_config": []}),
+        (ImportExportParams, {"parameters": dict.fromkeys(map("\ud800{}".format, range(1000)), 0)}),
+    ],
+)
+def test_many_wrong_entries_are_few_errors(model: type[BaseModel], fields: dict[str, Any]) -> None:
+    """Each error takes a kilobyte: as many as a body has entries would be a hundred times the body."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(fields)
+    assert caught.value.error_count() <= 2  # a number, or a list of numbers
+
+
+def test_as_much_as_may_be_is_taken() -> None:
+    layers: dict[str, Any] = {f"{i:0512}": {"bits": 4} for i in range(4096)}
+    model = QuantizerConfigModel(custom_quantization_config=layers, skip_layers=list(layers))
+    assert model.to_config().custom_quantization_config.keys() == layers.keys()
+    assert len(CalibrationRequest(data=[[1]] * 4096).data) == 4096
+
+
+@pytest.mark.parametrize(
+    ("name", "right"), [("", True), ("é" * 512, True), ("a" * 513, False), ("a\0", False), ("\ud800", False)]
+)
+def test_names_of_layers(name: str, right: bool) -> None:
+    assert is_layer_name(name) is right

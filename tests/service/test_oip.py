@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from qi.errors import InputError, UnsupportedError
+from qi.service.costs import parsed_bytes
 from qi.service.oip import MAX_HEADER, InferRequest, decode_request, encode_response
 
 
@@ -100,6 +102,28 @@ WRONG = {
 def test_what_is_wrong_is_refused(case: str) -> None:
     with pytest.raises(InputError, match="expected"):
         decode_request(*WRONG[case])
+
+
+def test_one_long_text_does_not_make_all_numbers_long() -> None:
+    """Numpy would take the longest text's memory for every number: here 400 MB, for 100 kB of JSON."""
+    text = json.dumps(["a" * 5000, *([1] * 20_000)])
+    request = b'{"inputs":[{"name":"x","shape":[20001],"datatype":"FP32","data":%s}]}' % text.encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="expected data of input 'x' to be of FP32"):
+            decode_request(request)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < parsed_bytes(request)
+
+
+def test_lists_that_are_too_deep_for_an_array() -> None:
+    deep: Any = 1
+    for _ in range(100):
+        deep = [deep]
+    with pytest.raises(InputError, match="expected data"):
+        decode_request(*body(deep, shape=[1]))
 
 
 def test_what_isnt_offered_is_refused_as_such() -> None:

@@ -348,3 +348,41 @@ def test_what_is_long_is_not_made_on_the_loop(client: TestClient, monkeypatch: p
     loop = places.pop("get")
     assert len(places) == 4
     assert loop not in places.values()
+
+
+def test_a_key_for_reading_changes_nothing_that_others_get(make_client: Callable[..., TestClient]) -> None:
+    client = make_client(api_keys="read:r,write:w")
+    quantize, codes = "/instances/default/quantize", {"data": [[10]]}
+    infer = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1000]}]}
+
+    def post(key: str, path: str, **more: Any) -> Any:
+        return client.post(path, headers={"x-api-key": key}, **more)
+
+    assert post("w", quantize, json={"data": [[-1, 1]]}).status_code == 200
+    before = post("r", "/instances/default/dequantize", json=codes).json()
+    for answer in (
+        post("r", quantize, json={"data": [[1000]]}),
+        post("r", quantize, json={"data": [[1000]], "remember": None}),
+        post("r", f"{quantize}?remember=false", json={"data": [[1000]]}),
+        post("r", "/instances/default/upload_numpy", files={"file": ("a.npy", npy(1000 * X))}),
+        post("r", "/v2/models/default/infer", json=infer),
+    ):
+        assert answer.status_code == 200, answer.text
+    for refused in (
+        post("r", quantize, json={"data": [[1000]], "remember": True}),
+        post("r", f"{quantize}?remember=true", json={"data": [[1000]]}),
+        post("r", "/v2/models/default/infer", json={**infer, "parameters": {"remember": True}}),
+    ):
+        assert (refused.status_code, refused.json()["code"]) == (403, "scope")
+        assert "API key for writing" in refused.json()["detail"]
+    assert post("r", "/instances/default/dequantize", json=codes).json() == before
+    assert post("w", quantize, json={"data": [[1000]], "remember": True}).status_code == 200
+    assert post("r", "/instances/default/dequantize", json=codes).json() != before
+
+
+def test_settings_that_contradict_each_other_are_the_clients_fault(client: TestClient) -> None:
+    client.post("/instances/default/calibrate", json={"data": [[1, -2]]})
+    assert client.patch(CONFIG, json={"symmetric": True}).status_code == 200
+    answer = client.patch(CONFIG, json={"quantization_mode": "ASYMMETRIC"})
+    assert answer.status_code == 422
+    assert "go together" in answer.json()["detail"]
