@@ -207,7 +207,7 @@ def test_settings_that_contradict_each_other_are_no_damage(first: dict[str, Any]
     changed(instances, DEFAULT, calibrating([np.array([1.0, -2.0])]))
     before = changed(instances, DEFAULT, configuring(lambda config: config.replace(**first)))
     both = {"symmetric": True, "quantization_mode": "asymmetric"}
-    with pytest.raises(ConfigError, match="go together.*zero points of 0"):
+    with pytest.raises(ConfigError, match=r"go together.*zero points of 0"):
         instances.changed(instances.get(), configuring(lambda config: config.replace(**both)))
     assert instances.get() is before
 
