@@ -149,12 +149,13 @@ def main() -> None:
             sys.stderr.write(f"{name}\n")
             measure(table, name, Path(folder))
     for name, reason in REASONS.items() if not given.names else ():
-        table.rows[name] = {column: "" for column in COLUMNS}
+        table.rows[name] = dict.fromkeys(COLUMNS, "")
         table.note(name, "weights", reason)
     text = table.markdown(
-        f"# Layers of Keras\n\nWhat QI {__version__} does with each class of `keras.layers` (Keras {keras.__version__}), and with "
-        f"layers as users write them (in small letters), on {datetime.now(UTC):%Y-%m-%d}. Made by `python -m tests.benchmarks.layers "
-        "--write`. PTQ: the signal to noise ratio of a small random network under w8a8. Numbers in brackets are reasons."
+        f"# Layers of Keras\n\nWhat QI {__version__} does with each class of `keras.layers` (Keras {keras.__version__}), and "
+        f"with layers as users write them (in small letters), on {datetime.now(UTC):%Y-%m-%d}. Made by "
+        "`python -m tests.benchmarks.layers --write`. PTQ: the signal to noise ratio of a small random network under w8a8. "
+        "Numbers in brackets are reasons."
     )
     if given.write:
         _TARGET.parent.mkdir(exist_ok=True)
