@@ -24,7 +24,7 @@ from qi.service.problems import Problem, documented, problem_response
 from qi.service.requests import logged
 from qi.service.routes import router
 from qi.service.service import Service
-from qi.service.settings import Settings
+from qi.service.settings import Settings, warn_of_misspelt
 from qi.service.stopping import when_told_to_stop
 
 __all__ = ["create_app"]
@@ -127,6 +127,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     with contextlib.ExitStack() as stack:
         if app.state.log:
             stack.enter_context(logged(service.settings.log))
+            warn_of_misspelt()
         stack.enter_context(when_told_to_stop(drain))
         stack.callback(service.close)
         stack.callback(drain)

@@ -68,9 +68,10 @@ def parse_key(text: str) -> ApiKey:
 
     Args:
         text: The key, or `sha256:` and its hash in hexadecimal; before that `read:` or `write:`, else it is for writing.
+            A key with a colon in it needs its scope before it.
 
     Raises:
-        ConfigError: It is empty, or can't be sent in a header. The message doesn't hold it.
+        ConfigError: It is empty, can't be sent in a header, or its scope is none. The message doesn't hold it.
 
     Example:
         >>> parse_key("read:correct-horse").scope
@@ -84,6 +85,11 @@ def parse_key(text: str) -> ApiKey:
         raise ConfigError(
             "expected an API key of printable ASCII without spaces, or 'sha256:' and 64 hexadecimal digits, after 'read:' or "
             f"'write:'; received a text of {len(text)} characters"
+        )
+    if key == text and ":" in key:  # "raed:KEY" isn't a key for writing that is spelt so
+        raise ConfigError(
+            f"expected 'read:' or 'write:' before an API key; received a text of {len(text)} characters with another word "
+            "before its colon; do: write 'write:' before a key that has a colon in it"
         )
     return ApiKey(hashlib.sha256(key.encode("ascii")).digest(), scope)
 
@@ -199,24 +205,31 @@ class Auth:
             )
         if path in self._open or path.startswith(self._open_below):
             return None
-        given = scope[_GIVEN] = self._scope_given(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        given = scope[_GIVEN] = self._scope_given(headers)
         if given is None:
-            return Problem(
-                401,
-                "expected an API key; do: send it as 'Authorization: Bearer ...' or 'X-API-Key: ...'",
-                headers={"WWW-Authenticate": "Bearer"},
+            told = (
+                "expected a known API key; received one that isn't; do: ask who runs the service for another"
+                if _sent(headers)
+                else "expected an API key; do: send it as 'Authorization: Bearer ...' or 'X-API-Key: ...'"
             )
+            return Problem(401, told, headers={"WWW-Authenticate": "Bearer"})
         if given == "read" and scope_of(scope.get("method", ""), path) == "write":
             return Problem(403, "expected an API key for writing; received one for reading", code="scope")
         return None
 
     def _scope_given(self, headers: Headers) -> KeyScope | None:
         """The scope of the key that was sent; every key is compared, so that the time tells nothing."""
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        sent = [headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
-        digests = [hashlib.sha256(text.encode("latin-1")).digest() for text in sent if text]
+        digests = [hashlib.sha256(text.encode("latin-1")).digest() for text in _sent(headers)]
         matches = [key.scope for d in digests for key in self._keys if hmac.compare_digest(key.digest, d)]
         return "write" if "write" in matches else "read" if matches else None
+
+
+def _sent(headers: Headers) -> list[str]:
+    """The keys of a request."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    texts = (headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else "")
+    return [text for text in texts if text]
 
 
 @functools.lru_cache(256)  # nearly every request comes from the same few

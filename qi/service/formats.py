@@ -19,18 +19,19 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from qi.errors import FileFormatError, UnsupportedError
-from qi.optional import require
+from qi.optional import DISTRIBUTION, require
 from qi.registry import Registry
 from qi.service.npy import MAX_ELEMENTS, MAX_NDIM, check_shape, npy_parts, plain, read_npy
 from qi.service.problems import Problem
 from qi.typing import Shape
 
 __all__ = [
-    "ARROW", "FORMATS", "JSON", "MAX_CHANNELS", "NPY", "SAFETENSORS", "ArrayResponse", "Format", "Limits", "PartsResponse",
-    "available", "format_of", "media_type_of", "negotiate",
+    "ARROW", "FORMATS", "JSON", "MAX_CHANNELS", "MULTIPART", "NPY", "SAFETENSORS", "ArrayResponse", "Format", "Limits",
+    "PartsResponse", "available", "format_of", "media_type_of", "negotiate",
 ]  # fmt: skip
 
 JSON = "application/json"
+MULTIPART = "multipart/form-data"
 NPY = "application/x-npy"
 SAFETENSORS = "application/x-safetensors"
 ARROW = "application/vnd.apache.arrow.tensor"
@@ -71,12 +72,14 @@ class Format:
         decode: Bytes to array; raises FileFormatError alone.
         encode: Array to bytes; raises UnsupportedError for a dtype that the format doesn't hold.
         module: The package that it needs, if any.
+        extra: The extra of QI that installs it.
     """
 
     media_type: str
     decode: Callable[[bytes, Limits], np.ndarray]
     encode: Callable[[np.ndarray], Parts]
     module: str = ""
+    extra: str = ""
 
 
 FORMATS: Registry[Format] = Registry("array format")
@@ -104,10 +107,10 @@ def format_of(content_type: str | None) -> Format:
     """
     name = media_type_of(content_type)
     if name not in available():
-        known = ", ".join((JSON, *available()))
+        known = ", ".join((JSON, *available(), MULTIPART))
         raise Problem(
             415,
-            f"expected a Content-Type among {known}; received {name[:100]!a}",
+            f"expected a Content-Type among {known}; received {name[:100]!a}{_lacking([name])}",
             code="unsupported-media-type",
             headers={"Accept": known},
         )
@@ -137,7 +140,8 @@ def negotiate(accept: str | None, offered: Sequence[str]) -> str:
     if not max(qualities):
         raise Problem(
             406,
-            f"expected an Accept header that takes one of {', '.join(offered)}; received another",
+            f"expected an Accept header that takes one of {', '.join(offered)}; received another"
+            f"{_lacking(name for name, _ in ranges)}",
             code="not-acceptable",
         )
     return offered[qualities.index(max(qualities))]
@@ -205,6 +209,17 @@ def _range(entry: str) -> tuple[str, float]:
             found = _QUALITY.fullmatch(param)
             quality = float(found[1]) if found else 0.0
     return name.strip().lower(), quality
+
+
+def _lacking(names: Iterable[str]) -> str:
+    """What has to be installed here for the first of these formats that could be used then."""
+    for name in names:
+        if name in FORMATS and name not in available():
+            form = FORMATS.get(name)
+            return (
+                f"; do: pip install '{DISTRIBUTION}[{form.extra}]' where the service runs, for it needs {form.module}"
+            )
+    return ""
 
 
 def _quality(name: str, ranges: Iterable[tuple[str, float]]) -> float:
@@ -305,6 +320,6 @@ for _format in (
     Format(NPY, _decode_npy, npy_parts),
     Format(SAFETENSORS, _decode_safetensors, _encode_safetensors),
     Format("application/vnd.safetensors", _decode_safetensors, _encode_safetensors),
-    Format(ARROW, _decode_arrow, _encode_arrow, module="pyarrow"),
+    Format(ARROW, _decode_arrow, _encode_arrow, module="pyarrow", extra="arrow"),
 ):
     FORMATS.register(_format.media_type)(_format)

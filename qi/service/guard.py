@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from qi.service.admission import Admission
-from qi.service.auth import OPEN, Auth, parse_key
+from qi.service.auth import OPEN, PROBES, Auth, parse_key
 from qi.service.deadline import Deadline
 from qi.service.heads import HeadCheck
 from qi.service.limits import BodyGuard, BodyLimits
@@ -22,6 +22,8 @@ from qi.service.problems import handle_problems
 from qi.service.requests import AccessLog, Observer, Requests
 
 __all__ = ["Guard", "install"]
+
+_METRICS = "/metrics"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def install(
         api_keys: As `qi.service.auth.parse_key` reads them; without any, only clients on this machine are answered.
         allow_anonymous: Whether others are as well.
         open_paths: Paths that need no key; one that ends in "*" stands for all that start so.
-        allowed_hosts: Names that it is asked by; "*" for any.
+        allowed_hosts: Names that it is asked by; "*" for any. Probes are answered by any name, and with keys `/metrics`.
         cors_origins: Origins whose pages may use it.
         limits: What a body may be.
         admission: What the requests in flight may take together.
@@ -83,14 +85,16 @@ def install(
     keys, origins = [parse_key(text) for text in api_keys], checked_origins(cors_origins)
     handle_problems(app, legacy_errors=legacy_errors)
     if metrics:
-        app.add_api_route("/metrics", counters.endpoint, include_in_schema=False)
+        app.add_api_route(_METRICS, counters.endpoint, include_in_schema=False)
+    # Prometheus asks a pod by its address. The Host check is for services without keys: a page knows no key.
+    by_any_name = (*PROBES, _METRICS) if keys else PROBES
     # Added last is outermost.
     app.add_middleware(Deadline, seconds=request_timeout)
     app.add_middleware(BodyGuard, limits=limits, admission=admission)
     app.add_middleware(Auth, keys=keys, allow_anonymous=allow_anonymous, open_paths=tuple(open_paths))
     app.add_middleware(CrossSiteCheck, origins=origins)
     app.add_middleware(cors, origins=origins)
-    app.add_middleware(HostCheck, allowed=tuple(allowed_hosts))
+    app.add_middleware(HostCheck, allowed=tuple(allowed_hosts), except_paths=by_any_name)
     app.add_middleware(HeadCheck)
-    app.add_middleware(Requests, observers=observers, draining=draining)
+    app.add_middleware(Requests, observers=observers, draining=draining, routes=app.routes)
     return Guard(counters, admission)

@@ -6,11 +6,13 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -114,8 +116,7 @@ class Metrics:
             if own and self._folder:
                 self._own[self._summed(name, text)] = ask
                 continue
-            gauge = Gauge(f"qi_{name}", text, registry=self._asked)
-            gauge.set_function(ask)
+            self._asked.register(_AskedGauge(f"qi_{name}", text, ask))
 
     @property
     def shared(self) -> bool:
@@ -150,6 +151,17 @@ def forget_process(pid: int) -> None:
     """
     if os.environ.get(SHARED_DIRECTORY):
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+class _AskedGauge(Collector):
+    """A gauge without a value of its own: a `Gauge` would leave one in the folder that processes share."""
+
+    def __init__(self, name: str, text: str, ask: Callable[[], float]) -> None:
+        self._name, self._text, self._ask = name, text, ask
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Asks."""
+        yield GaugeMetricFamily(self._name, self._text, value=self._ask())
 
 
 class _Asked:

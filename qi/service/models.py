@@ -352,7 +352,9 @@ class DequantizationRequest(_Model):
 class CalibrationRequest(_Model):
     """Arrays of any shapes to calibrate with; more than 4096 have to be joined before."""
 
-    data: Annotated[list[ArrayField], Field(min_length=1, max_length=MAX_ARRAYS, fail_fast=True)]
+    data: Annotated[list[ArrayField], Field(min_length=1, max_length=MAX_ARRAYS, fail_fast=True)] = Field(
+        description="A list of arrays: each element is one array, so that one array of two rows is [[[1, 2], [3, 4]]]"
+    )
     channel_dim: ChannelDim | None = None
 
 

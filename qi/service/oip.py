@@ -159,7 +159,10 @@ def _json(text: memoryview) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise InputError(f"expected JSON; received what is none: {error.msg} at {error.pos}") from None
+        if not text:
+            raise InputError('expected JSON; received an empty body; do: send {"inputs": [...]}') from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"expected JSON; received what is none: {error.msg} at {where}") from None
 
 
 def _object(what: str, value: Any) -> Mapping[str, Any]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -80,6 +80,9 @@ def outputs_of(
     return outputs, {key: value for key, value in told.items() if value is not None}
 
 
+Model = Annotated[str, Path(json_schema_extra={"example": "default"})]
+
+
 def router(service: Service) -> APIRouter:
     """The routes of the protocol.
 
@@ -108,7 +111,7 @@ def router(service: Service) -> APIRouter:
         return _metadata(await _model(service, model, version))
 
     @routes.get("/models/{model}", summary="What a model takes and gives", responses=missing)
-    async def present_metadata(model: str) -> dict[str, Any]:
+    async def present_metadata(model: Model) -> dict[str, Any]:
         return await metadata(model, "")
 
     @routes.get("/models/{model}/versions/{version}/ready", include_in_schema=False)
@@ -116,7 +119,7 @@ def router(service: Service) -> APIRouter:
         return {"name": (await _model(service, model, version)).id, "ready": True}
 
     @routes.get("/models/{model}/ready", summary="Whether a model is there", responses=missing)
-    async def present_ready(model: str) -> dict[str, Any]:
+    async def present_ready(model: Model) -> dict[str, Any]:
         return await model_ready(model, "")
 
     @routes.post("/models/{model}/versions/{version}/infer", include_in_schema=False)
@@ -126,7 +129,7 @@ def router(service: Service) -> APIRouter:
     responses = _ANSWER | documented(400, 404, 409, 415)
 
     @routes.post("/models/{model}/infer", openapi_extra=_BODY, responses=responses)
-    async def present_inference(model: str, request: Request) -> Response:
+    async def present_inference(model: Model, request: Request) -> Response:
         """Quantizes, dequantizes, or both, by JSON or with raw tensors after it."""
         return await inference(model, request, "")
 
@@ -294,10 +297,10 @@ _REQUEST = {
         "inputs": {"type": "array", "items": _TENSOR},
         "outputs": {"type": ["array", "null"], "items": {"type": "object", "required": ["name"]}},
     },
-    "example": {"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1.2, 3.4, 5.6, 7.8]}]},
 }
+_EXAMPLE = {"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1.2, 3.4, 5.6, 7.8]}]}
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": _REQUEST}, **_BINARY}}}
+_BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": _REQUEST, "example": _EXAMPLE}, **_BINARY}}}
 _RESPONSE = {
     "type": "object",
     "required": ["model_name", "model_version", "outputs"],

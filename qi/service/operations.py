@@ -5,7 +5,8 @@ Parameters travel with results. For clients that don't send them back, `qi.servi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from qi.engine import QuantizationConfig, Quantizer
 from qi.engine.inputs import codes_of
 from qi.engine.ranges import covered, params_of
 from qi.engine.state import fitted
-from qi.errors import InputError
+from qi.errors import InputError, NotCalibratedError
 from qi.service import latest
 from qi.service.formats import Limits
 from qi.service.imports import check_kinds, check_parameters
@@ -215,7 +216,9 @@ def dequantize(
     if params is None and recalled is not None:
         params = latest.params_of(recalled, instance, config, codes.ndim, channel_dim)
     if params is None:
-        numbers = quantizer.dequantize(codes, channel_dim, layer)
+        fixed = config.quantization_mode.value in ("static", "calibrated")
+        with _advising("send scale and zero_point, calibrate the instance, or " + (_LOAD if fixed else _REMEMBER)):
+            numbers = quantizer.dequantize(codes, channel_dim, layer)
     else:
         params.check_shape(codes.shape)
         numbers = quantizer.dequantize(QTensor.of(codes_of(codes, config), params))
@@ -331,6 +334,18 @@ def layer_params(instance: Instance, layer_name: str) -> dict[str, Any]:
 # How it is done.
 
 
+_LOAD, _REMEMBER = "import parameters", "quantize with remember=true"
+
+
+@contextlib.contextmanager
+def _advising(advice: str) -> Iterator[None]:
+    """A block in which missing parameters are an error that says what clients can do, who have no methods to call."""
+    try:
+        yield
+    except NotCalibratedError as error:
+        raise NotCalibratedError(f"{str(error).partition('; do: ')[0]}; do: {advice}") from error
+
+
 def _quantizer(instance: Instance, validate: bool, remember: bool) -> Quantizer:
     if not validate:
         return instance.lenient
@@ -345,7 +360,8 @@ def _quantized(
     channel_dim = _channel_dim(config, array, channel_dim)
     if _plain(instance, config, layer):
         return quantizer.quantize(array, layer_name=layer), None, config
-    tensor = quantizer.quantize(array, channel_dim=channel_dim, layer_name=layer, return_tensor=True)
+    with _advising(f"calibrate the instance, {_LOAD}, or choose a dynamic mode"):
+        tensor = quantizer.quantize(array, channel_dim=channel_dim, layer_name=layer, return_tensor=True)
     instance.statistics.pair = _whole_pair(tensor.qparams, config)
     return tensor.codes, tensor.qparams, config
 

@@ -13,20 +13,24 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal, Protocol, TextIO
 
+import fastapi.routing
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qi.service.auth import route_path
 from qi.service.problems import Problem, refuse
 
-__all__ = ["AccessLog", "Exchange", "Observer", "Requests", "configure_logging", "logged"]
+__all__ = ["AccessLog", "Exchange", "Observer", "Requests", "Templates", "configure_logging", "logged"]
 
 LOGGER = "qi.service"
+UNMATCHED = "unmatched"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
@@ -61,7 +65,7 @@ class Exchange:
     def route(self) -> str:
         """The template of the route: "/instances/{instance_id}/quantize". "unmatched" before and without one."""
         route = self.scope.get("state", {}).get("route") or getattr(self.scope.get("route"), "path", "")
-        return route if isinstance(route, str) and route else "unmatched"
+        return route if isinstance(route, str) and route else UNMATCHED
 
     @property
     def instance(self) -> str:
@@ -69,6 +73,33 @@ class Exchange:
         params = self.scope.get("path_params") or {}
         name = str(params.get("instance_id", params.get("model", "")))
         return name if not name or _ID.fullmatch(name) else "?"
+
+
+class Templates:
+    """Finds the route of a request that was refused before it got there.
+
+    Args:
+        routes: The application's.
+    """
+
+    def __init__(self, routes: Sequence[BaseRoute] = ()) -> None:
+        # Newer versions of FastAPI keep routers that were included apart, and have a function that walks through them.
+        walk: Callable[[Sequence[BaseRoute]], Iterable[Any]] = getattr(fastapi.routing, "iter_route_contexts", iter)
+        self._known = [
+            (
+                compile_path(each.path)[0],
+                getattr(each, "methods", None) or (),
+                getattr(each, "original_route", each).path,
+            )
+            for each in walk(routes)
+            if getattr(each, "path", None)
+        ]
+
+    def find(self, scope: Scope) -> str:
+        """The template of the path, of a route with the method if there is one; "" without a route."""
+        path, method = route_path(scope), scope["method"]
+        found = [(methods, template) for pattern, methods, template in self._known if pattern.match(path)]
+        return next((template for methods, template in found if method in methods), found[0][1] if found else "")
 
 
 class Observer(Protocol):
@@ -88,12 +119,19 @@ class Requests:
         app: What answers.
         observers: Whom to tell.
         draining: Tells whether the service stops: clients are told to connect anew, and so to another.
+        routes: What requests are counted as that are refused before they get to one.
     """
 
     def __init__(
-        self, app: ASGIApp, observers: Iterable[Observer] = (), *, draining: Callable[[], bool] = lambda: False
+        self,
+        app: ASGIApp,
+        observers: Iterable[Observer] = (),
+        *,
+        draining: Callable[[], bool] = lambda: False,
+        routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._app = app
+        self._templates = Templates(routes)
         self._draining = draining
         self._observers = tuple(observers)
 
@@ -115,6 +153,8 @@ class Requests:
         finally:
             exchange.seconds = time.perf_counter() - began
             exchange.problem = scope["state"].get("problem", "")
+            if exchange.route == UNMATCHED:
+                scope["state"]["route"] = self._templates.find(scope)
             for observer in self._observers:
                 observer.end(exchange)
 

@@ -16,7 +16,7 @@ from qi.service import calls, latest, operations
 from qi.service.admission import memory_of
 from qi.service.answers import accepted, answering, respond
 from qi.service.auth import remembering
-from qi.service.bodies import documented_body, documented_json, parsing, reading, uploaded
+from qi.service.bodies import UPLOAD_FORM, documented_body, documented_json, parsing, reading, uploaded_npy
 from qi.service.conditions import etag, revisions_of
 from qi.service.formats import FORMATS, JSON, NPY, available
 from qi.service.instances import Instance
@@ -45,7 +45,12 @@ from qi.service.service import SMALL, Service, service_of
 
 __all__ = ["router"]
 
-InstanceId = Annotated[str, Path(description="Name of an instance", max_length=1024)]
+InstanceId = Annotated[
+    str, Path(description="Name of an instance", max_length=1024, json_schema_extra={"example": "default"})
+]
+OtherId = Annotated[
+    str, Path(description="Name of an instance of your own", max_length=1024, json_schema_extra={"example": "mine"})
+]
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Limit = Annotated[Annotated[int, Field(ge=1)] | SkipJsonSchema[None], Query(description="Most names")]
 
@@ -53,7 +58,11 @@ Limit = Annotated[Annotated[int, Field(ge=1)] | SkipJsonSchema[None], Query(desc
 async def _if_match(
     request: Request,
     if_match: Annotated[
-        str | SkipJsonSchema[None], Header(description="The ETag that the instance must have, or one of several")
+        str | SkipJsonSchema[None],
+        Header(
+            description='The ETag that the instance must have, or one of several, or "*" for any',
+            json_schema_extra={"example": "*"},
+        ),
     ] = None,
 ) -> str | None:
     return None if if_match is None else ",".join(request.headers.getlist("if-match"))  # several headers are one list
@@ -78,7 +87,8 @@ IMPORTING, PROCESSING = "Error importing parameters", "Error processing file"
 def _arrays(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Responses of a route whose result is an array."""
     binary = {"schema": {"type": "string", "format": "binary"}}
-    found = {"description": "Successful Response", "content": {name: dict(binary) for name in available()}}
+    text = "The result in JSON; the bytes of the array itself for Accept: application/x-npy"
+    found = {"description": text, "content": {name: dict(binary) for name in available()}}
     return {200: found, **documented(*statuses)}
 
 
@@ -118,7 +128,7 @@ async def get_instances(service: ServiceDep, limit: Limit = None) -> list[str]:
     openapi_extra=documented_json(QuantizerConfigModel),
 )  # fmt: skip
 async def create_instance(
-    instance_id: InstanceId,
+    instance_id: OtherId,
     http: Request,
     config: Annotated[QuantizerConfigModel, Depends(parsing(QuantizerConfigModel))],
     service: ServiceDep,
@@ -132,7 +142,7 @@ async def create_instance(
 
 
 @router.delete("/instances/{instance_id}", tags=["instances"], responses=documented(400, 403, 404, 412, 422))
-async def delete_instance(instance_id: InstanceId, service: ServiceDep, if_match: IfMatch) -> MessageResponse:
+async def delete_instance(instance_id: OtherId, service: ServiceDep, if_match: IfMatch) -> MessageResponse:
     """Deletes an instance other than the default one."""
     with answering("Error deleting quantizer instance", conditional=if_match is not None):
         await service.store(partial(service.instances.delete, instance_id, revisions_of(if_match)))
@@ -369,25 +379,10 @@ async def get_layer_params(
 
 # Files.
 
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"file": {"type": "string", "format": "binary", "description": "A .npy file"}},
-                    "required": ["file"],
-                }
-            }
-        },
-    }
-}
-
 
 @router.post(
     "/instances/{instance_id}/upload_numpy", tags=["operations"], response_model=UploadResponse,
-    response_model_exclude_none=True, responses=_arrays(400, 404, 406, 409, 415, 422), openapi_extra=_FORM,
+    response_model_exclude_none=True, responses=_arrays(400, 404, 406, 409, 415, 422), openapi_extra=UPLOAD_FORM,
 )  # fmt: skip
 async def upload_numpy(
     instance_id: InstanceId,
@@ -415,9 +410,7 @@ async def upload_numpy(
     if operation not in operations.OPERATIONS:
         known = ", ".join(operations.OPERATIONS)
         raise Problem(400, f"Invalid operation: expected one of {known}", code="invalid-operation")
-    name, body = await uploaded(http)
-    if not name.lower().endswith(".npy"):
-        raise Problem(400, "File must be a .npy file", code="not-npy")
+    body = await uploaded_npy(http)
     options: dict[str, Any] = {"channel_dim": channel_dim, "layer_name": layer_name}
     if operation != "dequantize":
         options["validate"] = validate

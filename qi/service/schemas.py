@@ -7,7 +7,9 @@ from typing import Any
 
 from qi.engine import QuantizationMode, QuantizationType
 
-__all__ = ["ARRAY", "LAYER", "LAYERS", "MAX_LAYERS", "MAX_NAME", "MODES", "NAME", "PARAMETERS", "RESULT", "TYPES"]
+__all__ = [
+    "ARRAY", "EXAMPLES", "FORM", "LAYER", "LAYERS", "MAX_LAYERS", "MAX_NAME", "MODES", "NAME", "PARAMETERS", "RESULT", "TYPES",
+]  # fmt: skip
 
 TYPES = [kind.name for kind in QuantizationType]
 MAX_NAME = 512
@@ -87,3 +89,23 @@ PARAMETERS: dict[str, Any] = {
     "additionalProperties": False,
     "examples": [{"global_scale": 0.5, "global_zero_point": 3}],
 }
+
+FORM: dict[str, Any] = {
+    "type": "object",
+    "properties": {"file": {"type": "string", "format": "binary", "description": "A .npy file"}},
+    "required": ["file"],
+    "additionalProperties": False,
+}
+"""The form that holds an array."""
+
+_ROWS = [[1.2, 3.4, 5.6], [7.8, 9.0, 2.1]]
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "QuantizerConfigModel": {"quantization_type": "INT8", "quantization_mode": "SYMMETRIC", "symmetric": True},
+    "QuantizerConfigPatch": {"per_channel": True},
+    "QuantizationRequest": {"data": _ROWS},
+    "DequantizationRequest": {"data": [[-94, -32, 31], [93, 127, -69]], "scale": 0.0353, "zero_point": -128},
+    "CalibrationRequest": {"data": [_ROWS, [[0.0, 1.5, 3.0]]]},
+    "QuantizationParamsRequest": {"data": _ROWS},
+    "ImportExportParams": {"parameters": PARAMETERS["examples"][0]},
+}
+"""A whole body for each model of a request, which a new instance takes as it stands: pages fill their forms with it."""

@@ -17,12 +17,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from qi.errors import ConfigError
+from qi.service import docs
 from qi.service.app import create_app
+from qi.service.auth import parse_key
 from qi.service.http1 import BoundedProtocol, HeadLimits
 from qi.service.metrics import SHARED_DIRECTORY
 from qi.service.requests import configure_logging
 from qi.service.service import Service
-from qi.service.settings import Settings, read_settings
+from qi.service.settings import Settings, read_settings, warn_of_misspelt
 from qi.service.stopping import StoppingServer
 from qi.service.workers import Workers
 
@@ -38,7 +40,7 @@ def serve(settings: Settings, *, workers: int = 1, announce: Callable[[str], Non
     Args:
         settings: What the operator has set.
         workers: Processes.
-        announce: Is told the URL once clients can connect.
+        announce: Is told the URL, and what a person finds there, once clients can connect.
 
     Raises:
         ConfigError: The settings don't fit together, see `check_settings`, or the address is taken.
@@ -49,10 +51,11 @@ def serve(settings: Settings, *, workers: int = 1, announce: Callable[[str], Non
     service.instances.ids()  # what is wrong with the store is told now, in one line, and not by every worker
     service.close()
     with listening(settings.host, settings.port) as shared:
-        url = _url(settings.host, shared.getsockname()[1])
-        tell = functools.partial(announce, url) if announce is not None else None
+        where = _where(settings, shared.getsockname()[1])
+        tell = functools.partial(announce, where) if announce is not None else None
+        _configure_logging(settings)
+        warn_of_misspelt()  # here and not in every worker
         if workers == 1:
-            _configure_logging(settings)
             config = uvicorn.Config(create_app(settings), **_options(settings))
             StoppingServer(config, settings.shutdown_delay, tell).run([shared])
             return
@@ -121,8 +124,10 @@ def check_settings(settings: Settings, workers: int = 1) -> None:
     """Refuses what can't go well.
 
     Raises:
-        ConfigError: Everybody could use the service, or workers wouldn't see each other's instances.
+        ConfigError: A key can't be read, everybody could use the service, or workers wouldn't see each other's instances.
     """
+    for key in settings.api_keys:
+        parse_key(key.get_secret_value())
     if not (settings.api_keys or settings.allow_anonymous or _is_loopback(settings.host)):
         raise ConfigError(
             f"expected API keys to listen on other addresses than this machine's own; received host={settings.host!r} and "
@@ -155,6 +160,12 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _where(settings: Settings, port: int) -> str:
+    """The URL, and the pages below it."""
+    pages = "/ui and /docs" if settings.docs and docs.available() else "/ui"
+    return f"{_url(settings.host, port)} with {pages}"
 
 
 def _url(host: str, port: int) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qi.errors import ConfigError
+from qi.registry import suggest
 
-__all__ = ["Settings", "read_settings"]
+__all__ = ["Settings", "misspelt", "read_settings", "warn_of_misspelt"]
 
 _MIB = 1 << 20
 
@@ -26,12 +29,14 @@ class Settings(BaseSettings):
         port: Port to listen on; 0: any that is free.
         api_keys: Keys that clients may show, each ``KEY``, ``read:KEY`` or ``write:KEY``; none (default): clients on
             loopback need no key, and all others are refused. ``QI_API_KEYS`` sets it, too, and counts if both do.
+            A key with a colon in it is written with its scope: ``write:a:b`` for ``a:b``.
             A proxy on the same machine comes from loopback as well: it has to send ``X-Forwarded-For`` (or another
             ``X-Forwarded-`` header, ``Forwarded``, ``X-Real-IP`` or ``Via``), or everybody whom it lets in needs no key.
             Behind a proxy, set keys.
         allow_anonymous: Whether clients elsewhere need no key either.
         cors_origins: Origins whose pages may call the service from a browser; none by default.
-        allowed_hosts: Values of the Host header that are answered, without port; ``*``: any.
+        allowed_hosts: Values of the Host header that are answered, without port; ``*``: any. Probes are answered
+            whatever it says, and so is ``/metrics`` where there are keys.
         max_json_bytes: Longest body in JSON, which takes up to 56 times as much memory, by what it holds.
         max_binary_bytes: Longest body in any other form.
         max_elements: Most numbers in one array.
@@ -131,3 +136,29 @@ def read_settings(**given: Any) -> Settings:
         first = error.errors(include_input=False, include_url=False)[0]
         name = ".".join(map(str, first["loc"])).upper()
         raise ConfigError(f"expected another value of QI_API_{name}: {first['msg']}") from None
+
+
+def misspelt(names: Iterable[str]) -> list[str]:
+    """What to tell of variables that look like settings and are none.
+
+    Args:
+        names: Names of the environment's variables.
+
+    Returns:
+        a sentence for each, without values.
+
+    Example:
+        >>> misspelt(["QI_API_PORT", "QI_API_LEGACY_ERROR"])
+        ["expected a setting; received QI_API_LEGACY_ERROR, which sets nothing. Did you mean 'QI_API_LEGACY_ERRORS'?"]
+    """
+    prefix = str(Settings.model_config.get("env_prefix", ""))
+    known = {"KEYS", *(name.upper() for name in Settings.model_fields)}
+    rests = {name: name[len(prefix) :].upper() for name in sorted(names) if name.upper().startswith(prefix)}
+    near = {name: suggest(rest, known).replace(" '", f" '{prefix}") for name, rest in rests.items() if rest not in known}
+    return [f"expected a setting; received {name}, which sets nothing.{told}" for name, told in near.items()]
+
+
+def warn_of_misspelt() -> None:
+    """Logs a warning for each variable of the environment that looks like a setting and is none."""
+    for told in misspelt(os.environ):
+        logging.getLogger(__name__).warning(told)

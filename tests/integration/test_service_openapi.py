@@ -6,8 +6,8 @@ document's links. Every test has a server of its own, on a free port, so that no
 Off are these checks of schemathesis: `ignored_auth` (there are no keys here; `test_who_may_not_ask_is_told_as_documented`
 asks it of every operation) and `max_response_time` (machines differ). `positive_data_acceptance` is on where
 `tests.service.plausible` has decided what a schema can't say; a quarter of the requests goes out as generated, and every other
-check holds for them. `negative_data_rejection` lets unknown options of the query string pass: they are ignored, as proxies and
-browsers add their own.
+check holds for them. `negative_data_rejection` lets unknown options of the query string pass: where no array is worked on
+they are ignored, as proxies and browsers add their own.
 """
 
 from __future__ import annotations

@@ -44,6 +44,16 @@ def test_a_wrong_environment_is_told_without_its_values(monkeypatch: pytest.Monk
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("log", [True, False])
+def test_an_application_that_logs_by_itself_tells_of_misspelt_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], log: bool
+) -> None:
+    monkeypatch.setenv("QI_API_MAX_NDIMS", "4")
+    with TestClient(create_app(log=log)):
+        pass
+    assert capsys.readouterr().err.count("QI_API_MAX_NDIMS") == log
+
+
 def test_a_store_that_fails_is_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise UnavailableError("secret path")

@@ -180,6 +180,34 @@ def test_other_keys_are_refused_without_being_shown(text: str) -> None:
     assert text.removeprefix("read:") in ("", "write:sha256:") or text not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["raed:hunter2", "Write:hunter2", ":hunter2", "SHA256:hunter2", "a:hunter2"])
+def test_a_word_that_is_no_scope_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected 'read:' or 'write:' before an API key") as caught:
+        parse_key(text)
+    assert "hunter2" not in str(caught.value)
+    assert text.partition(":")[0] + ":" not in str(caught.value).partition("received")[2].partition("do:")[0]
+
+
+def test_a_key_with_a_colon_is_written_with_its_scope() -> None:
+    assert parse_key("write:a:b") == ApiKey(hashlib.sha256(b"a:b").digest(), "write")
+    assert parse_key("read:a:b") == ApiKey(hashlib.sha256(b"a:b").digest(), "read")
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({}, b"expected an API key; do: send it"),
+        ({"Authorization": "Basic hunter2"}, b"expected an API key; do: send it"),
+        ({"X-API-Key": "hunter2"}, b"expected a known API key; received one that isn't"),
+        ({"Authorization": "Bearer hunter2"}, b"expected a known API key; received one that isn't"),
+    ],
+)
+def test_a_wrong_key_is_told_from_none(headers: dict[str, str], told: bytes) -> None:
+    answer = ask(auth(READER), "GET", "/instances", headers)
+    assert told in answer.body
+    assert b"hunter2" not in answer.body
+
+
 def test_the_comparison_looks_at_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr("hmac.compare_digest", lambda a, b: seen.append(a) or a == b)

@@ -110,7 +110,7 @@ def test_a_large_body_is_the_same(post: Callable[..., Any]) -> None:
 
 
 def test_options_of_the_query_go_with_json_that_has_none(post: Callable[..., Any]) -> None:
-    found = post("/quantize?channel_dim=1&layer_name=q&unknown=1", '{"data": [[1]], "layer_name": "b"}').json()
+    found = post("/quantize?channel_dim=1&layer_name=q", '{"data": [[1]], "layer_name": "b"}').json()
     assert (found["channel_dim"], found["layer_name"]) == (1, "b")
 
 
@@ -260,3 +260,33 @@ def test_the_document_has_every_form_and_option() -> None:
     assert extra["parameters"][2]["schema"]["anyOf"][0] == {"type": "number"}
     assert "null" not in json.dumps(extra["parameters"])
     assert "null" in json.dumps(extra["requestBody"])
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-npy"])
+def test_options_that_are_not_known_are_refused(kind: str, post: Callable[..., Any]) -> None:
+    body = b'{"data": [[1]]}' if kind == "application/json" else npy(X)
+    answer = post("/quantize?chanel_dim=0", body, kind)
+    (error,) = answer.json()["detail"]
+    assert (answer.status_code, error["loc"], error["type"]) == (422, ["query", "chanel_dim"], "extra_forbidden")
+    assert "validate, channel_dim, layer_name, remember" in error["msg"]
+    assert "Did you mean 'channel_dim'" in error["msg"]
+
+
+@pytest.mark.parametrize("name", ["layer_name", "other"])
+def test_a_form_has_a_file_alone(name: str, post: Callable[..., Any]) -> None:
+    answer = post("/quantize", content_type=None, files={"file": ("a.npy", npy(X))}, data={name: "a"})
+    (error,) = answer.json()["detail"]
+    assert (answer.status_code, error["loc"]) == (422, ["body", name])
+    assert "options go into the query string" in error["msg"]
+
+
+def test_no_body_is_told_what_to_send(post: Callable[..., Any]) -> None:
+    for path, name in (("/quantize", "data"), ("/parameters", "parameters")):
+        (error,) = post(path, b" ").json()["detail"]
+        assert error["msg"] == f'expected JSON; received an empty body; do: send {{"{name}": ...}}'
+
+
+def test_broken_json_is_told_where() -> None:
+    with pytest.raises(RequestValidationError) as caught:
+        parse_json(b'{"data": 1,\n "b" }')
+    assert caught.value.errors()[0]["msg"].startswith("JSON decode error at line 2, column 6: unexpected character")

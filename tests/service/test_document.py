@@ -61,3 +61,46 @@ def test_options_in_the_query_have_a_type(client: TestClient) -> None:
             assert not {"ge", "gt", "le", "lt"} & set(schema), parameter
             assert {"type": "null"} not in schema.get("anyOf", ()), parameter
     assert {"limit", "channel_dim", "operation", "if-match"} <= {parameter["name"] for parameter in asked}
+
+
+def test_every_documented_example_is_taken_as_it_stands(make_client: Callable[..., TestClient]) -> None:
+    """Pages fill their forms with it, and with the examples and defaults of parameters."""
+    document = make_client().get("/openapi.json").json()
+    told = set()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if content is None:
+                continue
+            client, url, query = make_client(), path, {}
+            for parameter in operation["parameters"]:
+                schema = parameter["schema"]
+                value = parameter.get("example", schema.get("example", schema.get("default")))
+                if parameter["in"] == "path" and value is not None:
+                    url = url.replace(f"{{{parameter['name']}}}", value)
+                elif parameter["in"] == "query" and value is not None:
+                    query[parameter["name"]] = value
+            answer = client.request(method, url, json=content["example"], params=query)
+            assert answer.status_code == 200, (method, url, answer.text)
+            told.add(path.rpartition("/")[2])
+    assert told >= {
+        "quantize",
+        "dequantize",
+        "quantize_dequantize",
+        "calibrate",
+        "compute_params",
+        "config",
+        "parameters",
+    }
+
+
+def test_what_is_to_be_calibrated_with_is_described(client: TestClient) -> None:
+    found = client.get("/openapi.json").json()["paths"]["/instances/{instance_id}/calibrate"]["post"]
+    data = found["requestBody"]["content"]["application/json"]["schema"]["properties"]["data"]
+    assert data["description"].startswith("A list of arrays: each element is one array")
+
+
+def test_arrays_can_be_asked_for(client: TestClient) -> None:
+    for name in ("quantize", "upload_numpy"):
+        found = client.get("/openapi.json").json()["paths"][f"/instances/{{instance_id}}/{name}"]["post"]
+        assert "Accept: application/x-npy" in found["responses"]["200"]["description"]

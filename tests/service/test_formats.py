@@ -171,8 +171,17 @@ def test_a_format_whose_package_is_missing_is_not_offered(monkeypatch: pytest.Mo
     monkeypatch.setattr("qi.service.formats._installed", lambda module: module != "pyarrow")
     assert ARROW not in available()
     assert NPY in available()
-    with pytest.raises(Problem, match="415"):
-        format_of(ARROW)
+    for ask, status in ((format_of, 415), (lambda name: negotiate(name, (JSON, *available())), 406)):
+        with pytest.raises(Problem) as caught:
+            ask(ARROW)
+        assert caught.value.status_code == status
+        assert "pip install 'quantizers-infrastructure[arrow]'" in caught.value.detail
+
+
+def test_the_forms_that_there_are_are_told() -> None:
+    with pytest.raises(Problem, match="multipart/form-data") as caught:
+        format_of("text/plain")
+    assert "pip install" not in caught.value.detail
 
 
 OFFERED = [JSON, NPY, SAFETENSORS]

@@ -275,3 +275,26 @@ def test_a_refused_body_leaves_the_connection_usable(live: Live) -> None:
         assert b" 413 " in answer_on(connection)
         connection.sendall(post("Content-Length: 3") + b"abc")
         assert answer_on(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_with_keys_prometheus_asks_a_pod_by_its_address() -> None:
+    pod = {"Host": "10.1.2.3:8000"}
+    client = client_of("10.0.0.5", api_keys=KEYS)
+    assert client.get("/metrics", headers=pod | READ).status_code == 200
+    assert client.get("/metrics", headers=pod).status_code == 401
+    assert client.get("/instances", headers=pod | READ).status_code == 400
+    for options in ({}, {"allow_anonymous": True}):
+        assert client_of(**options).get("/metrics", headers=pod).json()["code"] == "unknown-host"
+
+
+def test_a_refused_request_counts_for_the_route_that_it_asked_for() -> None:
+    app, guard = application(api_keys=KEYS)
+    client = TestClient(app)
+    client.post("/instances/a/quantize", content=b"1")
+    client.post("/instances/a/quantize", content=b"x" * 1001, headers=READ)
+    client.get("/instances/a/secret")
+    text = guard.metrics.text()
+    for status in (b"401", b"413"):
+        assert b'method="POST",route="/instances/{instance_id}/quantize",status="%s"} 1.0' % status in text
+    assert b'method="GET",route="unmatched",status="401"} 1.0' in text
+    assert b"secret" not in text

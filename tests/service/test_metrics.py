@@ -164,3 +164,25 @@ def test_who_takes_long_to_tell_is_not_waited_for_nor_asked_twice() -> None:
     while math.isnan(value := ask()):
         assert time.monotonic() < patient
     assert (value, asked) == (3.0, [1])
+
+
+def test_every_family_is_there_once_where_processes_count_together(tmp_path: Path) -> None:
+    script = (
+        "from qi.service.metrics import Metrics\n"
+        "metrics = Metrics()\n"
+        "metrics.watch({'queue_depth': lambda: 2}, own=True)\n"
+        "metrics.watch({'instances': lambda: 5})\n"
+        "print(metrics.text().decode())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), SHARED_DIRECTORY: str(tmp_path)}
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    families = list(text_string_to_metric_families(told[1]))
+    names = [family.name for family in families]
+    assert sorted(names) == sorted(set(names))
+    assert {"qi_instances", "qi_queue_depth", "qi_bytes_in"} <= set(names)
+    assert not any("pid" in sample.labels for family in families for sample in family.samples)

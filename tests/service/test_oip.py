@@ -216,3 +216,10 @@ def test_an_output_that_there_isnt_is_refused() -> None:
     asked = InferRequest({}, outputs={"scales": True})
     with pytest.raises(InputError, match="Did you mean 'scale'"):
         encode_response("m", "1", OUTPUTS, asked)
+
+
+def test_what_is_no_json_is_told_where() -> None:
+    with pytest.raises(InputError, match=r'received an empty body; do: send \{"inputs"'):
+        decode_request(b"")
+    with pytest.raises(InputError, match=r"at line 2, column 2$"):
+        decode_request(b'{"inputs":\n x}')

@@ -221,5 +221,5 @@ def test_the_document_describes_it(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     content = paths["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]
     assert set(content) == {"application/json", "application/octet-stream"}
-    example = content["application/json"]["schema"]["example"]
+    example = content["application/json"]["example"]
     assert client.post("/v2/models/default/infer", content=json.dumps(example)).status_code == 200

@@ -126,8 +126,19 @@ def test_repeated_codes_are_found_again(instances: Instances) -> None:
 
 
 def test_nothing_is_read_without_parameters(instances: Instances) -> None:
-    with pytest.raises(NotCalibratedError):
+    advice = "do: send scale and zero_point, calibrate the instance, or quantize with remember=true$"
+    with pytest.raises(NotCalibratedError, match=advice):
         dequantize(instances.get(), np.zeros((2, 2), np.int8))
+
+
+def test_who_needs_calibration_is_not_told_of_methods(instances: Instances) -> None:
+    instance = made(instances, quantization_mode="static")
+    advice = "do: calibrate the instance, import parameters, or choose a dynamic mode$"
+    for operation in (quantize, quantize_dequantize):
+        with pytest.raises(NotCalibratedError, match=advice):
+            operation(instance, X)
+    with pytest.raises(NotCalibratedError, match=r"do: send scale and zero_point, calibrate .* import parameters$"):
+        dequantize(instance, np.zeros((2, 2), np.int8))
 
 
 def test_fixed_parameters_go_first(instances: Instances) -> None:

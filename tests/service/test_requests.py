@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from fastapi import APIRouter, FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from qi.service.requests import LOGGER, AccessLog, Exchange, Requests, configure_logging, logged
+from qi.service.requests import LOGGER, AccessLog, Exchange, Requests, Templates, configure_logging, logged
 from tests.service.asgi import ask, exchange, messages, ok, scope_for
 
 
@@ -211,3 +212,15 @@ def test_the_log_is_visible_for_a_while(capsys: pytest.CaptureFixture[str]) -> N
     assert (list(logger.handlers), logger.level, logger.propagate) == before
     records = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [record["status"] for record in records] == [200, 200]
+
+
+def test_templates_are_those_of_the_method_where_there_is_one() -> None:
+    app, router = FastAPI(openapi_url=None), APIRouter()
+    for method, path in (("GET", "/a/{one}"), ("PUT", "/a/{other}")):
+        router.add_api_route(path, lambda: None, methods=[method])
+    app.include_router(router)
+    templates = Templates(app.routes)
+    asked = [("GET", "/a/x"), ("PUT", "/a/x"), ("DELETE", "/a/x"), ("GET", "/a/x/y"), ("BREW", "/b")]
+    found = [templates.find(scope_for(method, path)) for method, path in asked]
+    assert found == ["/a/{one}", "/a/{other}", "/a/{one}", "", ""]
+    assert templates.find(scope_for("PUT", "/api/a/x", root_path="/api")) == "/a/{other}"

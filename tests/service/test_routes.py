@@ -386,3 +386,24 @@ def test_settings_that_contradict_each_other_are_the_clients_fault(client: TestC
     answer = client.patch(CONFIG, json={"quantization_mode": "ASYMMETRIC"})
     assert answer.status_code == 422
     assert "go together" in answer.json()["detail"]
+
+
+UPLOAD = "/instances/default/upload_numpy"
+
+
+def test_an_upload_does_what_was_asked_or_nothing(client: TestClient) -> None:
+    files = {"file": ("a.npy", npy(X))}
+    for more in ({"data": {"operation": "dequantize"}}, {"params": {"operatoin": "dequantize"}}):
+        answer = client.post(UPLOAD, files=files, **more)  # type: ignore[arg-type]
+        found = answer.json()
+        assert (answer.status_code, found["code"]) == (400, "unknown-option")
+        assert "expected one of operation, validate, channel_dim, layer_name" in found["detail"]
+    assert "Did you mean 'operation'" in found["detail"]
+    assert client.get("/instances/default/stats").json()["quantize_calls"] == 0
+
+
+def test_an_upload_without_a_form_is_told_where_to_go(client: TestClient) -> None:
+    answer = client.post(UPLOAD, content=npy(X), headers=NPY)
+    assert answer.status_code == 400
+    assert "/instances/{instance_id}/quantize as application/x-npy" in answer.json()["detail"]
+    assert array_of(client.post("/instances/default/quantize", content=npy(X), headers=NPY)).dtype == np.int8

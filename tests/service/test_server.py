@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -111,6 +112,7 @@ def test_a_request_in_flight_is_answered_before_it_stops(start: Start) -> None:
         ({"host": "0.0.0.0"}, 1, "API keys"),
         ({"host": "example.com"}, 1, "API keys"),
         ({}, 2, "workers can share"),
+        ({"api_keys": "raed:k"}, 2, "before an API key"),
     ],
 )
 def test_what_cannot_go_well_is_refused(settings: dict[str, Any], workers: int, told: str) -> None:
@@ -129,6 +131,9 @@ def test_what_is_safe_is_not(settings: dict[str, Any]) -> None:
 
 def test_a_worker_is_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
+    theirs = logging.getLogger("uvicorn.error")
+    for name, value in (("handlers", []), ("level", theirs.level), ("propagate", True)):
+        monkeypatch.setattr(theirs, name, value)  # as it was, afterwards
     monkeypatch.setattr(server, "configure_logging", told.append)
     monkeypatch.setenv("QI_API_LOG", "json")
     monkeypatch.setenv("QI_API_MAX_NDIM", "3")
@@ -141,6 +146,25 @@ def test_workers_get_the_settings_of_the_command() -> None:
     found = server._environment(settings)
     assert found == {"QI_API_KEYS": "a,read:b", "QI_API_LEGACY_ERRORS": "True", "QI_API_STORE": "a.db"}
     assert server._url("::1", 1) == "http://[::1]:1"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "pages"), [(True, True, "/ui and /docs"), (True, False, "/ui"), (False, True, "/ui")]
+)
+def test_the_start_tells_of_the_pages(monkeypatch: pytest.MonkeyPatch, wanted: bool, there: bool, pages: str) -> None:
+    monkeypatch.setattr(server.docs, "available", lambda: there)
+    assert server._where(Settings(docs=wanted), 1) == f"http://127.0.0.1:1 with {pages}"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_misspelt_setting_is_told_once(tmp_path: Path, workers: int) -> None:
+    command = ["-m", "qi", "serve", "--workers", str(workers), "--store", str(tmp_path / "a.db"), "--port", "0"]
+    with started(*command, cwd=tmp_path, max_ndims=4) as running:
+        call(running.url, "/readyz")
+        told = [line for line in running.lines if "QI_API_MAX_NDIMS" in line]
+    assert len(told) == 1
+    assert "WARNING" in told[0]
+    assert "Did you mean 'QI_API_MAX_NDIM'" in told[0]
 
 
 def test_clients_wait_at_a_socket_that_sends_at_once() -> None:

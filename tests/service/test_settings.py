@@ -5,7 +5,7 @@ import os
 import pytest
 
 from qi.errors import ConfigError
-from qi.service.settings import Settings, read_settings
+from qi.service.settings import Settings, misspelt, read_settings, warn_of_misspelt
 
 
 def test_the_documented_defaults() -> None:
@@ -59,3 +59,23 @@ def test_an_impossible_value_is_named_but_not_told(monkeypatch: pytest.MonkeyPat
 def test_none_leaves_it_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QI_API_HOST", "::1")
     assert read_settings(host=None).host == "::1"
+
+
+def test_what_looks_like_a_setting_is_told() -> None:
+    told = misspelt(
+        ["QI_API_MAX_NDIMS", "qi_api_port", "QI_API_KEYS", "QI_API_API_KEYS", "QI_SEED", "QI_API_ZZZZZZZZZZZZ"]
+    )
+    assert len(told) == 2
+    assert "received QI_API_MAX_NDIMS" in told[0]
+    assert "Did you mean 'QI_API_MAX_NDIM'" in told[0]
+    assert "QI_API_ZZZZZZZZZZZZ, which sets nothing." in told[1]
+    assert misspelt(f"QI_API_{name.upper()}" for name in Settings.model_fields) == []
+
+
+def test_a_warning_has_no_values(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("QI_API_KEY", "hunter2")
+    warn_of_misspelt()
+    (record,) = caplog.records
+    assert (record.levelname, record.name) == ("WARNING", "qi.service.settings")
+    assert "QI_API_KEYS" in record.getMessage()
+    assert "hunter2" not in record.getMessage()
