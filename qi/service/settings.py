@@ -154,7 +154,9 @@ def misspelt(names: Iterable[str]) -> list[str]:
     prefix = str(Settings.model_config.get("env_prefix", ""))
     known = {"KEYS", *(name.upper() for name in Settings.model_fields)}
     rests = {name: name[len(prefix) :].upper() for name in sorted(names) if name.upper().startswith(prefix)}
-    near = {name: suggest(rest, known).replace(" '", f" '{prefix}") for name, rest in rests.items() if rest not in known}
+    near = {
+        name: suggest(rest, known).replace(" '", f" '{prefix}") for name, rest in rests.items() if rest not in known
+    }
     return [f"expected a setting; received {name}, which sets nothing.{told}" for name, told in near.items()]
 
 
