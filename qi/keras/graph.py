@@ -181,7 +181,10 @@ def _flattened(model: keras.Model, traces: ExitStack, integers: Collection[int] 
 
 def looks_up(call: Call) -> bool:
     """Whether a call takes rows of a table, by the indices that it is given."""
-    return not _LOOKUPS.isdisjoint(class_names(call.op))
+    if _LOOKUPS.isdisjoint(class_names(call.op)):
+        return False
+    args, kwargs = call.arguments(list(call.inputs))
+    return not (kwargs.get("reverse") or (len(args) > 1 and args[1]))  # the table tied to scores takes real numbers
 
 
 def _input_value(tensor: Any) -> Value:

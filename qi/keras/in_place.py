@@ -17,7 +17,7 @@ import keras
 
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.layers import build_by, build_configs, config_of, rebuild_layer
-from qi.keras.variables import is_builtin, own_variables, sub_layers
+from qi.keras.variables import is_builtin, own_variables, sub_layers, unique_path
 from qi.keras.wrapper import KerasQuantizationWrapper
 
 __all__ = ["InPlaceModel", "attach", "copy_model", "detached", "observed", "parts_of", "wrappers_of"]
@@ -38,20 +38,12 @@ def parts_of(model: keras.Model) -> dict[str, keras.layers.Layer]:
             seen.add(id(child))
             made_of_others = sub_layers(child) and (isinstance(child, keras.Model) or not is_builtin(child))
             if not made_of_others or own_variables(child):
-                found[_unique(prefix + name, found)] = child
+                found[unique_path(prefix + name, found)] = child
             if made_of_others:
                 walk(child, f"{prefix}{name}/")
 
     walk(model, "")
     return found
-
-
-def _unique(path: str, taken: Mapping[str, Any]) -> str:
-    count, unique = 1, path
-    while unique in taken:
-        count += 1
-        unique = f"{path}_{count}"
-    return unique
 
 
 class _Hook:

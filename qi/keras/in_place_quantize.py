@@ -141,6 +141,11 @@ class InPlace:
     kept: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     @property
+    def statistics(self) -> dict[str, TensorStatistics]:
+        """What was seen, by the name of the output."""
+        return {n: s for part in self.parts.values() for n, s in zip(part.names, part.outputs, strict=True)}
+
+    @property
     def watched(self) -> list[Part]:
         """Parts whose ranges calibration has to find."""
         return [part for part in self.parts.values() if part.spec is not None and part.fixed is None]

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-import keras
-
-from qi.keras.graph import Call, Graph, Value
+from qi.keras.graph import Call, Graph, Value, looks_up
 from qi.keras.masks import masked_scores
 from qi.keras.traits import Role, fuses_activation, is_fusable_activation, known_range, multiplies, role_of
 from qi.recipes import RuleBook, TensorSpec
@@ -166,12 +164,8 @@ def _indices(graph: Graph) -> list[Value]:
     """Values that are looked up, or become so once they were moved; some networks hand in indices as real numbers."""
     found: dict[int, Value] = {}
     for call in reversed(graph.calls):
-        if isinstance(call.op, keras.layers.Embedding):
-            args, kwargs = call.arguments(list(call.inputs))
-            looked_up = not (kwargs.get("reverse") or (len(args) > 1 and args[1]))  # a table that is tied to the scores
-        else:
-            looked_up = role_of(call) is Role.KEEPS and any(id(value) in found for value in call.outputs)
-        if looked_up:
+        moved = role_of(call) is Role.KEEPS and any(id(value) in found for value in call.outputs)
+        if moved or looks_up(call):
             found.update((id(value), value) for value in call.inputs)
     return list(found.values())
 

@@ -162,8 +162,7 @@ def calibrate(
         in_place = prepare_in_place(model, recipe)
         _check_watched(in_place.watched, in_place.book)
         calibrate_in_place(in_place, data, None, batch_size, progress)
-        seen = {n: s for part in in_place.parts.values() for n, s in zip(part.names, part.outputs, strict=True)}
-        return CalibratedStatistics(seen, samples=in_place.calibration.samples, model=fingerprint(model))
+        return CalibratedStatistics(in_place.statistics, samples=in_place.calibration.samples, model=fingerprint(model))
     ready = prepare(model, recipe)
     _check_watched(ready.watched, ready.book)
     calibration = gather_statistics(model, ready, data, None, batch_size, progress)

@@ -148,8 +148,7 @@ def _quantize_in_place(
     check_strict(weights, strict)
     rows = quantized_rows(ready, result, weights, made)
     told = [f"quantized in place, layer by layer, which no file for a runtime can be made of: {why}"]
-    seen = {name: s for part in ready.parts.values() for name, s in zip(part.names, part.outputs, strict=True)}
-    told += range_findings(rows, ready.calibration, seen)
+    told += range_findings(rows, ready.calibration, ready.statistics)
     return result, _report(model, result, ready.book, rows, told, ready.calibration.settings)
 
 

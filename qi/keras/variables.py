@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ __all__ = [
     "places_of",
     "sub_layers",
     "to_numpy",
+    "unique_path",
     "weights_of",
 ]
 
@@ -94,13 +95,17 @@ def places_of(layer: keras.layers.Layer) -> dict[str, Place]:
         if id(place.variable) in seen:
             continue
         seen.add(id(place.variable))
-        path = place.owners[0][1]
-        count, unique = 1, path
-        while unique in found:
-            count += 1
-            unique = f"{path}_{count}"
-        found[unique] = place
+        found[unique_path(place.owners[0][1], found)] = place
     return found
+
+
+def unique_path(path: str, taken: Container[str]) -> str:
+    """The path, or with the least number behind it that none of those taken has."""
+    count, unique = 1, path
+    while unique in taken:
+        count += 1
+        unique = f"{path}_{count}"
+    return unique
 
 
 def _walk(layer: Any) -> Iterator[Place]:
