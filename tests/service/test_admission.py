@@ -13,22 +13,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qi.service.admission import Admission, Memory, memory_of
-from qi.service.limits import BodyGuard, BodyLimits
+from qi.service.limits import BodyGuard
 from qi.service.problems import Problem, problem_response
 from tests.service.asgi import Answer, ask, exchange, messages, ok, scope_for
-
-SMALL = BodyLimits(max_json_bytes=100, max_binary_bytes=1000, json_factor=20, binary_factor=5)
-NPY = ("Content-Type", "application/x-npy")
-EXPECTS = ("Expect", "100-continue")
-STALLED: list[Message] = [{"type": "http.request", "body": b"x", "more_body": True}]
-
-
-def length(nbytes: int) -> tuple[str, str]:
-    return ("Content-Length", str(nbytes))
-
-
-def guard(limits: BodyLimits = SMALL, **admission: Any) -> BodyGuard:
-    return BodyGuard(ok, limits, Admission(**admission))
+from tests.service.guarded import EXPECTS, NPY, SMALL, STALLED, guard, length
 
 
 def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
