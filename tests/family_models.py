@@ -5,6 +5,7 @@ Each builder makes data whose classes follow a simple rule, trains for seconds, 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -165,17 +166,17 @@ class Sampling(layers.Layer):
 class VAE(keras.Model):
     """Two Functional models, a sampling layer between them, and a training step of its own (on TensorFlow)."""
 
-    def __init__(self, latent: int = 8, **kwargs: Any) -> None:
+    def __init__(self, latent: int = 8, filters: int = 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.latent = latent
+        self.latent, self.filters = latent, filters
         image = keras.Input((16, 16, 3))
-        x = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(image)
-        x = layers.Flatten()(layers.Conv2D(32, 3, strides=2, padding="same", activation="relu")(x))
+        x = layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu")(image)
+        x = layers.Flatten()(layers.Conv2D(2 * filters, 3, strides=2, padding="same", activation="relu")(x))
         self.encoder = keras.Model(image, [layers.Dense(latent)(x), layers.Dense(latent)(x)], name="encoder")
         code = keras.Input((latent,))
-        x = layers.Reshape((4, 4, 16))(layers.Dense(256, activation="relu")(code))
-        for filters in (32, 16):
-            x = layers.Conv2DTranspose(filters, 3, strides=2, padding="same", activation="relu")(x)
+        x = layers.Reshape((4, 4, filters))(layers.Dense(16 * filters, activation="relu")(code))
+        for width in (2 * filters, filters):
+            x = layers.Conv2DTranspose(width, 3, strides=2, padding="same", activation="relu")(x)
         self.decoder = keras.Model(code, layers.Conv2D(3, 3, padding="same", activation="tanh")(x), name="decoder")
         self.sampling = Sampling()
         self.loss_tracker = keras.metrics.Mean(name="loss")
@@ -203,7 +204,7 @@ class VAE(keras.Model):
         return {"loss": self.loss_tracker.result()}
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "latent": self.latent}
+        return {**super().get_config(), "latent": self.latent, "filters": self.filters}
 
 
 @keras.saving.register_keras_serializable("families")
@@ -227,31 +228,32 @@ class TwoTower(keras.Model):
         return {**super().get_config(), **dict(zip(("users", "items", "width"), self.sizes, strict=True))}
 
 
-def vit() -> Family:
+def vit(scale: int = 1) -> Family:
     """A vision transformer: 16 patches, two blocks."""
     x, y = textures(1280, 32)
+    width = 32 * scale
     image = keras.Input((32, 32, 3))
-    h = PatchEmbedding(8, 32)(image)
+    h = PatchEmbedding(8, width)(image)
     for _ in range(2):
-        h = TransformerBlock(32, 4)(h)
+        h = TransformerBlock(width, 4)(h)
     h = layers.GlobalAveragePooling1D()(layers.LayerNormalization(epsilon=1e-6)(h))
     return _trained(keras.Model(image, layers.Dense(CLASSES)(h), name="vit"), x, y, _cross_entropy())
 
 
-def bert() -> Family:
+def bert(scale: int = 1) -> Family:
     """An encoder of padded sequences: the class is the most frequent kind of token; attention passes over padding."""
-    rng = np.random.default_rng(0)
+    rng, width = np.random.default_rng(0), 32 * scale
     y = rng.integers(0, 4, 1536)
     ids = np.where(rng.random((1536, 16)) < 0.5, 1 + 4 * rng.integers(0, 8, (1536, 16)) + y[:, None], 0)
     ids = np.where(ids > 0, ids, rng.integers(1, 33, ids.shape))
     ids[np.arange(16) >= rng.integers(8, 17, (1536, 1))] = 0
     tokens = keras.Input((16,), dtype="int32", name="token_ids")
     kinds = keras.Input((16,), dtype="int32", name="segment_ids")
-    h = TokenAndPlace(33, 16, 32)(tokens) + layers.Embedding(2, 32, name="segments")(kinds)
+    h = TokenAndPlace(33, 16, width)(tokens) + layers.Embedding(2, width, name="segments")(kinds)
     mask = ops.not_equal(tokens, 0)[:, None, :]
     for _ in range(2):
-        h = TransformerBlock(32, 4)(h, attention_mask=mask)
-    pooled = layers.Dense(32, activation="tanh", name="pooler")(layers.LayerNormalization(epsilon=1e-6)(h)[:, 0])
+        h = TransformerBlock(width, 4)(h, attention_mask=mask)
+    pooled = layers.Dense(width, activation="tanh", name="pooler")(layers.LayerNormalization(epsilon=1e-6)(h)[:, 0])
     model = keras.Model(
         {"token_ids": tokens, "segment_ids": kinds}, layers.Dense(4, name="logits")(pooled), name="bert"
     )
@@ -262,8 +264,9 @@ def bert() -> Family:
     return _trained(model, x, y, _cross_entropy(), epochs=4)
 
 
-def gpt(tokens: int = 16, length: int = 12, width: int = 32, heads: int = 4) -> Family:
+def gpt(scale: int = 1, tokens: int = 16, length: int = 12, heads: int = 4) -> Family:
     """One step of a decoder: token, place and the caches of two blocks in, scores and the caches out."""
+    width = 32 * scale
     token, place = (keras.Input((), dtype="int32", name=name) for name in ("token", "place"))
     caches = {
         f"{kind}{i}": keras.Input((length, heads, width // heads), name=f"{kind}{i}") for i in (1, 2) for kind in "kv"
@@ -306,7 +309,7 @@ def _decode(model: keras.Model, texts: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.concatenate([step[name] for step in steps]) for name in steps[0]}
 
 
-def unet() -> Family:
+def unet(scale: int = 1) -> Family:
     """A class for every pixel: down twice and up twice, with the finer maps joined again."""
     images, _ = textures(640, 32)
     labels = (images.mean(-1) > 0.1).astype("int32") + (images[..., 0] > 0.4)
@@ -314,33 +317,33 @@ def unet() -> Family:
         layers.BatchNormalization(momentum=0.8)(layers.Conv2D(filters, 3, padding="same", use_bias=False)(x))
     )
     image = keras.Input((32, 32, 3))
-    a = block(image, 8)
-    b = block(layers.MaxPooling2D()(a), 16)
-    h = block(layers.MaxPooling2D()(b), 32)
-    for filters, finer in ((16, b), (8, a)):
+    a = block(image, 8 * scale)
+    b = block(layers.MaxPooling2D()(a), 16 * scale)
+    h = block(layers.MaxPooling2D()(b), 32 * scale)
+    for filters, finer in ((16 * scale, b), (8 * scale, a)):
         h = layers.Conv2DTranspose(filters, 2, strides=2, activation="relu")(h)
         h = block(layers.Concatenate()([h, finer]), filters)
     return _trained(keras.Model(image, layers.Conv2D(3, 1)(h), name="unet"), images, labels, _cross_entropy(), epochs=4)
 
 
-def audio() -> Family:
+def audio(scale: int = 1) -> Family:
     """Tones in noise, by their pitch: strided, separable and dilated convolutions over samples."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, CLASSES, 1280)
     turns = 2 * np.pi * (20.0 * 1.3 ** y[:, None]) * np.linspace(0, 1, 1024) + rng.uniform(0, 6, (1280, 1))
     x = (np.sin(turns) * rng.uniform(0.3, 1, (1280, 1)) + rng.normal(0, 0.1, turns.shape)).astype("float32")[..., None]
     wave = keras.Input((1024, 1))
-    h = layers.Conv1D(16, 32, strides=4, activation="relu")(wave)
-    h = layers.ReLU()(layers.BatchNormalization(momentum=0.8)(layers.SeparableConv1D(24, 9, padding="same")(h)))
+    h = layers.Conv1D(16 * scale, 32, strides=4, activation="relu")(wave)
+    h = layers.ReLU()(layers.BatchNormalization(momentum=0.8)(layers.SeparableConv1D(24 * scale, 9, padding="same")(h)))
     h = layers.MaxPooling1D(4)(h)
     h = layers.ReLU()(
-        layers.BatchNormalization(momentum=0.8)(layers.Conv1D(32, 3, dilation_rate=2, padding="causal")(h))
+        layers.BatchNormalization(momentum=0.8)(layers.Conv1D(32 * scale, 3, dilation_rate=2, padding="causal")(h))
     )
     h = layers.Dropout(0.1)(layers.GlobalAveragePooling1D()(h))
     return _trained(keras.Model(wave, layers.Dense(CLASSES)(h), name="audio"), x, y, _cross_entropy(), epochs=4)
 
 
-def lstm() -> Family:
+def lstm(scale: int = 1) -> Family:
     """Which kind of word comes more often, by a bidirectional LSTM over padded sequences."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 1280)
@@ -353,9 +356,9 @@ def lstm() -> Family:
     model = keras.Sequential(
         [
             keras.Input((20,), dtype="int32"),
-            layers.Embedding(33, 16, mask_zero=True),
-            layers.Bidirectional(layers.LSTM(16)),
-            layers.Dense(16, activation="relu"),
+            layers.Embedding(33, 16 * scale, mask_zero=True),
+            layers.Bidirectional(layers.LSTM(16 * scale)),
+            layers.Dense(16 * scale, activation="relu"),
             layers.Dense(4),
         ],
         name="lstm",
@@ -363,20 +366,20 @@ def lstm() -> Family:
     return _trained(model, x.astype("int32"), y, _cross_entropy(), epochs=4)
 
 
-def two_tower() -> Family:
+def two_tower(scale: int = 1) -> Family:
     """Who likes what: users and items of the same taste fit."""
     rng = np.random.default_rng(0)
     x = {name: rng.integers(0, count, 1536).astype("int32") for name, count in (("user", 50), ("item", 80))}
     fits = (x["user"] % 4 == x["item"] % 4).astype("float32")[:, None]
-    model = TwoTower(50, 80, name="two_tower")
+    model = TwoTower(50, 80, 16 * scale, name="two_tower")
     model(_part(x, 0, 2))
     return _trained(model, x, fits, "binary_crossentropy", epochs=6, classes=False)
 
 
-def vae() -> Family:
-    """Images through 8 numbers and back."""
+def vae(scale: int = 1) -> Family:
+    """Images through a few numbers and back."""
     images, _ = textures(1024, 16)
-    model = VAE(name="vae")
+    model = VAE(8 * scale, 16 * scale, name="vae")
     model(images[:2])
     model.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
     if keras.backend.backend() == "tensorflow":  # as its training step is
@@ -384,14 +387,15 @@ def vae() -> Family:
     return Family(model, images[:64], images[768:], None)
 
 
-def super_resolution() -> Family:
+def super_resolution(scale: int = 1) -> Family:
     """Twice as many rows and columns, by a residual network that moves depth to space."""
     fine, _ = textures(640, 24)
     coarse = fine.reshape(-1, 12, 2, 12, 2, 3).mean((2, 4)).astype("float32")
     image = keras.Input((12, 12, 3))
-    first = h = layers.Conv2D(16, 3, padding="same")(image)
+    convolution = partial(layers.Conv2D, 16 * scale, 3, padding="same")
+    first = h = convolution()(image)
     for _ in range(2):
-        branch = layers.Conv2D(16, 3, padding="same")(layers.Conv2D(16, 3, padding="same", activation="relu")(h))
+        branch = convolution()(convolution(activation="relu")(h))
         h = layers.Add()([h, layers.Rescaling(0.2)(branch)])
     h = layers.Conv2D(12, 3, padding="same")(layers.Add()([h, first]))
     wide = layers.UpSampling2D(2, interpolation="bilinear")(image)
@@ -400,4 +404,4 @@ def super_resolution() -> Family:
 
 
 OWN = {make.__name__: make for make in (vit, bert, gpt, unet, audio, lstm, two_tower, vae, super_resolution)}
-"""Builders by name."""
+"""Builders by name; each takes by how much it is wider than the narrowest."""

@@ -214,7 +214,7 @@ class _Torch:
         return self._torch.tensor(x)
 
     def cast(self, x: Array, dtype: str) -> Array:
-        return x.to(getattr(self._torch, dtype))
+        return self.asarray(x).to(getattr(self._torch, dtype))
 
     def dtype(self, x: Array) -> str:
         return str(x.dtype).removeprefix("torch.")

@@ -21,7 +21,7 @@ MAIN = "*"  # stands for the main weight of whatever layer the dispatcher is lat
 _VERSION = 1
 
 
-def resolve_path(path: str, candidates: Iterable[str]) -> str:
+def resolve_path(path: str, candidates: Iterable[str], what: str = "one weight") -> str:
     """The one candidate that is `path` or ends with ``/path``.
 
     Raises:
@@ -39,7 +39,7 @@ def resolve_path(path: str, candidates: Iterable[str]) -> str:
         return found[0]
     problem = "is ambiguous" if found else "doesn't exist"
     raise ConfigError(
-        f"expected the path of one weight; received {path!r}, which {problem}; "
+        f"expected the path of {what}; received {path!r}, which {problem}; "
         f"do choose one of {found or names}" + ("" if found else suggest(path, names))
     )
 
@@ -57,6 +57,13 @@ def _check(quantizer: Any, target: QuantizationTarget, where: str) -> BaseQuanti
     return quantizer
 
 
+def _sequence(given: Any, of: str) -> Sequence[Any]:
+    several = [given] if isinstance(given, BaseQuantizer) else given
+    if not isinstance(several, Sequence) or isinstance(several, str):
+        raise ConfigError(f"expected activation quantizers, one for each output{of}; received {given!r}")
+    return several
+
+
 class NodeQuantizationDispatcher:
     """The quantizers of one layer: weights by attribute path, activations by output.
 
@@ -65,6 +72,8 @@ class NodeQuantizationDispatcher:
             or one bare quantizer: of weights, for the main weight of the layer it is later given, or of activations,
             for the layer's output.
         activation_quantizers: one quantizer, or a sequence with one for each output of the layer.
+        inner_quantizers: of layers that the layer calls within (a recurrent layer its cell, a layer of yours those that it is
+            made of), by path: quantizers of activations, one for each of that layer's outputs, None for one in float.
 
     Raises:
         ConfigError: something is no quantizer, or a quantizer for activations is given for a weight or the reverse.
@@ -80,6 +89,7 @@ class NodeQuantizationDispatcher:
         self,
         weight_quantizers: Mapping[str, BaseQuantizer] | BaseQuantizer | None = None,
         activation_quantizers: Sequence[BaseQuantizer] | BaseQuantizer | None = None,
+        inner_quantizers: Mapping[str, Sequence[BaseQuantizer | None] | BaseQuantizer] | None = None,
     ) -> None:
         if isinstance(weight_quantizers, BaseQuantizer):
             if weight_quantizers.quantization_target is QuantizationTarget.ACTIVATION:
@@ -93,8 +103,10 @@ class NodeQuantizationDispatcher:
                 weight_quantizers = {MAIN: weight_quantizers}
         self.weight_quantizers: dict[str, BaseQuantizer] = {}
         self.activation_quantizers: list[BaseQuantizer] = []
+        self.inner_quantizers: dict[str, list[BaseQuantizer | None]] = {}
         self.set_weight_quantizers({} if weight_quantizers is None else weight_quantizers)
         self.set_activation_quantizers([] if activation_quantizers is None else activation_quantizers)
+        self.set_inner_quantizers({} if inner_quantizers is None else inner_quantizers)
 
     def set_weight_quantizers(self, weight_quantizers: Mapping[str, BaseQuantizer]) -> None:
         """Replaces all weight quantizers."""
@@ -113,13 +125,26 @@ class NodeQuantizationDispatcher:
 
     def set_activation_quantizers(self, activation_quantizers: Sequence[BaseQuantizer] | BaseQuantizer) -> None:
         """Replaces all activation quantizers."""
-        given = activation_quantizers
-        several = [given] if isinstance(given, BaseQuantizer) else given
-        if not isinstance(several, Sequence) or isinstance(several, str):
-            raise ConfigError(f"expected activation quantizers, one for each output; received {given!r}")
         self.activation_quantizers = [
-            _check(q, QuantizationTarget.ACTIVATION, f"output {i}") for i, q in enumerate(several)
+            _check(q, QuantizationTarget.ACTIVATION, f"output {i}")
+            for i, q in enumerate(_sequence(activation_quantizers, ""))
         ]
+
+    def set_inner_quantizers(
+        self, inner_quantizers: Mapping[str, Sequence[BaseQuantizer | None] | BaseQuantizer]
+    ) -> None:
+        """Replaces all quantizers of activations within the layer."""
+        if not isinstance(inner_quantizers, Mapping):
+            raise ConfigError(
+                f"expected a mapping from the path of an inner layer to quantizers; received {inner_quantizers!r}"
+            )
+        self.inner_quantizers = {
+            self._path(path): [
+                None if q is None else _check(q, QuantizationTarget.ACTIVATION, f"output {i} of {path!r}")
+                for i, q in enumerate(_sequence(given, f" of {path!r}"))
+            ]
+            for path, given in inner_quantizers.items()
+        }
 
     @staticmethod
     def _path(path: Any) -> str:
@@ -136,6 +161,11 @@ class NodeQuantizationDispatcher:
     def is_activation_quantization(self) -> bool:
         """Whether any output is quantized."""
         return bool(self.activation_quantizers)
+
+    @property
+    def is_inner_quantization(self) -> bool:
+        """Whether anything within the layer is quantized."""
+        return any(self.inner_quantizers.values())
 
     @property
     def num_weight_quantizers(self) -> int:
@@ -206,11 +236,13 @@ class NodeQuantizationDispatcher:
 
     def get_config(self) -> Json:
         """A versioned JSON record of all quantizers."""
-        return {
+        record = {
             "version": _VERSION,
             "weight_quantizers": {path: q.to_dict() for path, q in self.weight_quantizers.items()},
             "activation_quantizers": [q.to_dict() for q in self.activation_quantizers],
         }
+        inner = {path: [q and q.to_dict() for q in found] for path, found in self.inner_quantizers.items()}
+        return record | ({"inner_quantizers": inner} if inner else {})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NodeQuantizationDispatcher:
@@ -223,7 +255,8 @@ class NodeQuantizationDispatcher:
         if version != _VERSION:
             raise FileFormatError(f"expected dispatcher version {_VERSION}; received version={version!r}")
         weights, activations = config.get("weight_quantizers"), config.get("activation_quantizers")
-        if not isinstance(weights, Mapping) or not isinstance(activations, Sequence):
+        inner = config.get("inner_quantizers", {})
+        if not isinstance(weights, Mapping) or not isinstance(activations, Sequence) or not isinstance(inner, Mapping):
             raise FileFormatError(
                 "expected a dispatcher record with 'weight_quantizers' and 'activation_quantizers'; "
                 f"received {sorted(config)}"
@@ -231,8 +264,11 @@ class NodeQuantizationDispatcher:
         return cls(
             {path: quantizer_from_dict(q) for path, q in weights.items()},
             [quantizer_from_dict(q) for q in activations],
+            {path: [q if q is None else quantizer_from_dict(q) for q in found] for path, found in inner.items()},
         )
 
     def __repr__(self) -> str:
         weights = {path: type(q).__name__ for path, q in self.weight_quantizers.items()}
-        return f"{type(self).__name__}({weights}, {[type(q).__name__ for q in self.activation_quantizers]})"
+        inner = {path: [q and type(q).__name__ for q in found] for path, found in self.inner_quantizers.items()}
+        activations = [type(q).__name__ for q in self.activation_quantizers]
+        return f"{type(self).__name__}({weights}, {activations}{f', {inner}' if inner else ''})"

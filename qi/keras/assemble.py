@@ -23,7 +23,7 @@ from qi.ledger import Row
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RuleBook
 
-__all__ = ["Weights", "copy_layers", "frozen_wrapper", "insert_holders", "unasked", "wrap_layers"]
+__all__ = ["Weights", "Within", "copy_layers", "frozen_wrapper", "insert_holders", "unasked", "wrap_layers"]
 
 
 @dataclass(eq=False)
@@ -68,16 +68,20 @@ def _unique(name: str, path: str, taken: set[str]) -> str:
     return candidate
 
 
-Wrap = Callable[[keras.layers.Layer, dict[str, BaseInferableQuantizer]], KerasQuantizationWrapper]
+Within = Mapping[str, Sequence[BaseQuantizer | None]]
+"""Quantizers of what the layers within a layer give, by path."""
+
+Wrap = Callable[[keras.layers.Layer, dict[str, BaseInferableQuantizer], Within], KerasQuantizationWrapper]
 
 
 def frozen_wrapper(
     layer: keras.layers.Layer,
     quantizers: Mapping[str, BaseInferableQuantizer],
+    within: Within | None = None,
     outputs: Sequence[BaseInferableQuantizer] = (),
 ) -> KerasQuantizationWrapper:
     """A wrapper of the layer's name that holds its weights quantized, in the layer itself."""
-    dispatcher = KerasNodeQuantizationDispatcher(quantizers, list(outputs))
+    dispatcher = KerasNodeQuantizationDispatcher(quantizers, list(outputs), within)
     wrapper = KerasQuantizationWrapper(layer, dispatcher, name=layer.name)
     wrapper.build(None)
     return wrapper.freeze(in_place=True)
@@ -90,8 +94,9 @@ def wrap_layers(
     notes: Mapping[str, str],
     types: Mapping[int, str],
     wrap: Wrap | None = None,
+    inner: Mapping[str, Within] | None = None,
 ) -> Weights:
-    """Wraps every layer whose weights the recipe quantizes.
+    """Wraps every layer of which the recipe quantizes weights, or anything within.
 
     Args:
         graph: its operations are copies; changed in place.
@@ -100,11 +105,13 @@ def wrap_layers(
         notes: why a layer is no copy, by path: it is left alone.
         types: description of each call's operation by ``id(call)``.
         wrap: makes a built wrapper of a layer and its quantizers; frozen ones by default.
+        inner: the quantizers within each layer by the layer's path.
     """
     result = Weights()
     for calls in graph.calls_of().values():
         op, path = calls[0].op, calls[0].path
-        if not isinstance(op, keras.layers.Layer) or not op.weights:
+        within = (inner or {}).get(path, {})
+        if not isinstance(op, keras.layers.Layer) or not (op.weights or within):
             continue
         originals = original_weights(op)
         in_rules = partial(weight_in_rules, calls[0])
@@ -112,8 +119,8 @@ def wrap_layers(
         if path in notes:
             reasons |= dict.fromkeys(quantizers, notes[path])
             quantizers = {}
-        if quantizers:
-            wrapper = (wrap or frozen_wrapper)(op, quantizers)
+        if quantizers or within:
+            wrapper = (wrap or frozen_wrapper)(op, quantizers, within)
             for call in calls:
                 call.op = wrapper
         rows = weight_rows(calls, originals, reasons, types[id(calls[0])])

@@ -9,12 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from qi.core import QParams
 from qi.errors import ConfigError
 from qi.keras.variables import add_parameter, to_numpy
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer, BaseTrainableQuantizer
 from qi.typing import Shape
 
-__all__ = ["Bound", "bind_quantizer"]
+__all__ = ["Bound", "WeightBinding", "bind_quantizer"]
 
 
 @dataclass(eq=False)
@@ -130,6 +131,38 @@ class Bound:
     def record(self) -> BaseQuantizer:
         """What a configuration holds: parameters that never change are in it, those that train are not."""
         return self.quantizer.placeholder() if self.trains else self.current()
+
+
+@dataclass(eq=False)
+class WeightBinding:
+    """One quantized weight of a layer.
+
+    Attributes:
+        bound: its quantizer with that one's variables.
+        variable: the weight.
+        frozen: holds the quantized value; the weight itself when the wrapper owns the layer.
+        beside: the variable made for a frozen value outside the layer.
+    """
+
+    bound: Bound
+    variable: keras.Variable
+    frozen: keras.Variable | None = None
+    beside: keras.Variable | None = None
+
+    def qparams(self) -> QParams:
+        """Scales and zero points as they are now."""
+        if self.bound.trains:
+            return self.bound.current().qparams(tuple(self.variable.shape))
+        # As the variables are, for a damaged file may have filled them.
+        quantizer, variables = self.bound.quantizer, self.bound.variables
+        scale, zero_point = (to_numpy(variables[name]) for name in ("scale", "zero_point"))
+        return QParams(scale, zero_point, quantizer.grid, quantizer.granularity(len(self.variable.shape)))
+
+    def source(self) -> np.ndarray:
+        """What the inferable quantizer is applied to: the weight, or what a trainable one makes of it."""
+        values = to_numpy(self.variable)
+        # On the backend, as in training: tanh, say, isn't the same everywhere.
+        return to_numpy(self.bound.transformed(keras.ops.convert_to_tensor(values))) if self.bound.trains else values
 
 
 def bind_quantizer(

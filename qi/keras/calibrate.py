@@ -12,6 +12,7 @@ import numpy as np
 from qi.errors import ConfigError, InputError
 from qi.keras.data import batches, count_batches
 from qi.keras.graph import Graph, Value, build_model
+from qi.keras.parts import UNSEEN, Part, recording
 from qi.keras.plan import Group, value_name
 from qi.keras.running import fixed_batch, stateless_call, translated
 from qi.observers import TensorStatistics
@@ -66,6 +67,7 @@ def collect(
     tensors: dict[int, Any],
     values: list[Value],
     data: Any,
+    parts: Mapping[str, Part] | None = None,
     *,
     batch_size: int,
     progress: bool,
@@ -78,6 +80,7 @@ def collect(
         tensors: its KerasTensors by ``id(value)``.
         values: which values to watch.
         data: see `qi.keras.data.batches`.
+        parts: layers within others, which see what they give.
         batch_size: for arrays.
         progress: whether to show a progress bar.
         keep: samples to keep as `Calibration.sample`.
@@ -86,7 +89,8 @@ def collect(
         InputError: illegal data, see `qi.keras.data.batches`; or data on which the model raises an error.
     """
     result = Calibration({value_name(value): TensorStatistics() for value in values})
-    outputs_of = run(graph, tensors, values) if values else None
+    within = {path: part for path, part in (parts or {}).items() if part.spec is not None}
+    outputs_of = run(graph, tensors, values or graph.flat_outputs()) if values or within else None
     bar = keras.utils.Progbar(count_batches(data, batch_size), unit_name="batch", verbose=int(progress))
     done = 0
     for inputs, count in batches(data, graph, batch_size):
@@ -94,17 +98,22 @@ def collect(
             result.sample = [array[:keep].copy() for array in inputs]  # a view would keep the whole batch
         result.samples += count
         if outputs_of is not None:
-            for part in _parts(inputs, count, graph, values):
-                _observe([result.statistics[value_name(value)] for value in values], outputs_of(part))
-                del part
+            for piece in _pieces(inputs, count, graph, values):
+                with recording(within):
+                    _observe([result.statistics[value_name(value)] for value in values], outputs_of(piece))
+                del piece
         done += 1
         bar.update(done, finalize=False)
         del inputs  # or it would live on while the next batch is made
     bar.update(done, finalize=True)
+    for part in within.values():
+        result.statistics |= dict(zip(part.names, part.outputs, strict=True))
+        if not part.outputs and part.spec is not None:
+            part.spec, part.reason = None, UNSEEN
     return result
 
 
-def _parts(inputs: list[np.ndarray], count: int, graph: Graph, values: list[Value]) -> Iterator[list[np.ndarray]]:
+def _pieces(inputs: list[np.ndarray], count: int, graph: Graph, values: list[Value]) -> Iterator[list[np.ndarray]]:
     """A batch in parts whose watched activations fit into memory; whole where the model demands its size."""
     each = sum(int(np.prod([size or 1 for size in value.shape[1:]])) for value in values if value.shape is not None)
     step = max(1, _WATCHED_ELEMENTS // max(1, each))
@@ -117,7 +126,7 @@ def _parts(inputs: list[np.ndarray], count: int, graph: Graph, values: list[Valu
 
 def _observe(statistics: list[TensorStatistics], arrays: list[np.ndarray]) -> None:
     """Updates each statistic; once it returns, nothing holds the arrays."""
-    for seen, array in zip(statistics, arrays, strict=True):
+    for seen, array in zip(statistics, arrays, strict=bool(statistics)):  # none are watched where only parts are
         seen.update(array)
 
 

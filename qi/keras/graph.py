@@ -10,16 +10,26 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 
 from qi.errors import InputError, QiError, UnsupportedError
-from qi.keras.trace import same_in_training, trace_call, trace_model, why_whole
-from qi.keras.variables import class_names, paths_within
+from qi.keras.trace import input_shapes, same_in_training, trace_call, trace_model, why_whole
+from qi.keras.variables import class_names, is_builtin, names_within, paths_within, sub_layers
 
-__all__ = ["Call", "Graph", "Value", "build_model", "build_tensors", "flatten_model", "is_graph_model", "looks_up"]
+__all__ = [
+    "Call",
+    "Graph",
+    "Value",
+    "build_model",
+    "build_tensors",
+    "flatten_model",
+    "follow_model",
+    "is_graph_model",
+    "looks_up",
+]
 
 _LOOKUPS = frozenset(["Embedding", "ReversibleEmbedding"])
 
@@ -83,6 +93,7 @@ class Graph:
     """Calls in topological order, with the model's inputs and outputs as nested structures of values.
 
     Keras names an output after the operation that gives it, a nested model for one: `output_names` has these names, flat.
+    `whole` tells by path why layers and models of users that are made of layers are called as a whole.
     """
 
     name: str
@@ -90,6 +101,26 @@ class Graph:
     outputs: Any
     calls: list[Call]
     output_names: list[str] = field(default_factory=list)
+    whole: dict[str, str] = field(default_factory=dict)
+
+    def copy(self) -> Graph:
+        """The same calls of the same operations, in objects of its own."""
+        values: dict[int, Value] = {}
+
+        def copied(value: Value) -> Value:
+            return values.setdefault(id(value), replace(value, producer=None))
+
+        inputs = keras.tree.map_structure(copied, self.inputs)
+        calls = []
+        for old in self.calls:
+            given, made = ([copied(value) for value in several] for several in (old.inputs, old.outputs))
+            calls.append(replace(old, inputs=given, outputs=made, fused=list(old.fused)))
+            for value in made:
+                value.producer = calls[-1]
+        outputs = keras.tree.map_structure(copied, self.outputs)
+        return replace(
+            self, inputs=inputs, outputs=outputs, calls=calls, output_names=list(self.output_names), whole=dict(self.whole)
+        )
 
     def flat_inputs(self) -> list[Value]:
         """The input values."""
@@ -156,6 +187,22 @@ def flatten_model(model: keras.Model) -> Graph:
         return _flattened(model, traces)
 
 
+def follow_model(model: Any) -> tuple[Graph | None, str]:
+    """The flat graph of a model, or None and why the call of a class of the user's can't be followed.
+
+    Raises:
+        InputError: not a model, or one that isn't built.
+        UnsupportedError: a call that takes several arguments.
+    """
+    if not isinstance(model, keras.Model) or is_graph_model(model):
+        return flatten_model(model), ""
+    input_shapes(model)
+    try:
+        return flatten_model(model), ""
+    except UnsupportedError as error:
+        return None, str(error).partition("; do ")[0]
+
+
 def _flattened(model: keras.Model, traces: ExitStack, integers: Collection[int] = ()) -> Graph:
     traced = not is_graph_model(model)
     functional = traces.enter_context(trace_model(model, integers=integers)) if traced else _functional(model)
@@ -165,7 +212,7 @@ def _flattened(model: keras.Model, traces: ExitStack, integers: Collection[int] 
         )
     values = {id(tensor): _input_value(tensor) for tensor in functional.inputs}
     walker = _Walker(traces)
-    walker.walk(functional, values, "", paths_within(model) if traced else {})
+    walker.walk(functional, values, "", paths_within(model) if traced else {}, held=traced)
     for tensor in functional.outputs:
         values[id(tensor)].name = values[id(tensor)].name or _operation_name(tensor)
     inputs, outputs = (
@@ -174,6 +221,7 @@ def _flattened(model: keras.Model, traces: ExitStack, integers: Collection[int] 
     )
     graph = Graph(model.name, inputs, outputs, walker.calls, [_operation_name(t) for t in functional.outputs])
     graph.calls = _needed(graph)
+    graph.whole = {call.path: walker.whole[call.path] for call in graph.calls if call.path in walker.whole}
     looked_up = {id(call.inputs[0]) for call in graph.calls if looks_up(call)}
     found = [place for place, value in enumerate(graph.flat_inputs()) if id(value) in looked_up]
     return _flattened(model, traces, found) if traced and found and not integers else graph
@@ -217,12 +265,15 @@ class _Walker:
 
     def __init__(self, traces: ExitStack) -> None:
         self.calls: list[Call] = []
+        self.whole: dict[str, str] = {}
         self._traces = traces
         self._traced: dict[int, Any] = {}
         self._paths: dict[int, str] = {}
         self._sites: dict[str, int] = {}  # by path: functions within a layer are others at each of its calls
 
-    def walk(self, model: Any, values: dict[int, Value], prefix: str, names: Mapping[int, str]) -> None:
+    def walk(
+        self, model: Any, values: dict[int, Value], prefix: str, names: Mapping[int, str], held: bool = False
+    ) -> None:
         """Adds the calls that lead to a functional model's outputs.
 
         Args:
@@ -231,42 +282,51 @@ class _Walker:
             prefix: of the paths within it.
             names: of layers in these paths, by ``id``, where they go by others than their own: Keras numbers those of layers
                 that a class holds through the process.
+            held: whether a class of the user's makes what is in it.
         """
         for node in _nodes(model.outputs, values):
             op = node.operation
             path = self._paths.setdefault(id(op), prefix + names.get(id(op), op.name))
-            functional, inner = self._inside(op, node)
+            functional, inner = self._inside(op, node, path)
             if inner is None:
                 self._add(op, node, values, path)
                 continue
             known = {id(own): values[id(given)] for own, given in zip(functional.inputs, inner, strict=True)}
-            self.walk(functional, known, path + "/", {} if is_graph_model(op) else paths_within(op))
+            owned = paths_within(op) if not is_graph_model(op) else names_within(functional) if held else {}
+            self.walk(functional, known, path + "/", owned, held or not is_graph_model(op))
             for given, own in zip(node.outputs, functional.outputs, strict=True):
                 values[id(given)] = known[id(own)]
 
-    def _inside(self, op: Any, node: Any) -> tuple[Any, list[Any] | None]:
+    def _inside(self, op: Any, node: Any, path: str) -> tuple[Any, list[Any] | None]:
         """The functional model that is called, and the tensors it is given in the order of its inputs.
 
         A nested model is one, keeps one inside or can be traced to one; so can layers of users that are made of layers.
         (None, None) for all else.
         """
+        if not isinstance(op, keras.layers.Layer):
+            return None, None
         if isinstance(op, keras.Model):
             functional = _functional(op) if is_graph_model(op) else self._model_of(op)
             inner = _inner_inputs(functional, node) if functional is not None else None
-            return (None, None) if inner is None else (functional, inner)
-        if not isinstance(op, keras.layers.Layer) or why_whole(op, node):
-            return None, None
-        with suppress(QiError):
-            if same_in_training(op, node):
+            if inner is not None or is_graph_model(op):
+                return (None, None) if inner is None else (functional, inner)
+        why = why_whole(op, node)
+        try:
+            if not why and same_in_training(op, node):
                 given = {id(tensor): tensor for tensor in node.arguments.keras_tensors}
                 return self._traces.enter_context(trace_call(op, node)), list(given.values())
+            why = why or "it does something else in training"
+        except QiError as error:
+            why = str(error).partition("; do ")[0]
+        if not is_builtin(op) and sub_layers(op):
+            self.whole[path] = why
         return None, None
 
     def _model_of(self, op: Any) -> Any:
-        """What a subclassed model can be traced to; None where it is called as a whole."""
+        """What a subclassed model of one argument can be traced to, whatever it is called on."""
         if id(op) not in self._traced:
             self._traced[id(op)] = None
-            with suppress(QiError):  # then it is called as a whole, as any layer is
+            with suppress(QiError):  # then this call is followed by itself, as that of any layer is
                 if same_in_training(op):
                     self._traced[id(op)] = self._traces.enter_context(trace_model(op))
         return self._traced[id(op)]
@@ -306,14 +366,26 @@ def _inner_inputs(functional: Any, node: Any) -> list[Any] | None:
         flat = [t for t in keras.tree.flatten(given) if isinstance(t, keras.KerasTensor)]
     if len(flat) != len(functional.inputs):
         return None
-    same = all(_passes(outer, own) for outer, own in zip(flat, functional.inputs, strict=True))
+    same = all(_passes(functional, outer, own) for outer, own in zip(flat, functional.inputs, strict=True))
     return flat if same else None
 
 
-def _passes(given: Any, own: Any) -> bool:
-    """Whether a nested model takes a tensor as it is; between real numbers, its layers cast just as it does."""
+def _passes(functional: Any, given: Any, own: Any) -> bool:
+    """Whether a nested model takes a tensor as it is.
+
+    Between real numbers, its layers cast just as it does; whatever type indices have, tables are looked up by integers.
+    """
+    if len(given.shape) != len(own.shape):
+        return False
     real = "float" in given.dtype and "float" in own.dtype
-    return len(given.shape) == len(own.shape) and (given.dtype == own.dtype or real)
+    return given.dtype == own.dtype or real or ("int" in given.dtype and _only_looked_up(functional, own))
+
+
+def _only_looked_up(functional: Any, own: Any) -> bool:
+    """Whether all that takes an input of a functional model are tables."""
+    nodes = [node for node in _nodes(functional.outputs, {}) if any(t is own for t in node.arguments.keras_tensors)]
+    given = any(tensor is own for tensor in functional.outputs)
+    return bool(nodes) and not given and all(type(node.operation) is keras.layers.Embedding for node in nodes)
 
 
 def _nodes(outputs: Sequence[Any], known: dict[int, Value]) -> Iterator[Any]:

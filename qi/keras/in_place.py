@@ -9,80 +9,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
 
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
+from qi.keras.hooks import Hook
 from qi.keras.layers import build_by, build_configs, config_of, rebuild_layer
-from qi.keras.variables import is_builtin, own_variables, sub_layers, unique_path
+from qi.keras.parts import parts_of
+from qi.keras.variables import is_builtin, own_variables, sub_layers
 from qi.keras.wrapper import KerasQuantizationWrapper
 
-__all__ = ["InPlaceModel", "attach", "copy_model", "detached", "observed", "parts_of", "wrappers_of"]
-
-
-def parts_of(model: keras.Model) -> dict[str, keras.layers.Layer]:
-    """The layers of a model that are hooked, by path: Keras' own and those of users that hold weights or no other layers.
-
-    A layer of a user's that is made of others and has weights of its own is one, and so are those that it is made of.
-    """
-    found: dict[str, keras.layers.Layer] = {}
-    seen: set[int] = set()
-
-    def walk(owner: Any, prefix: str) -> None:
-        for name, child in sub_layers(owner):
-            if id(child) in seen or isinstance(child, keras.layers.InputLayer):
-                continue
-            seen.add(id(child))
-            made_of_others = sub_layers(child) and (isinstance(child, keras.Model) or not is_builtin(child))
-            if not made_of_others or own_variables(child):
-                found[unique_path(prefix + name, found)] = child
-            if made_of_others:
-                walk(child, f"{prefix}{name}/")
-
-    walk(model, "")
-    return found
-
-
-class _Hook:
-    """In place of the ``call`` of a layer: `around`, which may run the original one."""
-
-    def __init__(self, layer: keras.layers.Layer, around: Callable[..., Any]) -> None:
-        self.original = layer.call
-        self._around = around
-        self._signature = inspect.signature(self.original)
-        functools.update_wrapper(self, self.original, updated=())
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not args:  # the wrapper takes the first one by its place
-            first = next(iter(self._signature.parameters), "")
-            if first in kwargs:
-                args = (kwargs.pop(first),)
-        return self._around(*args, **kwargs)
-
-
-@contextmanager
-def observed(
-    parts: Mapping[str, keras.layers.Layer], see: Callable[[str, list[Any], list[Any]], None]
-) -> Iterator[None]:
-    """Hands the flat arguments and outputs of every call of a part to `see`, with the part's path."""
-    hooks = {}
-    for path, layer in parts.items():
-        hooks[path] = hook = _Hook(layer, functools.partial(_seen, path, layer.call, see))
-        layer.call = hook
-    try:
-        yield
-    finally:
-        for path, layer in parts.items():
-            layer.call = hooks[path].original
-
-
-def _seen(path: str, call: Callable[..., Any], see: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
-    outputs = call(*args, **kwargs)
-    see(path, keras.tree.flatten((args, kwargs)), keras.tree.flatten(outputs))
-    return outputs
+__all__ = ["InPlaceModel", "attach", "copy_model", "detached", "wrappers_of"]
 
 
 class _Parts(keras.layers.Layer):
@@ -157,7 +96,7 @@ def attach(
             mine = {id(variable) for variable in own_variables(layer)}
             stored = [name for name, variable in wrapper.layer_weights.items() if id(variable) in mine]
             within = [v for name, w in wrappers.items() if name.startswith(f"{path}/") for v in w.variables]
-        hook = _Hook(layer, wrapper)
+        hook = Hook(layer, wrapper)
         wrapper.hooked(functools.partial(_run, hook.original), stored, within)
         layer.call = hook
         # What the wrapper stores packed isn't stored once more in float.

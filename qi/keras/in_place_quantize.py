@@ -5,35 +5,42 @@ See `qi.keras.in_place` for how quantizers get into such a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 
-from qi.core import sqnr_db
 from qi.errors import ConfigError, UnsupportedError
 from qi.keras.assemble import Weights, unasked
 from qi.keras.calibrate import Calibration
-from qi.keras.choose import activation_quantizer
 from qi.keras.data import batches, count_batches
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.graph import Call, Graph, Value, is_graph_model
-from qi.keras.in_place import attach, copy_model, detached, observed, parts_of, wrappers_of
+from qi.keras.in_place import attach, copy_model, detached, wrappers_of
 from qi.keras.layers import build_by
-from qi.keras.plan import Group
+from qi.keras.parts import (
+    UNSEEN,
+    AdaptWithin,
+    Part,
+    cell_parts,
+    outputs_seen,
+    part_rows,
+    parts_of,
+    quantizers_within,
+    recording,
+)
 from qi.keras.rows import activation_row, original_weights, weight_rows
 from qi.keras.running import eagerly, stateless_call, translated
 from qi.keras.trace import input_shapes, is_shape, trace_model
-from qi.keras.traits import Role, known_range, role_of
 from qi.keras.variables import is_builtin, own_variables, to_numpy, weights_of
 from qi.keras.weights import weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger import Row
 from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
-from qi.recipes import RecipeLike, RuleBook, TensorSpec, get_recipe
+from qi.recipes import RecipeLike, RuleBook, get_recipe
 from qi.typing import Shape
 
 __all__ = [
@@ -46,70 +53,6 @@ __all__ = [
     "quantized_rows",
     "why_in_place",
 ]
-
-
-@dataclass(eq=False)
-class Part:
-    """A layer of the model, and what becomes of it.
-
-    Attributes:
-        layer: of the copy.
-        path: its place.
-        spec: how its outputs are quantized; None: in float, for the reason.
-        reason: why.
-        fixed: the range of its outputs, where that is known beforehand.
-        inputs: shapes of what it was given, at its first call.
-        outputs: statistics of each of its outputs; none before calibration, or where one isn't a real tensor.
-        shapes: of its outputs, at its first call.
-    """
-
-    layer: keras.layers.Layer
-    path: str
-    spec: TensorSpec | None = None
-    reason: str = ""
-    fixed: tuple[float, float] | None = None
-    inputs: list[tuple[int | None, ...]] = field(default_factory=list)
-    outputs: list[TensorStatistics] = field(default_factory=list)
-    shapes: list[tuple[int | None, ...]] = field(default_factory=list)
-
-    @property
-    def kind(self) -> str:
-        """Its class' name."""
-        return type(self.layer).__name__
-
-    @property
-    def names(self) -> list[str]:
-        """Of its outputs, in statistics and reports."""
-        return [self.path + (f":{index}" if index else "") for index in range(len(self.outputs))]
-
-    @property
-    def call(self) -> Call:
-        """It as a call of a graph, for those who ask for shapes."""
-        given, made = (
-            [Value(shape, "float32") for shape in shapes or [(None, None)]] for shapes in (self.inputs, self.shapes)
-        )
-        return Call(self.layer, self.path, self.path, given, made)
-
-    def see(self, inputs: list[Any], outputs: list[Any]) -> None:
-        """Takes in what one call was given and gave."""
-        if not self.shapes:
-            self.inputs = [_open(x) for x in inputs if hasattr(x, "shape")]
-            self.shapes = [_open(x) for x in outputs if hasattr(x, "shape")]
-        if self.spec is None:
-            return
-        real = all(hasattr(x, "dtype") and "float" in keras.backend.standardize_dtype(x.dtype) for x in outputs)
-        if not real or (self.outputs and len(outputs) != len(self.outputs)):
-            self.spec, self.outputs = None, []
-            self.reason = "its calls give other things than a fixed number of tensors of real numbers"
-            return
-        self.outputs = self.outputs or [TensorStatistics() for _ in outputs]
-        for seen, x in zip(self.outputs, outputs, strict=True):
-            seen.update(np.asarray(keras.ops.convert_to_numpy(x)))
-
-
-def _open(x: Any) -> tuple[int | None, ...]:
-    shape = tuple(x.shape)
-    return (None, *shape[1:]) if shape else ()
 
 
 _MEASURED_ELEMENTS = 2**22  # of the activations that are kept to measure errors: 16 MiB
@@ -126,9 +69,10 @@ class InPlace:
         record: of the float model, as Keras serializes it, and how it was `build`.
         book: the recipe's decisions.
         parts: by path.
+        cells: those of each recurrent part that rules speak of, by path below it.
         graph: the inputs alone, for who checks data.
         calibration: what was seen.
-        kept: what the first sample made of each part's first call.
+        kept: what the sample made of each part.
     """
 
     copy: keras.Model
@@ -136,19 +80,25 @@ class InPlace:
     build: dict[str, Any]
     book: RuleBook
     parts: dict[str, Part]
+    cells: dict[str, dict[str, Part]]
     graph: Graph
     calibration: Calibration = field(default_factory=Calibration)
     kept: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     @property
+    def all_parts(self) -> dict[str, Part]:
+        """The parts and their cells, by path."""
+        return self.parts | {part.path: part for cells in self.cells.values() for part in cells.values()}
+
+    @property
     def statistics(self) -> dict[str, TensorStatistics]:
         """What was seen, by the name of the output."""
-        return {n: s for part in self.parts.values() for n, s in zip(part.names, part.outputs, strict=True)}
+        return {n: s for part in self.all_parts.values() for n, s in zip(part.names, part.outputs, strict=True)}
 
     @property
     def watched(self) -> list[Part]:
         """Parts whose ranges calibration has to find."""
-        return [part for part in self.parts.values() if part.spec is not None and part.fixed is None]
+        return [part for part in self.all_parts.values() if part.watched]
 
 
 def prepare_in_place(model: keras.Model, recipe: RecipeLike) -> InPlace:
@@ -162,22 +112,17 @@ def prepare_in_place(model: keras.Model, recipe: RecipeLike) -> InPlace:
     shapes = input_shapes(model)
     book = get_recipe(recipe).resolve()
     copy, record, build = copy_model(model)
-    parts = {path: Part(layer, path) for path, layer in parts_of(copy).items()}
-    done = [path for path, part in parts.items() if isinstance(part.layer, KerasQuantizationWrapper)]
+    layers = parts_of(copy)
+    done = [path for path, layer in layers.items() if isinstance(layer, KerasQuantizationWrapper)]
     if done:
         raise UnsupportedError(
             f"expected a float model; received {model.name!r}, in which {len(done)} layers are quantized ({done[0]!r}...); "
             "do start from the float model"
         )
-    for part in parts.values():
-        call = Call(part.layer, part.path, part.path, [Value((), "float32")], [])
-        if role_of(call) is Role.KEEPS:
-            part.reason = "it only moves values, which are on a grid before"
-            continue
-        part.spec, part.reason = book.activations_for(part.path, part.kind)
-        part.fixed = known_range(call) if role_of(call) is Role.FIXED else None
+    parts = {path: Part.of(layer, path, book, once=False) for path, layer in layers.items()}
+    cells = {path: cell_parts(layer, path, book) for path, layer in layers.items()}
     graph = Graph(model.name, _values(shapes, "input"), [], [])
-    return InPlace(copy, record, build, book, parts, graph)
+    return InPlace(copy, record, build, book, parts, cells, graph)
 
 
 def _values(shapes: Any, name: str) -> Any:
@@ -215,7 +160,9 @@ def calibrate_in_place(
         InputError: illegal data, or data on which the model raises an error.
     """
     if statistics is not None:
-        _take(ready, statistics)
+        ready.calibration.source = "stored statistics"
+        for part in ready.all_parts.values():
+            part.take(statistics)
         return
     if data is None and not ready.watched:
         return
@@ -226,83 +173,62 @@ def calibrate_in_place(
         if not result.samples:
             result.sample = [array[:16].copy() for array in inputs]
         result.samples += count
-        _run(ready, inputs, lambda path, given, made: ready.parts[path].see(given, made))
+        with recording(ready.all_parts):
+            _run(ready, inputs, ready.copy)
         done += 1
         bar.update(done, finalize=False)
     bar.update(done, finalize=True)
-    ready.kept = _first_outputs(ready, ready.copy)
+    ready.kept = _outputs(ready, ready.copy)
     for part in ready.watched:
         if not part.outputs:
-            part.spec, part.reason = None, "the call never ran it on the calibration data"
+            part.spec, part.reason = None, UNSEEN
 
 
-def _take(ready: InPlace, statistics: Mapping[str, TensorStatistics]) -> None:
-    ready.calibration.source = "stored statistics"
-    for part in ready.parts.values():
-        found: list[TensorStatistics] = []
-        while (name := part.path + (f":{len(found)}" if found else "")) in statistics:
-            found.append(statistics[name])
-        part.outputs, part.shapes = found, [(None, None)] * len(found)  # only data tell shapes
-        if part.spec is not None and not found:
-            part.spec, part.reason = None, "the statistics know nothing of it"
-
-
-def _run(ready: InPlace, inputs: list[np.ndarray], see: Callable[..., None], model: keras.Model | None = None) -> None:
+def _run(ready: InPlace, inputs: list[np.ndarray], model: keras.Model) -> None:
     """One call of a model, in inference and not compiled."""
-    model = ready.copy if model is None else model
     named = {value.name: array for value, array in zip(ready.graph.flat_inputs(), inputs, strict=True)}
     shapes = [value.shape for value in ready.graph.flat_inputs()]
-    layers = {path: part.layer for path, part in ready.parts.items()}
-    with translated(model.name, named, shapes), eagerly(), observed(layers, see):
+    with translated(model.name, named, shapes), eagerly():
         stateless_call(model, keras.tree.pack_sequence_as(ready.graph.inputs, inputs))
 
 
-def _first_outputs(ready: InPlace, model: keras.Model) -> dict[str, list[np.ndarray]]:
-    """What each part's first call gives of the kept sample, as far as memory allows."""
-    kept: dict[str, list[np.ndarray]] = {}
-    left = _MEASURED_ELEMENTS
-
-    def see(path: str, given: list[Any], made: list[Any]) -> None:
-        nonlocal left
-        if path in kept or ready.parts[path].spec is None:
-            return
-        arrays = [np.asarray(keras.ops.convert_to_numpy(x)) for x in made]
-        left -= sum(array.size for array in arrays)
-        if left >= 0:
-            kept[path] = arrays
-
-    if ready.calibration.sample:
-        _run(ready, ready.calibration.sample, see, model)
-    return kept
+def _outputs(ready: InPlace, model: keras.Model) -> dict[str, list[np.ndarray]]:
+    """What each part gives of the kept sample, as far as memory allows."""
+    sample = ready.calibration.sample
+    return outputs_seen(ready.all_parts, lambda: _run(ready, sample, model)) if sample else {}
 
 
 Adapt = Callable[[BaseInferableQuantizer, Shape, bool], BaseQuantizer]
 
 
-def put_quantizers(ready: InPlace, adapt: Adapt | None = None) -> tuple[keras.Model, Weights, dict[str, Any]]:
+def put_quantizers(
+    ready: InPlace, adapt: Adapt | None = None, adapt_within: AdaptWithin | None = None
+) -> tuple[keras.Model, Weights, dict[str, Any]]:
     """Hooks wrappers into the copy.
 
     Args:
         ready: calibrated.
         adapt: makes of each inferable quantizer, its tensor's shape and whether its range is fixed the one to put in; by default
             they are put in as they are, and frozen.
+        adapt_within: likewise of the quantizer of an output of a cell.
 
     Returns:
         (the model, what became of the weights, the inferable quantizers of each part's outputs by path).
     """
     weights = Weights()
     wrappers: dict[str, KerasQuantizationWrapper] = {}
-    made: dict[str, list[BaseInferableQuantizer]] = {}
+    made = {path: part.quantizers() for path, part in ready.all_parts.items()}
     for path, part in ready.parts.items():
         originals = _weights_of(part.layer)
         found, reasons = weight_quantizers(part.layer, path, originals, ready.book, "")
-        made[path] = _output_quantizers(part)
-        if found or made[path]:
+        within = quantizers_within(ready.cells[path], adapt_within)
+        if found or made[path] or within:
             put = lambda q, shape, fixed=False: q if adapt is None else adapt(q, shape, fixed)
             bound = {name: put(q, originals[name].shape) for name, q in found.items()}
             outputs = [put(q, (1,), part.fixed is not None) for q in made[path]]
             name = f"quant_{path.replace('/', '_')}"
-            wrapper = KerasQuantizationWrapper(part.layer, KerasNodeQuantizationDispatcher(bound, outputs), name=name)
+            dispatcher = KerasNodeQuantizationDispatcher(bound, outputs, within)
+            wrapper = KerasQuantizationWrapper(part.layer, dispatcher, name=name)
             wrapper.build(None)
             wrappers[path] = wrapper.freeze(in_place=True) if adapt is None else wrapper
         call = part.call
@@ -333,35 +259,20 @@ def _weights_of(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
     return originals
 
 
-def _output_quantizers(part: Part) -> list[BaseInferableQuantizer]:
-    if part.spec is None or not part.outputs:
-        return []
-    groups = [Group(part.spec, part.fixed, names=[name]) for name in part.names]
-    return [activation_quantizer(group, seen) for group, seen in zip(groups, part.outputs, strict=True)]
-
-
 def quantized_rows(
-    ready: InPlace, model: keras.Model, weights: Weights, made: Mapping[str, list[BaseInferableQuantizer]]
+    ready: InPlace,
+    model: keras.Model,
+    weights: Weights,
+    made: Mapping[str, Sequence[BaseInferableQuantizer | None]],
 ) -> list[Row]:
     """The rows of a report: each layer's weights and what it gives, in the order in which the layers are held."""
-    after = _first_outputs(ready, model)
+    after = _outputs(ready, model)
     rows = [activation_row(v.name, "InputLayer", v.shape, _INPUT, name="input") for v in ready.graph.flat_inputs()]
     rows += [row for row in weights.rows if row.layer == ready.copy.name]
     for path, part in ready.parts.items():
         rows += [row for row in weights.rows if row.layer == path]
-        if not made[path] or part.spec is None:
-            reason = part.reason or "no rule of the recipe covers it"
-            rows.append(activation_row(path, part.kind, next(iter(part.shapes), ()), reason))
-            continue
-        exact = ready.kept.get(path, [None] * len(part.names))
-        results = after.get(path, [None] * len(part.names))
-        for index, quantizer in enumerate(made[path]):
-            group = Group(part.spec, part.fixed, names=[part.names[index]])
-            errors = None
-            if exact[index] is not None and results[index] is not None:
-                errors = sqnr_db(exact[index], quantizer(exact[index])), sqnr_db(exact[index], results[index])
-            found = (group, quantizer, part.outputs[index])
-            rows.append(activation_row(part.names[index], part.kind, part.shapes[index], found, errors))
+        for each in (*ready.cells[path].values(), part):
+            rows += part_rows(each, made[each.path], ready.kept.get(each.path, ()), after.get(each.path, ()))
     return rows
 
 
@@ -390,7 +301,9 @@ def convert_in_place(model: keras.Model) -> keras.Model:
         mine = weights_of(parts[path])
         for name, value in wrapper.get_quantized_weights().items():
             mine[name].assign(value)
-        dispatcher = KerasNodeQuantizationDispatcher(wrapper.quantizers, wrapper.output_quantizers)
+        dispatcher = KerasNodeQuantizationDispatcher(
+            wrapper.quantizers, wrapper.output_quantizers, wrapper.inner_quantizers
+        )
         new = KerasQuantizationWrapper(parts[path], dispatcher, name=wrapper.name)
         new.build(None)
         wrappers[path] = new.freeze(in_place=True)

@@ -115,12 +115,12 @@ def config_of(layer: keras.layers.Layer) -> dict[str, Any]:
 
 
 def build_configs(layer: keras.layers.Layer) -> dict[str, Any]:
-    """How a built layer and all layers in it were built, by path; that of the layer itself is ""."""
+    """How a built layer and all layers in it were built, by path; that of the layer itself is "", of those that don't tell None."""
     found: dict[str, Any] = {}
 
     def walk(part: Any, path: str) -> None:
-        if part.built and (how := part.get_build_config()):
-            found[path] = how
+        if part.built:
+            found[path] = part.get_build_config() or None
         for name, child in sub_layers(part):
             walk(child, f"{path}/{name}" if path else name)
 
@@ -128,29 +128,51 @@ def build_configs(layer: keras.layers.Layer) -> dict[str, Any]:
     return found
 
 
-def build_by(layer: keras.layers.Layer, configs: Mapping[str, Any]) -> None:
+def build_by(
+    layer: keras.layers.Layer, configs: Mapping[str, Any] | None, how: Mapping[str, Any] | None = None
+) -> None:
     """Builds a layer and what is in it as `build_configs` says, from the outside to the inside.
 
-    What a call runs in training only, say, the layer's own build leaves without weights.
+    What a call runs in training only, say, the layer's own build leaves without weights. A layer without a ``build`` of its own
+    needs no other tensors than its parts do: these tell how they were built, and it is traced where one doesn't.
+
+    Args:
+        layer: not built yet, or in part.
+        configs: by path; None where only the layer itself told, as in earlier files.
+        how: what that told.
     """
+    if configs is None:
+        _build_alone(layer, how or {})
+        return
+    left = []
 
     def walk(part: Any, path: str) -> None:
-        if path in configs and not part.built:
+        if not part.built and configs.get(path):
             _build_one(part, configs[path])
         for name, child in sub_layers(part):
             walk(child, f"{path}/{name}" if path else name)
+        if path in configs and not part.built:
+            left.append(part)
 
     walk(layer, "")
+    how = configs.get("") or {}
+    if left and "input_shape" in how and getattr(layer.build, "_is_default", False):
+        build_layer(layer, how["input_shape"])
+
+
+def _build_alone(layer: keras.layers.Layer, how: Mapping[str, Any]) -> None:
+    if "input_shape" in how:
+        build_layer(layer, how["input_shape"])  # traces what Keras would leave without weights
+    elif how:
+        layer.build_from_config(how)
 
 
 def _build_one(layer: keras.layers.Layer, how: Mapping[str, Any]) -> None:
-    if "input_shape" not in how or not getattr(layer.build, "_is_default", False):
-        layer.build_from_config(how)
-        return
     with warnings.catch_warnings():
         # Of sub-layers that are still without weights; they get them from their own records.
         warnings.filterwarnings("ignore", "`build\\(\\)` was called on layer", UserWarning)
-        build_layer(layer, how["input_shape"])  # traces what Keras would leave without weights
+        warnings.filterwarnings("ignore", "Model '.*' had a build config", UserWarning)
+        layer.build_from_config(how)
 
 
 def _from_config(op: Any, config: dict[str, Any], changes: Mapping[str, Any]) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 
 from qi.errors import ConfigError, InputError, UnsupportedError
-from qi.keras.assemble import copy_layers
+from qi.keras.assemble import Within, copy_layers
 from qi.keras.attention import split_attention
 from qi.keras.calibrate import Calibration, collect, group_statistics
 from qi.keras.exact import ExactGrid, ExactSums
@@ -22,6 +22,7 @@ from qi.keras.graph import Call, Graph, Value, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.in_place_quantize import calibrate_in_place, prepare_in_place, why_in_place
 from qi.keras.merges import split_merges
+from qi.keras.parts import AdaptWithin, Part, inner_parts, quantizers_within
 from qi.keras.plan import ActivationPlan, plan_activations
 from qi.keras.rows import original_weights
 from qi.keras.running import fixed_batch
@@ -42,7 +43,8 @@ _MEASURED_ELEMENTS = 2**24  # activations held at once to measure errors: 64 MiB
 class Prepared:
     """A model on its way: its graph as given, the folded one of copies, the recipe's decisions, the activations' plan.
 
-    `kept` says why normalizations weren't folded and attentions not taken apart, by path.
+    `kept` says why normalizations weren't folded and attentions not taken apart, by path; `inner` holds what is quantized within
+    layers that are called as a whole, by their paths.
     """
 
     given: Graph
@@ -52,11 +54,26 @@ class Prepared:
     kept: dict[str, str]
     notes: dict[str, str]
     tensors: dict[int, Any]
+    inner: dict[str, dict[str, Part]] = field(default_factory=dict)
 
     @property
     def watched(self) -> list[Value]:
         """Values that calibration has to see."""
         return [value for group in self.plan.groups if group.fixed is None for value in group.observed]
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What is quantized within layers, by path."""
+        return {part.path: part for parts in self.inner.values() for part in parts.values()}
+
+    def within(self, adapt: AdaptWithin | None = None) -> dict[str, Within]:
+        """The quantizers within each layer by its path; `adapt` makes others of the inferable ones."""
+        return {path: quantizers_within(parts, adapt) for path, parts in self.inner.items()}
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration has to find any range."""
+        return bool(self.watched) or any(part.watched for part in self.parts.values())
 
 
 Planner = Callable[[Graph, RuleBook], ActivationPlan]
@@ -107,7 +124,11 @@ def prepare(
         split_merges(graph)
     plan = plan_activations(graph, book, later) if planner is None else planner(graph, book)
     notes = copy_layers(graph, plan)
-    return Prepared(flatten_model(model), graph, book, plan, kept, notes, build_tensors(graph))
+    ready = Prepared(flatten_model(model), graph, book, plan, kept, notes, build_tensors(graph))
+    for call in graph.calls:
+        if call.path not in ready.inner and call.path not in notes:
+            ready.inner[call.path] = inner_parts(call.op, call.path, book, kept.get(call.path, ""))
+    return ready
 
 
 def _folds_into_scales(layer: Call, norm: Call, book: RuleBook) -> bool:
@@ -135,6 +156,8 @@ def gather_statistics(
         calibration = _new_statistics(ready, data, batch_size, progress)
     else:
         calibration = stored_statistics(model, data, statistics)
+        for part in ready.parts.values():
+            part.take(calibration.statistics)
     check_copies(ready.given, ready.graph, calibration.sample)
     return calibration
 
@@ -160,18 +183,18 @@ def calibrate(
     """
     if why_in_place(model):
         in_place = prepare_in_place(model, recipe)
-        _check_watched(in_place.watched, in_place.book)
+        _check_watched(bool(in_place.watched), in_place.book)
         calibrate_in_place(in_place, data, None, batch_size, progress)
         return CalibratedStatistics(in_place.statistics, samples=in_place.calibration.samples, model=fingerprint(model))
     ready = prepare(model, recipe)
-    _check_watched(ready.watched, ready.book)
+    _check_watched(ready.needs_data, ready.book)
     calibration = gather_statistics(model, ready, data, None, batch_size, progress)
     for group in ready.plan.groups:
         group_statistics(group, calibration.statistics)  # refuses what no recipe could use
     return CalibratedStatistics(calibration.statistics, samples=calibration.samples, model=fingerprint(model))
 
 
-def _check_watched(watched: list[Any], book: RuleBook) -> None:
+def _check_watched(watched: bool, book: RuleBook) -> None:
     if not watched:
         raise ConfigError(
             f"expected a recipe with activation ranges to choose; received {book.recipe.name!r}, which needs no "
@@ -181,7 +204,7 @@ def _check_watched(watched: list[Any], book: RuleBook) -> None:
 
 def _new_statistics(ready: Prepared, data: Any, batch_size: int, progress: bool) -> Calibration:
     """What one pass over the data gives; nothing where the recipe needs none."""
-    if not ready.plan.groups or (data is None and not ready.watched):
+    if not (ready.plan.groups or ready.parts) or (data is None and not ready.needs_data):
         return Calibration()
     return _collect(ready, data, batch_size, progress)
 
@@ -209,4 +232,13 @@ def _collect(ready: Prepared, data: Any, batch_size: int, progress: bool) -> Cal
     # Where the inputs fix the batch size, layers may need just as many.
     fixed = fixed_batch([value.shape for value in ready.graph.flat_inputs()])
     keep = fixed or int(np.clip(_MEASURED_ELEMENTS // max(1, int(sum(sizes))), 1, 64))
-    return collect(ready.graph, ready.tensors, ready.watched, data, batch_size=batch_size, progress=progress, keep=keep)
+    return collect(
+        ready.graph,
+        ready.tensors,
+        ready.watched,
+        data,
+        ready.parts,
+        batch_size=batch_size,
+        progress=progress,
+        keep=keep,
+    )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from qi.errors import QuantizationWarning, StrictError, UnsupportedError
 from qi.keras.assemble import Weights, insert_holders, wrap_layers
@@ -24,6 +25,7 @@ from qi.keras.in_place_quantize import (
     quantized_rows,
     why_in_place,
 )
+from qi.keras.parts import outputs_seen, part_rows
 from qi.keras.prepare import Prepared, gather_statistics, prepare, stored_statistics
 from qi.keras.rows import activation_rows, describe, errors_of, in_graph_order
 from qi.keras.running import predict
@@ -109,22 +111,33 @@ def quantize_model(
     merged = {group.key: group_statistics(group, seen) for group in ready.plan.groups}
     quantizers = activation_quantizers(ready.graph, ready.plan, merged)
     measured = _measured_values(ready, calibration)
-    before = run(ready.graph, ready.tensors, measured)(calibration.sample) if measured else []
+    made = {path: part.quantizers() for path, part in ready.parts.items()}
+    before, before_within = _measure(ready, calibration, ready.tensors, measured)
     types = {id(call): describe(call) for call in ready.graph.calls}
     float_graph = Graph(ready.graph.name, ready.graph.inputs, ready.graph.outputs, list(ready.graph.calls))
 
-    weights = wrap_layers(ready.graph, ready.book, ready.kept, ready.notes, types)
+    weights = wrap_layers(ready.graph, ready.book, ready.kept, ready.notes, types, inner=ready.within())
     check_strict(weights, strict)
     held = insert_holders(ready.graph, ready.plan, quantizers)
     tensors = build_tensors(ready.graph)
     result = build_model(ready.graph, tensors)
-    after = run(ready.graph, tensors, [held.get(id(v), v) for v in measured])(calibration.sample) if measured else []
+    after, after_within = _measure(ready, calibration, tensors, [held.get(id(v), v) for v in measured])
     errors = errors_of(
         measured, before, after, {id(v): quantizers[id(g)] for v in measured if (g := ready.plan.group_of(v))}
     )
     seen_by_group = {key: found for key, found in merged.items() if found is not None}
-    activations = activation_rows(float_graph, ready.plan, quantizers, seen_by_group, errors, types, ready.kept)
-    rows = in_graph_order(float_graph, weights.rows, activations)
+    activations = activation_rows(
+        float_graph, ready.plan, quantizers, seen_by_group, errors, types, ready.kept, ready.inner
+    )
+    parts = {
+        path: [
+            row
+            for p in parts.values()
+            for row in part_rows(p, made[p.path], before_within.get(p.path, ()), after_within.get(p.path, ()))
+        ]
+        for path, parts in ready.inner.items()
+    }
+    rows = in_graph_order(float_graph, weights.rows, activations, parts)
     result = result if exact is None else make_exact(result, exact)
     return result, _report(
         model, result, ready.book, rows, findings(ready, rows, calibration, seen_by_group), calibration.settings
@@ -167,6 +180,18 @@ def _measured_values(ready: Prepared, calibration: Calibration) -> list[Value]:
         return []
     known = [*ready.graph.flat_inputs(), *(value for call in ready.graph.calls for value in call.outputs)]
     return [value for value in known if ready.plan.group_of(value) is not None]
+
+
+def _measure(
+    ready: Prepared, calibration: Calibration, tensors: dict[int, Any], values: list[Value]
+) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+    """On the kept samples: the arrays of values, and what the parts of layers give by path."""
+    if not calibration.sample or not (values or ready.parts):
+        return [], {}
+    call = run(ready.graph, tensors, values or ready.graph.flat_outputs())
+    arrays: list[np.ndarray] = []
+    within = outputs_seen(ready.parts, lambda: arrays.extend(call(calibration.sample)))
+    return arrays[: len(values)], within
 
 
 def check_strict(weights: Weights, strict: bool) -> None:

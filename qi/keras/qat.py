@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from qi.errors import ConfigError, QuantizationWarning, UnsupportedError
-from qi.keras.assemble import Weights, frozen_wrapper, insert_holders, wrap_layers
+from qi.keras.assemble import Weights, Within, frozen_wrapper, insert_holders, wrap_layers
 from qi.keras.calibrate import group_statistics
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.dormant import activation_quantizers
@@ -35,7 +35,7 @@ from qi.keras.ptq import check_not_exact, check_strict
 from qi.keras.rows import describe
 from qi.keras.sites import quantizer_sites
 from qi.keras.trace import same_in_training
-from qi.keras.trainables import TrainingMethods, trainable_quantizer
+from qi.keras.trainables import TrainingMethods, trainable_quantizer, trainable_within
 from qi.keras.variables import weights_of
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.observers import TensorStatistics
@@ -129,7 +129,9 @@ def prepare_qat(
 
     types = {id(call): describe(call) for call in ready.graph.calls}
     activations = _activation_quantizers(ready, seen, methods)
-    weights = wrap_layers(ready.graph, ready.book, ready.kept, ready.notes, types, partial(_wrapped, methods=methods))
+    inner = ready.within(lambda q, part: trainable_within(q, methods, fixed=part.fixed is not None))
+    wrap = partial(_wrapped, methods=methods)
+    weights = wrap_layers(ready.graph, ready.book, ready.kept, ready.notes, types, wrap, inner)
     _tell_refused(weights, strict)
     insert_holders(ready.graph, ready.plan, activations, one_each=True)
     result = build_model(ready.graph, build_tensors(ready.graph), kind=kind)
@@ -162,12 +164,17 @@ def _tell_refused(weights: Weights, strict: bool) -> None:
 
 
 def _wrapped(
-    layer: keras.layers.Layer, found: Mapping[str, BaseInferableQuantizer], *, methods: TrainingMethods
+    layer: keras.layers.Layer,
+    found: Mapping[str, BaseInferableQuantizer],
+    within: Within,
+    *,
+    methods: TrainingMethods,
 ) -> KerasQuantizationWrapper:
     """The layer with trainable quantizers that start as the inferable ones found for it."""
     shapes = {path: tuple(w.shape) for path, w in weights_of(layer).items()}
     trained = {path: trainable_quantizer(q, shapes[path], methods) for path, q in found.items()}
-    wrapper = KerasQuantizationWrapper(layer, KerasNodeQuantizationDispatcher(trained), name=layer.name)
+    dispatcher = KerasNodeQuantizationDispatcher(trained, None, within)
+    wrapper = KerasQuantizationWrapper(layer, dispatcher, name=layer.name)
     wrapper.build(None)
     return wrapper
 
@@ -229,7 +236,7 @@ def convert(model: keras.Model) -> keras.Model:
             new: Any = op.convert2inferable()
         elif isinstance(op, KerasQuantizationWrapper) and (op.trains or not op.frozen):
             new = rebuild_layer(op.layer, {"name": op.name}, op.get_quantized_weights())
-            made[id(new)] = _Frozen(op.quantizers, op.output_quantizers)
+            made[id(new)] = _Frozen(op.quantizers, op.output_quantizers, op.inner_quantizers)
         else:
             new, _ = copy_operation(op, op.name)
         for call in calls:
@@ -237,8 +244,8 @@ def convert(model: keras.Model) -> keras.Model:
     _fold(graph, made)
     for calls in graph.calls_of().values():
         found = made.get(id(calls[0].op))
-        if found is not None and (found.weights or found.outputs):
-            wrapper = frozen_wrapper(calls[0].op, found.weights, found.outputs)
+        if found is not None and (found.weights or found.outputs or found.within):
+            wrapper = frozen_wrapper(calls[0].op, found.weights, found.within, found.outputs)
             for call in calls:
                 call.op = wrapper
     result = build_model(graph, build_tensors(graph), kind=kind)
@@ -251,6 +258,7 @@ class _Frozen:
 
     weights: dict[str, BaseInferableQuantizer]
     outputs: list[BaseInferableQuantizer]
+    within: Within
 
 
 def _fold(graph: Graph, made: dict[int, _Frozen]) -> None:
@@ -273,7 +281,7 @@ def _fold(graph: Graph, made: dict[int, _Frozen]) -> None:
             qparams = found[path].qparams(tuple(weights_of(new)[path].shape))
             scale = np.maximum(qparams.scale * np.abs(gain), np.finfo(np.float32).tiny).astype(np.float32)
             found[path] = found[path].with_qparams(scale, qparams.zero_point)
-        made[id(new)] = _Frozen(found, [])
+        made[id(new)] = _Frozen(found, [], {})
 
     fold_batch_norms(graph, keep, on_fold)
 
@@ -331,7 +339,9 @@ def _prepare_in_place(
     ready = prepare_in_place(model, recipe)
     calibrate_in_place(ready, data, statistics, batch_size, progress)
     result, weights, _ = put_quantizers(
-        ready, lambda q, shape, fixed: trainable_quantizer(q, shape, methods, fixed=fixed)
+        ready,
+        lambda q, shape, fixed: trainable_quantizer(q, shape, methods, fixed=fixed),
+        lambda q, part: trainable_within(q, methods, fixed=part.fixed is not None),
     )
     _tell_refused(weights, strict)
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,11 @@ __all__ = [
     "weight_rows",
 ]
 
-_STATES = "gates and states between the steps of a recurrent layer stay in float, here and in exported files"
+_STATES = (
+    "gates and states between the steps of a recurrent layer stay in float, here and in exported files; a rule for its cell "
+    "quantizes the states"
+)
+_GATES = "within a recurrent cell only what it gives is quantized"
 
 
 def original_weights(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
@@ -90,6 +94,7 @@ def activation_rows(
     errors: Mapping[int, tuple[float, float]],
     types: Mapping[int, str],
     kept: Mapping[str, str] | None = None,
+    inner: Mapping[str, Collection[str]] | None = None,
 ) -> list[Row]:
     """Rows of all activations.
 
@@ -101,6 +106,7 @@ def activation_rows(
         errors: own and total SQNR in dB by ``id(value)``, where measured.
         types: description of each call's operation by ``id(call)``.
         kept: why attentions weren't taken apart, by path.
+        inner: the parts of each layer that are quantized where they are, by the layer's path.
     """
     rows = []
     for value in [*graph.flat_inputs(), *(v for call in graph.calls for v in call.outputs)]:
@@ -115,7 +121,7 @@ def activation_rows(
         else:
             found = (group, quantizers[id(group)], statistics.get(group.key))
             rows.append(activation_row(value_name(value), kind, value.shape, found, errors.get(id(value)), name=name))
-        name, why = _inside(call, kept or {}) if group is not None and call is not None else ("", "")
+        name, why = _inside(call, kept or {}, inner or {}) if group is not None and call is not None else ("", "")
         if call is not None and why:
             kind = types.get(id(call), call.kind)
             rows.append(Row(kind="activation", layer=value_name(value), layer_type=kind, name=name, **_in_float(why)))
@@ -149,28 +155,32 @@ def activation_row(
     return Row(kind="activation", layer=layer, layer_type=layer_type, name=name, shape=shape, **outcome)
 
 
-def _inside(call: Call, kept: Mapping[str, str]) -> tuple[str, str]:
+def _inside(call: Call, kept: Mapping[str, str], inner: Mapping[str, Collection[str]]) -> tuple[str, str]:
     """The name of what a layer that is called as a whole computes within, and why that stays in float; "" for others."""
     op = call.op.layer if isinstance(call.op, KerasQuantizationWrapper) else call.op
     parts = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
     if any(isinstance(part, (keras.layers.RNN, keras.layers.Bidirectional)) for part in parts):
-        return "states", _STATES
+        return ("gates", _GATES) if inner.get(call.path) else ("states", _STATES)
     if type(op).__name__ in ATTENTIONS and call.path in kept:
         return "scores", f"attention is kept whole: {kept[call.path]}"
     return "", ""
 
 
-def in_graph_order(graph: Graph, weights: list[Row], activations: list[Row]) -> list[Row]:
+def in_graph_order(
+    graph: Graph, weights: list[Row], activations: list[Row], parts: Mapping[str, list[Row]]
+) -> list[Row]:
     """The rows as data flow: the inputs, then each layer's weights and what it gives.
 
     Args:
         graph: the float graph.
         weights: rows of weights; those of a shared layer go where it is called first.
         activations: rows of activations.
+        parts: rows of what layers quantize within, by the layer's path.
     """
     first = {call.path: place for place, call in reversed(list(enumerate(graph.calls, start=1)))}
     made = {value_name(value): place for place, call in enumerate(graph.calls, start=1) for value in call.outputs}
     placed = [(first.get(row.layer, 0), row) for row in weights]
+    placed += [(first.get(path, 0), row) for path, rows in parts.items() for row in rows]
     placed += [(0 if row.name == "input" else made[row.layer], row) for row in activations]
     return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import keras
 
-from qi.errors import FileFormatError, InputError
+from qi.errors import FileFormatError, InputError, QiError
+from qi.keras.legacy import load_h5, who_wrote
 
 __all__ = ["load_model", "save_model", "size_on_disk"]
 
@@ -94,7 +95,7 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
     """Loads a model that QI or Keras saved; what ``keras.models.load_model`` does once `qi.keras` is imported.
 
     Args:
-        path: a `.keras` (or legacy `.h5`) file.
+        path: a `.keras` file, or a legacy `.h5` file of this Keras or of Keras 2.
         **kwargs: as of ``keras.models.load_model``.
 
     Raises:
@@ -104,12 +105,23 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
     source = Path(path)
     if not source.exists():
         raise InputError(f"expected a model file; received {str(source)!r}, which doesn't exist")
+    if source.is_dir():
+        raise FileFormatError(
+            f"expected a .keras or .h5 file; received {str(source)!r}, a folder; do save the model as .keras or .h5 where it was "
+            "made. Of a SavedModel, keras.layers.TFSMLayer(path) makes a layer, which stays in float"
+        )
     if source.suffix == ".keras" and source.is_file() and not zipfile.is_zipfile(source):
         raise FileFormatError(f"expected a .keras archive; received {str(source)!r}, which is truncated or no archive")
     try:
+        if source.suffix in (".h5", ".hdf5"):
+            return load_h5(source, keras.models.load_model, **kwargs)
         return keras.models.load_model(source, **kwargs)
+    except QiError:
+        raise
     except _DAMAGE as error:
-        raise FileFormatError(f"expected a readable Keras model; received {str(source)!r}: {error}") from error
+        raise FileFormatError(
+            f"expected a readable Keras model; received {str(source)!r}{who_wrote(source)}: {error}"
+        ) from error
 
 
 def size_on_disk(model: keras.Model) -> int | None:

@@ -6,9 +6,12 @@ Subclassed models are followed so, and layers that are made of other layers.
 from __future__ import annotations
 
 import inspect
+import linecache
 import re
+import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -20,6 +23,7 @@ __all__ = ["input_shapes", "is_shape", "same_in_training", "trace_call", "trace_
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _COUNT = re.compile(r"_\d+$")
+_OWN = Path(__file__).parents[1]
 _ADVICE = (
     "do rebuild it as keras.Model(inputs, outputs), or wrap its layers with KerasQuantizationWrapper in its own call"
 )
@@ -89,7 +93,8 @@ def why_whole(layer: Any, node: Any) -> str:
     Keras' own layers have rules of their own, and what is called with masks or in another precision does more than its
     sub-layers do.
     """
-    if isinstance(layer, keras.Model) or type(layer).__module__.partition(".")[0] in ("keras", "qi"):
+    owner = next((cls for cls in type(layer).__mro__ if "call" in vars(cls)), object) if _is_model(layer) else type(layer)
+    if owner.__module__.partition(".")[0] in ("keras", "qi"):
         return "it isn't a layer of the user's own"
     children = layer._flatten_layers(include_self=False, recursive=False)
     if not children:
@@ -105,6 +110,10 @@ def why_whole(layer: Any, node: Any) -> str:
     if any("float" in t.dtype and t.dtype != layer.compute_dtype for t in node.arguments.keras_tensors):
         return "it casts what it is given"
     return ""
+
+
+def _is_model(layer: Any) -> bool:
+    return isinstance(layer, keras.Model)
 
 
 @contextmanager
@@ -171,7 +180,7 @@ def _followed(
             raise
         raise UnsupportedError(
             f"expected a model whose call is made of layers and keras.ops; received {layer.name!r} of class "
-            f"{type(layer).__name__}, whose call raised {type(error).__name__} on symbolic tensors: "
+            f"{type(layer).__name__}, whose call raised {type(error).__name__} on symbolic tensors{_place(error)}: "
             f"{' '.join(str(error).split())[:300]}; {_ADVICE}"
         ) from error
     if len(layer._losses) > losses:
@@ -181,6 +190,26 @@ def _followed(
             "some; do add them in a layer of their own"
         )
     return functional
+
+
+def _place(error: Exception) -> str:
+    """The expression in the user's code that raised an error, operators and all; "" where its text isn't known."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_library(Path(frame.filename))]
+    text = own[-1].line or "" if own else ""
+    if not text or own[-1].lineno != own[-1].end_lineno:
+        return f" at {text!r}" if text else ""
+    return f" at {text[own[-1].colno - _indent(own[-1]) : own[-1].end_colno - _indent(own[-1])]!r}"
+
+
+def _is_library(path: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or _OWN in path.parents
+
+
+def _indent(frame: traceback.FrameSummary) -> int:
+    """How much of a line `frame.line` leaves out."""
+    whole = linecache.getline(frame.filename, frame.lineno or 0)
+    return len(whole) - len(whole.lstrip())
 
 
 @contextmanager

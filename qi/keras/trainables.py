@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from qi.quantizers import (
 from qi.registry import suggest
 from qi.typing import Shape
 
-__all__ = ["TrainingMethods", "trainable_quantizer"]
+__all__ = ["TrainingMethods", "trainable_quantizer", "trainable_within"]
 
 _WEIGHTS, _ACTIVATION = QuantizationTarget.WEIGHTS, QuantizationTarget.ACTIVATION
 _POT, _UNIFORM = QuantizationMethod.POWER_OF_TWO, QuantizationMethod.UNIFORM
@@ -120,6 +120,19 @@ def trainable_quantizer(
         **({"rests_in_training": True} if rests else {}),
     )
     return quantizer.with_initial(inferable, shape)
+
+
+def trainable_within(
+    inferable: BaseInferableQuantizer, methods: TrainingMethods, *, fixed: bool
+) -> BaseTrainableQuantizer:
+    """The trainable quantizer of what a part of a layer gives; see `trainable_quantizer`.
+
+    Methods that add noise give way to "ste": no generator can change its state within the loop of a recurrent layer.
+    """
+    made = trainable_quantizer(inferable, (1,), methods, fixed=fixed)
+    if not made.needs_noise:
+        return made
+    return trainable_quantizer(inferable, (1,), replace(methods, activations="ste"), fixed=fixed)
 
 
 def _class_of(target: QuantizationTarget, method: QuantizationMethod, name: str) -> type[BaseQuantizer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ __all__ = [
     "class_names",
     "first_value",
     "is_builtin",
+    "names_within",
     "own_variables",
     "paths_within",
     "places_of",
@@ -80,9 +81,9 @@ def weights_of(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     """All variables of a built layer by their path below it ("kernel", "query/kernel"), sub-layers included.
 
     A path joins the names of sub-layers and of the variable. Names that Keras made up ("dense_7") count on through a
-    process. So that a reloaded or rebuilt layer has the same paths, models keep them (they are in the configuration),
-    Keras' other classes lose the number, and in classes of users the attribute's name stands for them. Where two variables
-    have one path, a counter keeps them apart.
+    process. So that a reloaded or rebuilt layer has the same paths, models count anew, Keras' other classes lose the number,
+    and in classes of users the attribute's name stands for them. Where two variables have one path, a counter keeps them
+    apart.
     """
     return {path: place.variable for path, place in places_of(layer).items()}
 
@@ -149,16 +150,44 @@ def paths_within(layer: Any) -> dict[int, str]:
 
 def _namer(layer: Any) -> Callable[[Any], str]:
     """Gives the name that paths have of a layer's sub-layer or variable."""
-    if isinstance(layer, keras.Sequential) or hasattr(layer, "operations"):  # the latter: functional models
-        return lambda item: str(item.name)
-    attributes = _attribute_names(layer)
+    names = _names_in_model(layer) if isinstance(layer, keras.Sequential) or _is_functional(layer) else None
+    attributes = _attribute_names(layer) if names is None else names
     return lambda item: _stable_name(item, attributes)
 
 
-def _stable_name(item: Any, attributes: dict[int, str]) -> str:
-    made_up = "variable" if isinstance(item, keras.Variable) else type(item).__name__.strip("_").lower()
-    stem = re.sub(r"_\d+$", "", item.name)
-    return attributes.get(id(item), stem) if stem.replace("_", "") == made_up else item.name
+def _is_functional(layer: Any) -> bool:
+    return isinstance(layer, keras.Model) and hasattr(layer, "operations")
+
+
+def names_within(model: Any) -> dict[int, str]:
+    """Names of the layers and operations of a Functional model, by ``id``: those that Keras made up are counted within it."""
+    return _names_in_model(model, model.operations)
+
+
+def _names_in_model(model: Any, operations: Sequence[Any] = ()) -> dict[int, str]:
+    layers = model._flatten_layers(include_self=False, recursive=False)
+    items = list({id(item): item for item in (*layers, *operations)}.values())
+    names = {id(item): item.name for item in items if not _made_up(item)}
+    taken = set(names.values())
+    for item in items:
+        if id(item) not in names:
+            names[id(item)] = name = unique_path(_stem(item), taken)
+            taken.add(name)
+    return names
+
+
+def _stem(item: Any) -> str:
+    return re.sub(r"_\d+$", "", item.name)
+
+
+def _made_up(item: Any) -> bool:
+    """Whether Keras named it, after its class."""
+    kind = "variable" if isinstance(item, keras.Variable) else type(item).__name__.strip("_").lower()
+    return _stem(item).replace("_", "") == kind
+
+
+def _stable_name(item: Any, known: Mapping[int, str]) -> str:
+    return known.get(id(item), _stem(item)) if _made_up(item) else item.name
 
 
 def _attribute_names(layer: Any) -> dict[int, str]:

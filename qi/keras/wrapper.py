@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,44 +10,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.core import IntGrid, QParams, QTensor, packed_nbytes, unpack
+from qi.core import IntGrid, QTensor, packed_nbytes, unpack
 from qi.core.grid import code_bits
 from qi.core.packing import pack
 from qi.dispatch import NodeQuantizationDispatcher
 from qi.errors import ConfigError, FileFormatError, InputError
-from qi.keras.bound import Bound, bind_quantizer
+from qi.keras.bound import Bound, WeightBinding, bind_quantizer
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
-from qi.keras.layers import finalize_layer, rebuild_layer
+from qi.keras.inner import InnerQuantizers
+from qi.keras.layers import build_by, build_configs, finalize_layer, rebuild_layer
 from qi.keras.variables import add_parameter, build_layer, first_value, to_numpy, weights_of
 from qi.quantizers import BaseInferableQuantizer
 
 __all__ = ["KerasQuantizationWrapper"]
-
-
-@dataclass(eq=False)
-class _Binding:
-    """One quantized weight: its variable, its quantizer and that one's variables."""
-
-    bound: Bound
-    variable: keras.Variable
-    frozen: keras.Variable | None = (
-        None  # holds the quantized value; the variable itself when the wrapper owns the layer
-    )
-    beside: keras.Variable | None = None  # the variable made for a frozen value outside the layer
-
-    def qparams(self) -> QParams:
-        if self.bound.trains:
-            return self.bound.current().qparams(tuple(self.variable.shape))
-        # As the variables are, for a damaged file may have filled them.
-        quantizer, variables = self.bound.quantizer, self.bound.variables
-        scale, zero_point = (to_numpy(variables[name]) for name in ("scale", "zero_point"))
-        return QParams(scale, zero_point, quantizer.grid, quantizer.granularity(len(self.variable.shape)))
-
-    def source(self) -> np.ndarray:
-        """What the inferable quantizer is applied to: the weight, or what a trainable one makes of it."""
-        values = to_numpy(self.variable)
-        # On the backend, as in training: tanh, say, isn't the same everywhere.
-        return to_numpy(self.bound.transformed(keras.ops.convert_to_tensor(values))) if self.bound.trains else values
 
 
 @dataclass(eq=False)
@@ -116,15 +91,18 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         # The inner layer follows its own dtype policy; out here nothing may be cast.
         super().__init__(**{"dtype": "float32", "autocast": False, "name": f"quant_{layer.name}"} | kwargs)
         if not isinstance(dispatcher, KerasNodeQuantizationDispatcher):
-            dispatcher = KerasNodeQuantizationDispatcher(dispatcher.weight_quantizers, dispatcher.activation_quantizers)
+            dispatcher = KerasNodeQuantizationDispatcher(
+                dispatcher.weight_quantizers, dispatcher.activation_quantizers, dispatcher.inner_quantizers
+            )
         self.layer = layer
         self.dispatcher = dispatcher
         self.supports_masking = layer.supports_masking
         self._owns_layer = frozen  # only a wrapper read from a config is made frozen, and its layer is its own
         self._is_frozen = frozen
         self._inside = _Inside()
-        self._bindings: dict[str, _Binding] = {}
+        self._bindings: dict[str, WeightBinding] = {}
         self._outputs: list[Bound] = []
+        self._inner = InnerQuantizers()
 
     # Building -----------------------------------------------------------------------------------------------------------
 
@@ -143,9 +121,10 @@ class KerasQuantizationWrapper(keras.layers.Layer):
                 continue  # stays in float, as if it had none
             shape, prefix = tuple(variables[path].shape), f"{path.replace('/', '_')}_"
             bound = bind_quantizer(self, quantizer, shape, first_value(variables[path]), prefix=prefix)
-            self._bindings[path] = _Binding(bound, variables[path])
+            self._bindings[path] = WeightBinding(bound, variables[path])
         for i, quantizer in enumerate(self.dispatcher.activation_quantizers):
             self._outputs.append(bind_quantizer(self, quantizer, (1,), prefix=f"output_{i}_", reshape=()))
+        self._inner.bind(self, self.layer, self.dispatcher.inner_quantizers)
         if self._is_frozen:
             self._settle()
         self.built = True
@@ -184,16 +163,13 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         return [swapped.get(id(variable), variable) for variable in variables if id(variable) not in made]
 
     def get_build_config(self) -> dict[str, Any]:
-        """How the inner layer was built."""
-        return {"layer": self.layer.get_build_config()}
+        """How the inner layer was built, and all layers in it."""
+        return {"layer": self.layer.get_build_config(), "within": build_configs(self.layer)}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds the inner layer as it was, then binds."""
-        how = config.get("layer") or {}
-        if "input_shape" in how and not self.layer.built:
-            build_layer(self.layer, how["input_shape"])
-        elif how and not self.layer.built:
-            self.layer.build_from_config(how)
+        if not self.layer.built:
+            build_by(self.layer, config.get("within"), config.get("layer"))
         if self.layer.built:
             self.build(None)
 
@@ -209,7 +185,8 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         if training is not None:
             kwargs["training"] = training
         run = partial(self._run_with, substitutes) if substitutes else self._run
-        outputs = run(inputs, *args, **kwargs)
+        with self._inner.running(training):
+            outputs = run(inputs, *args, **kwargs)
         return self._quantize_outputs(outputs, training) if self._outputs else outputs
 
     @property
@@ -236,7 +213,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
     def _run_with(self, substitutes: Mapping[int, Any], inputs: Any, *args: Any, **kwargs: Any) -> Any:
         # All variables are snapshot, since an inner scope doesn't see an outer one.
-        known = {id(v): v for v in (*self._inside.weights.values(), *self._inside.around)}
+        known = {id(v): v for v in (*self._inside.weights.values(), *self._inside.around, *self._inner.variables)}
         before = [(v, substitutes.get(key, v.value)) for key, v in known.items()]
         with keras.StatelessScope(state_mapping=before, collect_losses=True) as scope:
             outputs = self._run(inputs, *args, **kwargs)
@@ -291,9 +268,9 @@ class KerasQuantizationWrapper(keras.layers.Layer):
 
     @property
     def bounds(self) -> dict[str, Bound]:
-        """Its quantizers with their variables: by weight path, and as "output_0"... those of outputs."""
+        """Its quantizers with their variables: by weight path, "output_0"... of outputs, and "cell/output_0"... within."""
         weights = {path: binding.bound for path, binding in self._bindings.items()}
-        return weights | {f"output_{i}": bound for i, bound in enumerate(self._outputs)}
+        return weights | {f"output_{i}": bound for i, bound in enumerate(self._outputs)} | self._inner.bounds
 
     def get_source(self, path: str) -> np.ndarray:
         """What the quantizer of a weight quantizes: the weight as it is, or what a trainable quantizer makes of it first."""
@@ -310,6 +287,11 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         enabled = any(bound.quantizer.enabled for bound in self._outputs)
         return [bound.current() for bound in self._outputs] if enabled else []
 
+    @property
+    def inner_quantizers(self) -> dict[str, list[BaseInferableQuantizer | None]]:
+        """The activation quantizers within the layer, by path of the inner layer, with their current parameters."""
+        return self._inner.current()
+
     def get_quantized_weights(self) -> dict[str, np.ndarray]:
         """The quantized value of every bound weight by path, as numpy arrays in the weight's shape and dtype."""
         return {path: tensor.dequantize() for path, tensor in self.get_quantized_tensors().items()}
@@ -318,7 +300,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         """Integer codes with scale and zero point of every bound weight by path."""
         return {path: self._qtensor(path, binding) for path, binding in self._bindings.items()}
 
-    def _qtensor(self, path: str, binding: _Binding) -> QTensor:
+    def _qtensor(self, path: str, binding: WeightBinding) -> QTensor:
         if binding.frozen is None:
             return self._quantized(path, binding)
         source = to_numpy(binding.frozen)
@@ -330,7 +312,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             )
         return tensor
 
-    def _quantized(self, path: str, binding: _Binding) -> QTensor:
+    def _quantized(self, path: str, binding: WeightBinding) -> QTensor:
         source = binding.source()
         if np.isnan(source).any():
             raise InputError(f"expected finite weights; received NaN in {path!r} of layer {self.layer.name!r}")
@@ -399,7 +381,8 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             layer = rebuild_layer(self.layer, values=changed)
         weights = {path: binding.bound.current() for path, binding in self._bindings.items()}
         outputs = self.output_quantizers
-        result = KerasQuantizationWrapper(layer, KerasNodeQuantizationDispatcher(weights, outputs), name=self.name)
+        dispatcher = KerasNodeQuantizationDispatcher(weights, outputs, self.inner_quantizers)
+        result = KerasQuantizationWrapper(layer, dispatcher, name=self.name)
         result.build(None)
         return result
 
@@ -424,9 +407,16 @@ class KerasQuantizationWrapper(keras.layers.Layer):
                 store[f"{key}:codes"] = pack(tensor.codes, tensor.bits)
             else:
                 store[key] = variable
-        for i, bound in enumerate(self._outputs):
+        for key, variable in self._activation_state():
+            store[key] = variable
+
+    def _activation_state(self) -> Iterator[tuple[str, keras.Variable]]:
+        """What files hold of the quantizers of activations, by key."""
+        outputs = {f"output.{i}": bound for i, bound in enumerate(self._outputs)}
+        inner = {f"inner.{path.replace('/', '.')}": bound for path, bound in self._inner.bounds.items()}
+        for key, bound in (outputs | inner).items():
             for name, variable in bound.state.items():
-                store[f"output.{i}:{name}"] = variable
+                yield f"{key}:{name}", variable
 
     def load_own_variables(self, store: Any) -> None:
         """Reads what `save_own_variables` stored."""
@@ -451,12 +441,11 @@ class KerasQuantizationWrapper(keras.layers.Layer):
                 binding.frozen.assign(self._decode(binding, read(f"{key}:codes")))
             else:
                 variable.assign(store[key] if key in present else read(key))
-        for i, bound in enumerate(self._outputs):
-            for name, variable in bound.state.items():
-                variable.assign(read(f"output.{i}:{name}"))
+        for key, variable in self._activation_state():
+            variable.assign(read(key))
         finalize_layer(self.layer)  # Keras tells no layer that this wrapper loads for
 
-    def _decode(self, binding: _Binding, data: np.ndarray) -> np.ndarray:
+    def _decode(self, binding: WeightBinding, data: np.ndarray) -> np.ndarray:
         qparams, shape = binding.qparams(), tuple(binding.variable.shape)
         grid = qparams.grid
         bits = code_bits(grid)
@@ -476,6 +465,8 @@ class KerasQuantizationWrapper(keras.layers.Layer):
             record["weight_quantizers"] = {path: quantizer.to_dict() for path, quantizer in bound.items()}
         if self._outputs:
             record["activation_quantizers"] = [output.quantizer.to_dict() for output in self._outputs]
+        if self._inner.bounds:
+            record["inner_quantizers"] = self._inner.records()
         layer = keras.saving.serialize_keras_object(self.layer)
         layer.pop("build_config", None)  # ours does it, tracing where a layer has no build of its own
         return {

@@ -75,6 +75,26 @@ class RuleBook:
         """
         return self._decide("activations", [(path, layer_type, None)])
 
+    def activations_within(self, path: str, layer_type: str, outer: tuple[str, str]) -> Decision:
+        """Decide on what a part of a layer gives to other parts of it, which only rules that speak of the part quantize.
+
+        Args:
+            path: The part's path, "lstm/lstm_cell".
+            layer_type: The name of its class.
+            outer: The (path, class) of the layer: a rule that matches that as well doesn't speak of the part.
+        """
+        self._layers[path] = layer_type
+        for index, rule in enumerate(self.recipe.rules):
+            if not rule.covers(path, layer_type) or rule.covers(*outer):
+                continue
+            self._covering.add(index)
+            if rule.activations is not None and rule.matches(path, layer_type):
+                self._deciding.add(index)
+                if isinstance(rule.activations, TensorSpec):
+                    return Decision(rule.activations, "")
+                return Decision(None, f"left in float by rule {rule}")
+        return Decision(None, f"no rule of the recipe speaks of {path}")
+
     def folded(self, path: str, layer_type: str, into: str) -> None:
         """Note a layer about which nothing is to be decided, since another one has taken it in.
 

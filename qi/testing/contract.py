@@ -45,7 +45,7 @@ def check_quantizer(
     The clauses (`qi.testing.CLAUSES`):
 
     * ``forward``: outside of training the forward pass equals that of ``convert2inferable()``, bit for bit;
-    * ``engines``: numpy, TensorFlow eager, ``tf.function`` and XLA give the same bits;
+    * ``engines``: numpy and Keras' backend, eager and compiled (``tf.function`` and XLA, ``jax.jit``), give the same bits;
     * ``gradients``: those of the tensor and of each variable equal finite differences of the surrogate that
       `qi.testing.surrogate` describes, or of the class' own ``formula(x, variables)``, where it has one;
     * ``finite``: results and gradients, at ties and clip edges, for constant tensors, 0, and huge values;
@@ -54,10 +54,11 @@ def check_quantizer(
     * ``refusals``: wrong targets, methods and options are refused with errors of `qi.errors`;
     * ``saving``: a Keras model saved in the middle of training goes on training as the original, bit for bit, and converts;
     * ``training``: the loss of a toy problem falls;
-    * ``modes``: training steps in eager, graph and XLA mode agree;
+    * ``modes``: training steps, eager and compiled, agree;
     * ``mixed``: ``mixed_float16`` works.
 
-    The last four and ``engines``, ``gradients``, ``finite`` and ``positive`` import Keras, on its TensorFlow backend.
+    The last four and ``engines``, ``gradients``, ``finite`` and ``positive`` import Keras, and run on its backend: TensorFlow,
+    JAX or torch.
 
     Args:
         cls: the class, decorated with `qi.mark_quantizer`.

@@ -1,8 +1,8 @@
-"""TensorFlow, as the contract runs it: results eagerly, in a graph and compiled by XLA, and gradients."""
+"""The backend that Keras runs on, as the contract runs it: results eagerly and compiled, and gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,34 +11,70 @@ import numpy as np
 from qi.errors import UnsupportedError
 from qi.quantizers import BaseTrainableQuantizer
 
-__all__ = ["ENGINES", "evaluate", "gradients_of", "tensorflow_backend"]
+__all__ = ["ENGINES", "as_numpy", "engines_here", "evaluate", "gradients_of", "keras_here", "model_gradients", "ways_to_train"]
 
-ENGINES = ("tensorflow eager", "tf.function", "XLA")
+ENGINES: dict[str, tuple[str, ...]] = {
+    "tensorflow": ("tensorflow eager", "tf.function", "XLA"),
+    "jax": ("jax eager", "jax.jit"),
+    "torch": ("torch eager",),  # torch.compile needs a compiler of C++ on the machine
+}
+"""The ways to run a function, by Keras' backend."""
+
+_WAYS: dict[str, tuple[dict[str, bool], ...]] = {
+    "tensorflow": ({"run_eagerly": True}, {}, {"jit_compile": True}),
+    "jax": ({"run_eagerly": True}, {"jit_compile": True}),
+    "torch": ({"run_eagerly": True}, {}),
+}
 
 Job = tuple[BaseTrainableQuantizer, Mapping[str, np.ndarray], np.ndarray, np.ndarray]
 """(quantizer, variables, x, noise)"""
 
 
-def tensorflow_backend() -> tuple[Any, Any]:
-    """(tensorflow, keras).
+def keras_here() -> tuple[Any, str]:
+    """(keras, the name of its backend).
 
     Raises:
-        UnsupportedError: Keras runs on another backend.
+        UnsupportedError: Keras runs on a backend that the contract doesn't know.
     """
     import keras
-    import tensorflow as tf
 
-    if keras.backend.backend() != "tensorflow":
+    backend = keras.backend.backend()
+    if backend not in ENGINES:
         raise UnsupportedError(
-            f"expected Keras on TensorFlow for the contract; received backend={keras.backend.backend()!r}; "
-            "do set KERAS_BACKEND=tensorflow before Keras is imported"
+            f"expected Keras on one of {sorted(ENGINES)} for the contract; received backend={backend!r}; "
+            "do set KERAS_BACKEND before Keras is imported"
         )
-    return tf, keras
+    return keras, backend
+
+
+def engines_here() -> tuple[str, ...]:
+    """The names of the engines of Keras' backend."""
+    return ENGINES[keras_here()[1]]
+
+
+def ways_to_train() -> tuple[dict[str, bool], ...]:
+    """What ``compile`` takes for each way in which the backend runs a training step."""
+    return _WAYS[keras_here()[1]]
+
+
+def _compiled(function: Callable[..., Any], engine: str) -> Callable[..., Any]:
+    """The function, as that engine runs it."""
+    if engine in ("tf.function", "XLA"):
+        import tensorflow as tf
+
+        compiled: Callable[..., Any] = tf.function(function, autograph=False, jit_compile=engine == "XLA")
+        return compiled
+    if engine == "jax.jit":
+        import jax
+
+        compiled = jax.jit(function)
+        return compiled
+    return function
 
 
 def evaluate(engine: str, jobs: Sequence[Job]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(result, result in training, transform) of every job, in one function that is compiled once."""
-    tf, _ = tensorflow_backend()
+    keras, _ = keras_here()
     quantizers = [job[0] for job in jobs]
 
     def run(given: Any) -> Any:
@@ -51,12 +87,10 @@ def evaluate(engine: str, jobs: Sequence[Job]) -> list[tuple[np.ndarray, np.ndar
             for quantizer, (variables, x, noise) in zip(quantizers, given, strict=True)
         ]
 
-    function = run if engine == ENGINES[0] else tf.function(run, autograph=False, jit_compile=engine == ENGINES[2])
-    given = tf.nest.map_structure(tf.constant, [(dict(variables), x, noise) for _, variables, x, noise in jobs])
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [
-        (a.numpy(), b.numpy(), c.numpy()) for a, b, c in function(given)
+    given = [
+        (_tensors(variables), *map(keras.ops.convert_to_tensor, (x, noise))) for _, variables, x, noise in jobs
     ]
-    return found
+    return [(as_numpy(a), as_numpy(b), as_numpy(c)) for a, b, c in _compiled(run, engine)(given)]
 
 
 def _given(noise: Any, x: Any) -> Any:
@@ -64,18 +98,96 @@ def _given(noise: Any, x: Any) -> Any:
     return noise
 
 
+def _tensors(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    keras, _ = keras_here()
+    return {name: keras.ops.convert_to_tensor(value) for name, value in variables.items()}
+
+
+def as_numpy(x: Any) -> np.ndarray:
+    """A tensor or variable of Keras' backend as a numpy array."""
+    keras, _ = keras_here()
+    return np.asarray(keras.ops.convert_to_numpy(x))
+
+
 def gradients_of(job: Job, upstream: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     """(gradient of x, gradients of the variables, result) of ``sum(upstream * result)`` of a training step."""
-    tf, _ = tensorflow_backend()
+    keras, _ = keras_here()
     quantizer, variables, values, noise = job
-    x, held = tf.constant(values), {name: tf.constant(value) for name, value in variables.items()}
-    with tf.GradientTape() as tape:
-        tape.watch([x, held])
-        result = quantizer.apply(x, held, training=True, noise=lambda _: tf.constant(noise))
-    for_x, for_variables = tape.gradient(
-        result,
-        [x, held],
-        output_gradients=tf.constant(upstream),
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
-    return for_x.numpy(), {name: value.numpy() for name, value in for_variables.items()}, result.numpy()
+    names, fixed = list(variables), keras.ops.convert_to_tensor(noise)
+
+    def run(x: Any, *held: Any) -> Any:
+        named = dict(zip(names, held, strict=True))
+        return quantizer.apply(x, named, training=True, noise=partial(_given, fixed))
+
+    result, (for_x, *others) = _pulled(run, [values, *variables.values()], upstream)
+    return for_x, dict(zip(names, others, strict=True)), result
+
+
+def _pulled(
+    function: Callable[..., Any], arrays: Sequence[np.ndarray], upstream: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(result, gradient of each array) of ``sum(upstream * function(*arrays))``; 0 where an array has no influence."""
+    keras, backend = keras_here()
+    tensors = [keras.ops.convert_to_tensor(np.array(array)) for array in arrays]
+    weights = keras.ops.convert_to_tensor(upstream)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            result = function(*tensors)
+        zero = tf.UnconnectedGradients.ZERO
+        found = tape.gradient(result, tensors, output_gradients=weights, unconnected_gradients=zero)
+    elif backend == "jax":
+        import jax
+
+        result, pull = jax.vjp(function, *tensors)
+        found = pull(weights)
+    else:
+        import torch
+
+        tensors = [tensor.requires_grad_() for tensor in tensors]
+        with torch.enable_grad():
+            result = function(*tensors)
+        found = torch.autograd.grad(result, tensors, weights, allow_unused=True, materialize_grads=True)
+    return as_numpy(result), [as_numpy(gradient) for gradient in found]
+
+
+def model_gradients(model: Any, x: np.ndarray, loss: Callable[[Any], Any]) -> tuple[list[Any], list[np.ndarray | None]]:
+    """(outputs, gradients of the trainable variables) of a loss of a model's outputs in training.
+
+    Args:
+        model: a built Keras model.
+        x: its input.
+        loss: from the flat outputs to a number.
+
+    Returns:
+        outputs as tensors; None for a variable that the loss doesn't reach, which on JAX is zeros.
+    """
+    keras, backend = keras_here()
+    flat = keras.tree.flatten
+    if backend == "jax":
+        import jax
+
+        def run(trainable: Any) -> Any:
+            state = [variable.value for variable in model.non_trainable_variables]
+            outputs, _ = model.stateless_call(trainable, state, x, training=True)
+            return loss(flat(outputs)), flat(outputs)
+
+        start = [variable.value for variable in model.trainable_variables]
+        found, outputs = jax.grad(run, has_aux=True)(start)
+        return outputs, [as_numpy(gradient) for gradient in found]
+    variables = [variable.value for variable in model.trainable_variables]
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            outputs = flat(model(x, training=True))
+            total = loss(outputs)
+        found = tape.gradient(total, variables)
+    else:
+        import torch
+
+        outputs = flat(model(x, training=True))
+        found = torch.autograd.grad(loss(outputs), variables, allow_unused=True)
+    return outputs, [None if gradient is None else as_numpy(gradient) for gradient in found]

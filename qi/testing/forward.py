@@ -9,7 +9,7 @@ import numpy as np
 
 from qi.quantizers import BaseInferableQuantizer, BaseTrainableQuantizer
 from qi.testing.cases import Case, awkward
-from qi.testing.engines import ENGINES, evaluate
+from qi.testing.engines import engines_here, evaluate
 from qi.testing.registry import CLAUSES, expect, expect_close, expect_same
 
 __all__ = ["engines", "forward", "points", "uniform_noise"]
@@ -60,9 +60,10 @@ def forward(cases: Sequence[Case]) -> int:
 
 @CLAUSES.register("engines")
 def engines(cases: Sequence[Case]) -> int:
-    """TensorFlow eager, in a graph and compiled by XLA gives numpy's bits, in training and outside of it."""
+    """Keras' backend, eager and however it compiles, gives numpy's bits, in training and outside of it."""
     found = list(points(cases))
-    for engine in ENGINES:
+    names = engines_here()
+    for engine in names:
         results = evaluate(engine, [(q, v, x, uniform_noise(x)) for _, q, v, x in found])
         for (case, quantizer, variables, x), (inference, training, transformed) in zip(found, results, strict=True):
             own = quantizer.transform(x, variables)
@@ -75,4 +76,4 @@ def engines(cases: Sequence[Case]) -> int:
             if np.array_equal(transformed, own):
                 wanted = quantizer.apply(x, variables, training=True, noise=uniform_noise)
                 expect_same(training, wanted, "engines", where, "numpy's result in training")
-    return len(found) * len(ENGINES)
+    return len(found) * len(names)

@@ -11,7 +11,7 @@ import numpy as np
 
 from qi.quantizers import QuantizationTarget
 from qi.testing.cases import Case
-from qi.testing.engines import tensorflow_backend
+from qi.testing.engines import as_numpy, keras_here, model_gradients, ways_to_train
 from qi.testing.registry import CLAUSES, expect, expect_close, expect_same
 
 __all__ = ["mixed", "modes", "saving", "training"]
@@ -37,7 +37,7 @@ def _chosen(cases: Sequence[Case]) -> list[Case]:
 
 def _model(cases: Sequence[Case], policy: str = "float32") -> Any:
     """A model with one branch a case; in float32, their outputs are concatenated."""
-    _, keras = tensorflow_backend()
+    keras, _ = keras_here()
     from qi.keras import KerasActivationQuantizationHolder, KerasNodeQuantizationDispatcher, KerasQuantizationWrapper
 
     inputs, outputs = keras.Input((_INPUTS,)), []
@@ -57,7 +57,7 @@ def _model(cases: Sequence[Case], policy: str = "float32") -> Any:
 
 def _compiled(cases: Sequence[Case], rate: float = 0.02, **how: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """The model, its inputs and the outputs it should have."""
-    _, keras = tensorflow_backend()
+    keras, _ = keras_here()
     model, (x, y) = _model(cases), _problem()
     model.compile(keras.optimizers.Adam(rate), "mse", **{"jit_compile": False} | how)
     return model, x, np.tile(y, len(cases))
@@ -65,7 +65,7 @@ def _compiled(cases: Sequence[Case], rate: float = 0.02, **how: Any) -> tuple[An
 
 def _losses(model: Any, cases: Sequence[Case], x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The mean squared error of each branch."""
-    errors = np.asarray(model(x)) - y
+    errors = as_numpy(model(x)) - y
     return np.asarray(np.mean(errors.reshape(len(x), len(cases), _OUTPUTS) ** 2, axis=(0, 2)))
 
 
@@ -87,13 +87,13 @@ def training(cases: Sequence[Case]) -> int:
 def _state(model: Any) -> dict[str, np.ndarray]:
     """Every variable of a model and its optimizer by path."""
     variables = [*model.variables, *model.optimizer.variables]
-    return {f"{i} {variable.path}": np.asarray(variable) for i, variable in enumerate(variables)}
+    return {f"{i} {variable.path}": as_numpy(variable) for i, variable in enumerate(variables)}
 
 
 @CLAUSES.register("saving")
 def saving(cases: Sequence[Case]) -> int:
     """Saved after a few steps of Adam and reloaded, a model trains on as the original does, bit for bit, and converts."""
-    _, keras = tensorflow_backend()
+    keras, _ = keras_here()
     cases = _chosen(cases)
     model, x, y = _compiled(cases)
     for _ in range(3):
@@ -110,22 +110,23 @@ def saving(cases: Sequence[Case]) -> int:
         again.train_on_batch(x, y)
     for i, case in enumerate(cases):
         layer = model.get_layer(f"branch_{i}")
-        expect_same(layer.convert2inferable()(x), layer(x), "saving", case, "the layer's result of the converted layer")
+        found, wanted = as_numpy(layer.convert2inferable()(x)), as_numpy(layer(x))
+        expect_same(found, wanted, "saving", case, "the layer's result of the converted layer")
     return len(cases)
 
 
 @CLAUSES.register("modes")
 def modes(cases: Sequence[Case]) -> int:
-    """Three training steps, eager, in a graph and compiled by XLA, agree to rounding."""
+    """Three training steps, in every way that the backend runs them, agree to rounding."""
     cases = list({(case.target, case.method): case for case in _chosen(cases)}.values())  # the last layout: per channel
     random = any(case.quantizer().needs_noise for case in cases)
     found = []
-    for how in ({"run_eagerly": True}, {}, {"jit_compile": True}):
+    for how in ways_to_train():
         model, x, y = _compiled(cases, **how)
         for _ in range(3):
             loss = float(model.train_on_batch(x, y))
         expect(np.isfinite(loss), "modes", how, f"expected a finite loss; received {loss}")
-        found.append({v.path: np.asarray(v) for v in model.trainable_variables})
+        found.append({v.path: as_numpy(v) for v in model.trainable_variables})
     for other in found[1:]:
         for (path, value), wanted in zip(other.items(), found[0].values(), strict=True):
             # Random numbers aren't the same in every mode: there, that steps were made is all.
@@ -137,22 +138,21 @@ def modes(cases: Sequence[Case]) -> int:
 @CLAUSES.register("mixed")
 def mixed(cases: Sequence[Case]) -> int:
     """With the policy mixed_float16, results are float16, variables float32, gradients there and finite."""
-    tf, _ = tensorflow_backend()
+    ops = keras_here()[0].ops
     for case in cases:
         quantizer, variables = case.start()
-        half = tf.constant(case.values(), "float16")
-        wanted = tf.cast(quantizer.apply(tf.cast(half, "float32"), variables), "float16")
-        expect_same(quantizer.apply(half, variables), wanted, "mixed", case, "the float32 result in float16")
+        half = ops.convert_to_tensor(case.values(), "float16")
+        wanted = ops.cast(quantizer.apply(ops.cast(half, "float32"), variables), "float16")
+        found = as_numpy(quantizer.apply(half, variables))
+        expect_same(found, as_numpy(wanted), "mixed", case, "the float32 result in float16")
     cases = _chosen(cases)
     model, (x, y) = _model(cases, "mixed_float16"), _problem()
-    with tf.GradientTape() as tape:
-        results = tf.nest.flatten(model(x, training=True))
-        loss = sum(tf.reduce_mean(tf.square(tf.cast(result, "float32") - y)) for result in results)
-    for case, result in zip(cases, results, strict=True):
+    loss = lambda results: sum(ops.mean(ops.square(ops.subtract(ops.cast(result, "float32"), y))) for result in results)
+    results, gradients = model_gradients(model, x, loss)
+    for case, result in zip(cases, map(as_numpy, results), strict=True):
         expect(result.dtype == "float16", "mixed", case, f"expected a float16 result; received {result.dtype}")
         expect(np.all(np.isfinite(result)), "mixed", case, "expected finite results")
     where = ", ".join(map(str, cases))
-    gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
     for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
         expect(
             variable.dtype == "float32",

@@ -1,10 +1,12 @@
-"""Whole families of networks under w8a8: time and memory of every step, and how much of the float network is left.
+"""Whole families of networks under w8a8, on every backend: what each step takes, and how much of the float network is left.
 
-Run: python -m tests.benchmarks.families [names] [--backend tensorflow|jax|torch] [--size full|small] [--epochs 3]
+Run: python -m tests.benchmarks.families --write [--only NAME ...] [--sizes small full] [--backend tensorflow jax torch]
      python -m tests.benchmarks.families --images 64
 
-The first writes docs/families.md, family by family (each in a process of its own, so that its memory is its own); the second
-times `qi.quantize_model` on ResNet50 at 224 x 224 and checks its bounds. Nothing is downloaded: see `tests/families.py`.
+The first measures network by network, each in a process of its own, so that its memory is its own, and writes docs/families.md
+with all results so far (docs/families.json keeps them), so that single rows can be made again; `--page` writes it from them
+alone. The second times `qi.quantize_model` on ResNet50 at 224 x 224 and checks its bounds. Nothing is downloaded: see
+`tests/families.py`.
 """
 
 from __future__ import annotations
@@ -12,24 +14,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "families.md"
+from tests.benchmarks.family_page import DOCUMENT, RESULTS, key, page
+
+BACKENDS, SIZES = ("tensorflow", "jax", "torch"), ("full", "small")
 MOST_SECONDS, MOST_MIB = 90, 4096
-STEPS = ("build", "PTQ", "predict", "save, reload", "QAT", "LiteRT", "ONNX")
+_HELD = "OMP_WAIT_POLICY", "PASSIVE"  # threads that wait shall not count as work
+
+
+def processor_seconds() -> float:
+    """What all threads of this process, and of processes that it started and that ended, have computed."""
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
 
 
 def peak_mib() -> int:
@@ -38,31 +46,33 @@ def peak_mib() -> int:
 
 
 def timed(row: dict[str, Any], step: str, action: Callable[[], Any]) -> Any:
-    """Runs a step and notes its seconds, or what was refused."""
-    start = time.perf_counter()
+    """Runs a step and notes its seconds of processor time, or what was refused."""
+    start = processor_seconds()
     try:
         result = action()
     except Exception as error:  # whatever it is, the table shall show it
         row[step] = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return None
-    row[step] = round(time.perf_counter() - start, 1)
+    row[step] = round(processor_seconds() - start, 1)
     return result
 
 
-def measure(name: str, size: str, epochs: int) -> dict[str, Any]:
-    """All steps of one family."""
+def measure(name: str, size: str) -> dict[str, Any]:
+    """All steps of one family on this process's backend."""
     import keras
 
     import qi
     import qi.keras
     from tests.families import build
 
-    row: dict[str, Any] = {"name": name}
-    family = timed(row, "build", lambda: build(name, size, epochs))
+    backend = keras.backend.backend()
+    row: dict[str, Any] = {"name": name, "size": size, "backend": backend, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    family = timed(row, "build", lambda: build(name, size))
+    if family is None:
+        return row
     model = family.model
     row |= {"weights": model.count_params(), "MiB before": peak_mib()}
-    quantize = lambda: qi.quantize_model(model, "w8a8", family.calibration, progress=False)
-    found = timed(row, "PTQ", quantize)
+    found = timed(row, "PTQ", lambda: qi.quantize_model(model, "w8a8", family.calibration, progress=False))
     row["MiB"] = peak_mib()
     if found is None:
         return row
@@ -71,17 +81,17 @@ def measure(name: str, size: str, epochs: int) -> dict[str, Any]:
     wanted = keras.tree.flatten(model.predict(family.test, verbose=0))
     given = timed(row, "predict", lambda: keras.tree.flatten(quantized.predict(family.test, verbose=0)))
     row |= quality(wanted[0], given[0], family.labels)
+    eight = keras.tree.map_structure(lambda array: array[:8], family.calibration)
     with tempfile.TemporaryDirectory() as folder:
-        again = timed(row, "save, reload", lambda: reloaded(quantized, Path(folder) / "model.keras"))
+        again = timed(row, "reload", lambda: reloaded(quantized, Path(folder) / "model.keras"))
         if again is not None:
-            row["reload"] = same(keras.tree.flatten(again.predict(family.test, verbose=0)), given)
-        eight = keras.tree.map_structure(lambda array: array[:8], family.calibration)
+            row["same"] = same(keras.tree.flatten(again.predict(family.test, verbose=0)), given)
         timed(row, "QAT", lambda: one_step(model, family.calibration, eight))
-        for step, suffix in (("LiteRT", "tflite"), ("ONNX", "onnx")):
+        for step, suffix in (("LiteRT", "tflite"), ("ONNX", "onnx")) if backend == "tensorflow" else ():
             path = Path(folder) / f"model.{suffix}"
             exported = timed(row, step, lambda path=path: qi.export(quantized, path, samples=eight, latency=False))
             if exported is not None:
-                row[f"{step} is"] = "exact" if exported.exact else ("equal" if exported.equal else "not equal")
+                row[f"{step} is"] = "exact" if exported.exact else ("equal" if exported.equal else "NOT EQUAL")
                 row[f"{step} float"] = len(exported.float_operations)
     return row
 
@@ -107,16 +117,17 @@ def one_step(model: Any, calibration: Any, x: Any) -> None:
 
     y = model.predict(x, verbose=0)
     training = qi.prepare_qat(model, "w8a8", calibration, progress=False)
-    training.compile(keras.optimizers.SGD(1e-4), keras.tree.map_structure(lambda _: "mse", y), jit_compile=False)
-    training.fit(x, y, batch_size=8, verbose=0)
+    losses = keras.tree.map_structure(lambda _: "mse", y)
+    training.compile(keras.optimizers.SGD(1e-4), losses, jit_compile=False, run_eagerly=True)
+    loss = training.train_on_batch(x, y)
+    if not np.isfinite(loss).all():
+        raise FloatingPointError(f"the loss is {loss}")
 
 
 def quality(wanted: np.ndarray, given: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
     """SQNR of the first output in dB; share of equal top-1 classes, and of right ones before and after."""
     noise = float(np.sum((wanted - given) ** 2))
-    row: dict[str, Any] = {
-        "SQNR": round(10 * float(np.log10(float(np.sum(wanted**2)) / noise)), 1) if noise else "exact"
-    }
+    row: dict[str, Any] = {"SQNR": round(10 * float(np.log10(float(np.sum(wanted**2)) / noise)), 1) if noise else None}
     if labels is not None:
         one, two = wanted.argmax(-1), given.argmax(-1)
         pairs = (("top-1", one == two), ("float", one == labels), ("quantized", two == labels))
@@ -154,111 +165,55 @@ def resnet(images: int) -> None:
     print(f"ResNet50, {images} images: {seconds:.0f} s, peak {peak} MiB, of which {before} before{verdict}")
 
 
-def run(name: str, given: argparse.Namespace) -> dict[str, Any]:
+def run(name: str, size: str, backend: str) -> dict[str, Any]:
     """One family in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.families", name, "--one", "--size", given.size]
-    command += ["--epochs", str(given.epochs)]
-    environment = {**os.environ, "KERAS_BACKEND": given.backend}
+    command = [sys.executable, "-m", "tests.benchmarks.families", "--one", "--only", name, "--sizes", size]
+    environment = {**os.environ, "KERAS_BACKEND": backend, _HELD[0]: _HELD[1]}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     try:
-        return json.loads(done.stdout.splitlines()[-1])
+        return dict(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, json.JSONDecodeError):
-        return {"name": name, "build": " ".join(done.stderr.splitlines()[-1:]) or f"ended with {done.returncode}"}
+        why = " ".join(done.stderr.splitlines()[-1:]) or f"ended with {done.returncode}"
+        return {"name": name, "size": size, "backend": backend, "build": why, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table."""
-    header = list(header)
-    lines = [header, ["---"] * len(header), *([str(cell).replace("|", "/") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(row: dict[str, Any], step: str, *details: str) -> str:
-    value = row.get(step, "")
-    if isinstance(value, str):
-        return "refused" if value else ""
-    return ", ".join([f"{value}", *(str(row[name]) for name in details if name in row)])
-
-
-def document(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:
-    """The page."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("keras", given.backend))
-    steps = [
-        [row["name"], f"{row.get('weights', 0) / 1e6:.2f}", row.get("rows", "")]
-        + [_cell(row, step) for step in STEPS[:3]]
-        + [_cell(row, "save, reload") + {True: "", False: " DIFFERS"}.get(row.get("reload"), "")]
-        + [_cell(row, step) for step in STEPS[4:]]
-        + [f"{row.get('MiB before', '')} / {row.get('MiB', '')}"]
-        for row in rows
-    ]
-    results = [
-        [
-            row["name"],
-            row.get("SQNR", ""),
-            row.get("top-1", ""),
-            f"{row['float']} -> {row['quantized']}" if "float" in row else "",
-        ]
-        + [f"{row[key]}, {row[f'{step} float']} float" if (key := f"{step} is") in row else "" for step in STEPS[5:]]
-        for row in rows
-    ]
-    refusals = [
-        f"- {row['name']}, {step}: {row[step]}" for row in rows for step in STEPS if isinstance(row.get(step), str)
-    ]
-    parts = [
-        "# Families of networks under w8a8",
-        f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {packages}, {platform.machine()}, "
-        f"{os.cpu_count()} cores, sizes: {given.size}. Made by `python -m tests.benchmarks.families`; the networks, built "
-        f"without downloads and trained for {given.epochs} epochs on 768 synthetic images (those of keras.applications) or a few "
-        "seconds (the others), are those of `tests/families.py`. Calibrated on 64 samples.",
-        "## Time and memory",
-        "Seconds of each step: building and training the float network, `quantize_model`, `predict` of 256 samples, saving "
-        "and reloading (bit-equal unless marked), `prepare_qat` with one step of training, exports with proofs on 8 samples. "
-        'Peak memory in MiB before and after `quantize_model`. "refused": see below.',
-        table(["network", "million weights", "rows", *STEPS, "MiB"], steps),
-        "## What is left of the float network",
-        "SQNR of the first output in dB, top-1 agreement with the float network in percent on 256 samples that it never saw, and "
-        "accuracy before and after. An export is exact (its runtime gives the twin's bits) or equal (up to float rounding), with "
-        "so many operations in float.",
-        table(["network", "SQNR", "top-1", "accuracy", "LiteRT", "ONNX"], results),
-        "## What explains the worst",
-        "The tensor whose own quantization loses most, and where the errors of all before it have grown most.",
-        table(
-            ["network", "worst of its own", "least in total"],
-            [[r["name"], r.get("worst", ""), r.get("least", "")] for r in rows],
-        ),
-    ]
-    if refusals:
-        parts += ["## Refused", "\n".join(refusals)]
-    return "\n\n".join(parts) + "\n"
+def sweep(names: list[str], sizes: list[str], backends: list[str], *, write: bool) -> None:
+    """Measures, and replaces the rows of what was measured, one after the other."""
+    for size, backend in [(size, backend) for size in sizes for backend in backends]:
+        if size == "full" and backend != "tensorflow":
+            continue  # the small ones have the same kinds of layers
+        for name in names:
+            row = run(name, size, backend)
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            if write:
+                rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+                rows[key(name, size, backend)] = row
+                RESULTS.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+                DOCUMENT.write_text(page(rows), encoding="utf-8")
 
 
 def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"), default="tensorflow")
-    parser.add_argument("--size", choices=("full", "small"), default="full")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="networks to measure; the others' rows stay")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--write", action="store_true", help=f"keep the results, and write {DOCUMENT.name}")
+    parser.add_argument("--page", action="store_true", help=f"write {DOCUMENT.name} from the results so far")
     parser.add_argument("--images", type=int, help="time ResNet50 at 224 x 224 with so many images instead")
-    parser.add_argument("--output", type=Path, default=DOCUMENT)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.images:
         resnet(given.images)
-        return
-    if given.one:
-        print(json.dumps(measure(given.names[0], given.size, given.epochs)))
-        return
-    os.environ["KERAS_BACKEND"] = given.backend
-    from tests.families import FAMILIES
+    elif given.page:
+        DOCUMENT.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+    elif given.one:
+        print(json.dumps(measure(given.only[0], given.sizes[0])))
+    else:
+        from tests.families import FAMILIES
 
-    rows: list[dict[str, Any]] = []
-    for name in given.names or FAMILIES:
-        rows.append(run(name, given))
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-        given.output.parent.mkdir(exist_ok=True)
-        given.output.write_text(document(rows, given), encoding="utf-8")
+        sweep(given.only or list(FAMILIES), given.sizes, given.backend, write=given.write)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from qi.keras.graph import (
     build_model,
     build_tensors,
     flatten_model,
+    follow_model,
     is_graph_model,
 )
 from qi.keras.ptq import quantize_model
@@ -370,3 +371,60 @@ def test_a_class_of_the_users_own_has_no_builtin_kind() -> None:
     for op, builtin in ((Dense(2), ""), (layers.Dense(2), "Dense")):
         call = Call(op, "a", "a", [], [])
         assert (call.kind, call.builtin_kind) == ("Dense", builtin)
+
+
+def test_integers_for_real_numbers_are_inlined_where_they_are_looked_up() -> None:
+    inputs = keras.Input((3,))
+    looked_up = keras.Model(inputs, layers.Embedding(5, 2)(inputs), name="inner")
+    other = keras.Model(inputs, layers.Embedding(5, 2)(inputs * 2), name="inner")
+    ids = keras.Input((3,), dtype="int32")
+    kinds = [[call.kind for call in flatten_model(keras.Model(ids, inner(ids))).calls] for inner in (looked_up, other)]
+    assert kinds == [["Embedding"], ["Functional"]]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_copy_is_equal_and_apart(name: str) -> None:
+    graph = flatten_model(given(name))
+    before = [(call.site, list(call.inputs), list(call.outputs)) for call in graph.calls]
+    copy = graph.copy()
+    assert [(call.site, call.op) for call in copy.calls] == [(call.site, call.op) for call in graph.calls]
+    assert copy.output_names == graph.output_names
+    mine, theirs = (
+        {id(v) for v in [*g.flat_inputs(), *g.flat_outputs(), *(v for c in g.calls for v in [*c.inputs, *c.outputs])]}
+        for g in (graph, copy)
+    )
+    assert len(mine) == len(theirs) and not mine & theirs
+    assert all(value.producer is call for call in copy.calls for value in call.outputs)
+    copy.insert_after(copy.flat_inputs()[0], keras.layers.ReLU(), "more")
+    assert before == [(call.site, list(call.inputs), list(call.outputs)) for call in graph.calls]
+
+
+def test_a_model_that_can_t_be_followed_says_why() -> None:
+    class Branching(keras.Model):
+        def call(self, x: Any) -> Any:
+            return x if float(keras.ops.sum(x)) > 0 else -x
+
+    model = Branching()
+    model(np.ones((2, 3), "float32"))
+    assert follow_model(model)[0] is None
+    assert "of class Branching, whose call raised" in follow_model(model)[1]
+    graph, why = follow_model(given("operations"))
+    assert graph is not None and why == ""
+
+
+def test_names_that_a_class_makes_up_are_counted_within_its_models() -> None:
+    class Holder(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            x = keras.Input((3,))
+            y = keras.ops.relu(layers.Dense(3)(keras.ops.relu(layers.Dense(3)(x))))
+            self.body = keras.Model(x, layers.Dense(2, name="own")(y), name="body")
+
+        def call(self, x: Any) -> Any:
+            return self.body(x)
+
+    for _ in range(2):  # the second one's layers have other names
+        model = Holder()
+        model(np.ones((2, 3), "float32"))
+        paths = [call.path for call in flatten_model(model).calls]
+        assert paths == ["body/dense", "body/relu", "body/dense_2", "body/relu_2", "body/own"]

@@ -16,7 +16,9 @@ from keras import layers
 
 import qi
 from qi.errors import QuantizationWarning
-from qi.keras.in_place import InPlaceModel, copy_model, observed, parts_of, wrappers_of
+from qi.keras.hooks import observed
+from qi.keras.in_place import InPlaceModel, copy_model, wrappers_of
+from qi.keras.parts import parts_of
 from qi.keras.variables import to_numpy
 from tests.keras.loops import Branches, Tied, built, x
 

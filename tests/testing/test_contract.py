@@ -24,6 +24,7 @@ def pairs():
             yield pytest.param(name, clause, id=f"{name}-{clause}")
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize(("name", "clause"), list(pairs()))
 def test_every_quantizer_keeps_every_clause(name, clause):
     bits = BITS.get(clause, (2, 4, 8))

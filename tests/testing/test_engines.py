@@ -1,4 +1,4 @@
-"""How the contract runs a quantizer on TensorFlow."""
+"""How the contract runs a quantizer on Keras' backend."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ import numpy as np
 import pytest
 
 from qi.errors import UnsupportedError
-from qi.quantizers import StochasticQuantizer
+from qi.quantizers import LSQQuantizer, StochasticQuantizer
 from qi.testing.cases import cases_of
-from qi.testing.engines import ENGINES, evaluate, gradients_of, tensorflow_backend
+from qi.testing.engines import (
+    ENGINES,
+    as_numpy,
+    engines_here,
+    evaluate,
+    gradients_of,
+    keras_here,
+    model_gradients,
+    ways_to_train,
+)
 from qi.testing.forward import uniform_noise
 
+pytestmark = pytest.mark.backend
 
-@pytest.mark.parametrize("engine", ENGINES)
+
+@pytest.mark.parametrize("engine", engines_here())
 def test_results_in_and_out_of_training(engine):
     case = cases_of(StochasticQuantizer, (4,))[0]
     quantizer, variables = case.start()
@@ -36,8 +47,32 @@ def test_gradients_are_of_the_training_step():
     assert for_variables["scale"].shape == variables["scale"].shape
 
 
+def test_what_has_no_influence_has_gradients_of_zero():
+    case = cases_of(LSQQuantizer, (4,))[0]
+    quantizer, variables = case.start()
+    x = case.values()
+    _, found, _ = gradients_of((quantizer, variables | {"idle": np.ones(2, np.float32)}, x, x), np.ones_like(x))
+    np.testing.assert_array_equal(found["idle"], [0, 0])
+    assert found["step"].any()
+
+
+def test_gradients_of_a_model():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    model.set_weights([np.float32([[2], [3]])])
+    x = np.float32([[1, 0], [1, 10]])
+    outputs, (gradient,) = model_gradients(model, x, lambda results: keras.ops.sum(keras.ops.square(results[0])))
+    np.testing.assert_array_equal(as_numpy(outputs[0]), [[2], [32]])
+    np.testing.assert_array_equal(gradient, [[2 * (2 + 32)], [2 * 320]])
+
+
+def test_the_ways_of_a_backend():
+    backend = keras.backend.backend()
+    assert keras_here() == (keras, backend)
+    assert engines_here() == ENGINES[backend]
+    assert len(ways_to_train()) > 1
+
+
 def test_another_backend_is_refused(monkeypatch):
-    assert tensorflow_backend()[1] is keras
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(UnsupportedError, match="expected Keras on TensorFlow for the contract; received backend='jax'"):
-        tensorflow_backend()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "openvino")
+    with pytest.raises(UnsupportedError, match="expected Keras on one of .*; received backend='openvino'"):
+        engines_here()
