@@ -9,7 +9,6 @@ of the signal, residual branches that correct rather than replace, and a last la
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -145,7 +144,7 @@ class Application(NamedTuple):
 
 K = applications
 APPLICATIONS = {
-    "MobileNet": Application(K.MobileNet, partial(K.MobileNet, alpha=0.25)),
+    "MobileNet": Application(K.MobileNet, _cut(K.MobileNet, "conv_pw_9_relu", alpha=0.5)),
     "MobileNetV2": Application(K.MobileNetV2, _cut(K.MobileNetV2, "block_5_add", alpha=0.35)),
     "MobileNetV3Small": Application(K.MobileNetV3Small, _cut(K.MobileNetV3Small, "expanded_conv_4_add"), pixels=True),
     "EfficientNetB0": Application(K.EfficientNetB0, _cut(K.EfficientNetB0, "block3b_add"), pixels=True),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -166,9 +166,28 @@ class _Keras:
         XLA divides by whatever it can see to be constant or broadcast through its reciprocal, which moves codes at
         ties. A divisor chosen by the dividend is neither, costs nothing once fused, and changes no result: NaN stays.
         """
-        if self._keras.backend.backend() == "jax":
-            b = self._ops.where(self._ops.isnan(a), a, b)
-        return self._ops.divide(a, b)
+        return self._quotient(a, b) if self._keras.backend.backend() == "jax" else self._ops.divide(a, b)
+
+    @cached_property
+    def _quotient(self) -> Callable[[Array, Array], Array]:
+        """Division for JAX. Its own derivative squares the divisor, which of a scale like 1e-30 leaves 0, and so NaN."""
+        jax, ops = importlib.import_module("jax"), self._ops
+        plain = lambda a, b: ops.divide(a, ops.where(ops.isnan(a), a, b))
+        quotient = jax.custom_jvp(plain)
+
+        def derivative(at: Any, towards: Any) -> tuple[Array, Array]:
+            (a, b), (da, db) = at, towards
+            result = quotient(a, b)
+            return result, ((da - result * db) / b).astype(result.dtype)
+
+        quotient.defjvp(derivative)
+
+        def divide(a: Array, b: Array) -> Array:
+            a, b = (ops.convert_to_tensor(x) for x in (a, b))
+            real = "float" in self.dtype(a) and "float" in self.dtype(b)
+            return (quotient if real else plain)(a, b)
+
+        return divide
 
     def cast(self, x: Array, dtype: str) -> Array:
         return self._ops.cast(x, dtype)

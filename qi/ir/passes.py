@@ -17,6 +17,7 @@ from qi.ir.validate import validate
 __all__ = ["PASSES", "SMALLEST", "fuse", "most_steps"]
 
 _TAKES_ACTIVATION = LINEAR | {"add", "sub", "mul"}
+_MOVES = ("reshape", "transpose", "slice")
 _INT32 = np.iinfo(np.int32)
 SMALLEST = float(np.finfo(np.float32).tiny)
 """Of scales of sums: below, kernels flush them to 0."""
@@ -63,12 +64,14 @@ def fold_padding(graph: QGraph) -> None:
 
 
 def lift_over_reshapes(graph: QGraph) -> None:
-    """ReLU and quantizers go in front of a reshape or a transpose: next to the convolution or product that these follow."""
+    """ReLU and quantizers go in front of what moves or cuts values: next to the convolution or product that these follow."""
     for op in list(graph.ops):
         while op.kind in ("relu", "quantize") and not op.x.quantized:
             before = graph.producers().get(id(op.x))
-            if before is None or before.kind not in ("reshape", "transpose") or not _only(graph, op.x, op):
+            if before is None or before.kind not in _MOVES or not _only(graph, op.x, op):
                 break
+            if before.kind == "slice" and before.x.quantized:
+                break  # of codes: fewer change their scale behind it
             name = graph.unique(f"{op.y.name}/{before.x.name.rpartition('/')[2]}")
             lifted = Tensor(name, before.x.shape, op.y.dtype, op.y.qparams)
             op.inputs, op.outputs, before.inputs, before.outputs = [before.x], [lifted], [lifted], op.outputs

@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
+from typing import Any
 
 import keras
 
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.graph import Graph, Value
 from qi.keras.holder import KerasActivationQuantizationHolder
-from qi.keras.layers import copy_operation
+from qi.keras.layers import copy_operations
 from qi.keras.outputs import OutputNames, name_outputs
 from qi.keras.plan import ActivationPlan
 from qi.keras.rows import original_weights, weight_rows
 from qi.keras.separable import weight_in_rules
+from qi.keras.ties import Once
 from qi.keras.weights import weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger import Row
@@ -45,13 +47,15 @@ def copy_layers(graph: Graph, plan: ActivationPlan) -> dict[str, str]:
     notes: dict[str, str] = {}
     names = OutputNames.of(graph, plan)
     taken = {value.name for value in graph.flat_inputs()} | names.names
-    for calls in graph.calls_of().values():
+    named: list[tuple[Any, str]] = []
+    several = list(graph.calls_of().values())
+    for calls in several:
         op, path = calls[0].op, calls[0].path
         wanted = op.name + ("_raw" if op.name in names.names else "")
-        name = names.layers.get(id(op)) or _unique(wanted, path, taken)
-        copy, why = copy_operation(op, name)
+        named.append((op, names.layers.get(id(op)) or _unique(wanted, path, taken)))
+    for calls, (copy, why) in zip(several, copy_operations(named), strict=True):
         if why:
-            notes[path] = why
+            notes[calls[0].path] = why
         for call in calls:
             call.op = copy
     return notes
@@ -108,6 +112,7 @@ def wrap_layers(
         inner: the quantizers within each layer by the layer's path.
     """
     result = Weights()
+    once = Once({calls[0].path: calls[0].op for calls in graph.calls_of().values()}, trains=wrap is not None)
     for calls in graph.calls_of().values():
         op, path = calls[0].op, calls[0].path
         within = (inner or {}).get(path, {})
@@ -119,11 +124,13 @@ def wrap_layers(
         if path in notes:
             reasons |= dict.fromkeys(quantizers, notes[path])
             quantizers = {}
+        known = once.settle(op, path, quantizers, reasons)
         if quantizers or within:
             wrapper = (wrap or frozen_wrapper)(op, quantizers, within)
             for call in calls:
                 call.op = wrapper
-        rows = weight_rows(calls, originals, reasons, types[id(calls[0])])
+        originals = {name: array for name, array in originals.items() if name not in known}
+        rows = once.noted(op, path, weight_rows(calls, originals, reasons, types[id(calls[0])]))
         result.rows += rows
         result.refused += [row for row in rows if not row.quantized and unasked(row, book)]
     return result

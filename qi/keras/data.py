@@ -54,7 +54,7 @@ def batches(
 def count_batches(data: Any, batch_size: int) -> int | None:
     """How many batches `batches` will give, for a progress bar; None where it isn't known beforehand."""
     data = _plain(data)
-    leaves = keras.tree.flatten(data) if isinstance(data, (list, dict)) else [data]
+    leaves = keras.tree.flatten(data) if _is_structure(data) else [data]
     if leaves and all(_is_array(leaf) and len(leaf.shape) for leaf in leaves):
         return -(-len(leaves[0]) // _positive(batch_size))
     try:
@@ -69,7 +69,7 @@ def _elements(data: Any, batch_size: int, what: str) -> Iterator[Any]:
         needs = "; this recipe quantizes activations and needs samples" if what == CALIBRATION else ""
         raise InputError(f"expected {what}; received None{needs}")
     data = _plain(data)
-    if _is_array(data) or isinstance(data, (list, dict)):
+    if _is_array(data) or _is_structure(data):
         return _slices(data, batch_size)
     if isinstance(data, (str, bytes)) or not isinstance(data, (keras.utils.PyDataset, Iterable)):
         raise InputError(
@@ -99,6 +99,11 @@ def elements(data: Any) -> Iterator[Any]:
 
 def _slices(data: Any, batch_size: int) -> Iterator[Any]:
     arrays = keras.tree.flatten(data)
+    if any(array is None for array in arrays):
+        raise InputError(
+            "expected an array for each input; received None for one of them; do give optional inputs values as well, for "
+            "ranges come from these"
+        )
     if not arrays or not all(map(_is_array, arrays)):
         kinds = [type(array).__name__ for array in arrays][:4]
         raise InputError(f"expected arrays; received {type(data).__name__} of {kinds}; do make them numpy arrays")
@@ -135,6 +140,11 @@ def _positive(batch_size: Any) -> int:
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _is_structure(data: Any) -> bool:
+    """Whether it holds an array for each input; the x of a tuple (x, y) may be a tuple itself."""
+    return isinstance(data, (list, dict)) or (isinstance(data, tuple) and bool(data))
 
 
 def _inputs_of(element: Any) -> Any:
@@ -182,7 +192,10 @@ def _flat_inputs(x: Any, graph: Graph) -> list[np.ndarray]:
     else:
         flat = keras.tree.flatten(x)
     if len(flat) != len(values):
-        raise InputError(f"expected {len(values)} inputs ({names}); received {len(flat)}")
+        raise InputError(
+            f"expected {len(values)} inputs ({names}); received {len(flat)}; do give several as a list or dict, for a tuple is "
+            "(inputs, true values)"
+        )
     return [array if isinstance(array, np.ndarray) else to_numpy(array) for array in flat]
 
 

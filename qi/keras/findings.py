@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 
@@ -32,7 +34,12 @@ def findings(
         calibration: what it gave.
         seen: statistics by group.
     """
-    return [*range_findings(rows, calibration, seen), *_shared(ready.notes, rows), *_misnamed(ready.given)]
+    return [
+        *range_findings(rows, calibration, seen),
+        *_shared(ready.notes, rows),
+        *_misnamed(ready.given),
+        *_lambdas(ready.given),
+    ]
 
 
 def _shared(notes: Mapping[str, str], rows: list[Row]) -> list[str]:
@@ -55,6 +62,40 @@ def _misnamed(graph: Graph) -> list[str]:
         "do register them with keras.saving.register_keras_serializable"
         for path, name in list(found.items())[:1]
     ]
+
+
+def _lambdas(graph: Graph) -> list[str]:
+    """What nobody else tells of functions in Lambda layers: weights that they read, and that files keep them as code."""
+    functions = {call.path: call.op.function for call in graph.calls if isinstance(call.op, keras.layers.Lambda)}
+    read = {path: names for path, function in functions.items() if (names := _weights_read(function))}
+    found = [
+        f"{len(read)} Lambda layers read weights that no layer holds: {path!r} reads {names}, which stay in float, don't train "
+        "and are in no file; do write a layer in its place"
+        for path, names in list(read.items())[:1]
+    ]
+    code = [path for path, function in functions.items() if getattr(function, "__name__", "") == "<lambda>"]
+    if code and not read:
+        found.append(
+            f"{len(code)} Lambda layers hold Python code ({code[0]!r}), which files are loaded with safe_mode=False for; do give "
+            "them functions registered with keras.saving.register_keras_serializable"
+        )
+    return found
+
+
+def _weights_read(function: Any) -> list[str]:
+    """The names under which a function reads variables, or layers with weights, from outside of it."""
+    if not inspect.isfunction(function):
+        return []
+    try:
+        outside = inspect.getclosurevars(function)
+    except ValueError:  # of a name that isn't set yet
+        return []
+    values = {**outside.globals, **outside.nonlocals}
+    return sorted(name for name, value in values.items() if isinstance(value, keras.Variable) or _has_weights(value))
+
+
+def _has_weights(value: Any) -> bool:
+    return isinstance(value, keras.layers.Layer) and bool(value.weights)
 
 
 def range_findings(rows: list[Row], calibration: Calibration, seen: Mapping[str, TensorStatistics]) -> list[str]:

@@ -119,7 +119,12 @@ class Graph:
                 value.producer = calls[-1]
         outputs = keras.tree.map_structure(copied, self.outputs)
         return replace(
-            self, inputs=inputs, outputs=outputs, calls=calls, output_names=list(self.output_names), whole=dict(self.whole)
+            self,
+            inputs=inputs,
+            outputs=outputs,
+            calls=calls,
+            output_names=list(self.output_names),
+            whole=dict(self.whole),
         )
 
     def flat_inputs(self) -> list[Value]:

@@ -17,7 +17,8 @@ from qi.keras.assemble import Weights, unasked
 from qi.keras.calibrate import Calibration
 from qi.keras.data import batches, count_batches
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
-from qi.keras.graph import Call, Graph, Value, is_graph_model
+from qi.keras.given import check_layers
+from qi.keras.graph import Call, Graph, Value
 from qi.keras.in_place import attach, copy_model, detached, wrappers_of
 from qi.keras.layers import build_by
 from qi.keras.parts import (
@@ -33,7 +34,8 @@ from qi.keras.parts import (
 )
 from qi.keras.rows import activation_row, original_weights, weight_rows
 from qi.keras.running import eagerly, stateless_call, translated
-from qi.keras.trace import input_shapes, is_shape, trace_model
+from qi.keras.ties import Once
+from qi.keras.trace import input_shapes, is_shape
 from qi.keras.variables import is_builtin, own_variables, to_numpy, weights_of
 from qi.keras.weights import weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
@@ -51,7 +53,6 @@ __all__ = [
     "prepare_in_place",
     "put_quantizers",
     "quantized_rows",
-    "why_in_place",
 ]
 
 
@@ -110,6 +111,7 @@ def prepare_in_place(model: keras.Model, recipe: RecipeLike) -> InPlace:
         UnsupportedError: a model that is quantized already, or whose call takes several arguments.
     """
     shapes = input_shapes(model)
+    check_layers(model)
     book = get_recipe(recipe).resolve()
     copy, record, build = copy_model(model)
     layers = parts_of(copy)
@@ -132,23 +134,6 @@ def _values(shapes: Any, name: str) -> Any:
     if is_shape(shapes):
         return Value((None, *shapes[1:]), "float32", name=name)
     return type(shapes)([_values(shape, f"{name}_{index + 1}") for index, shape in enumerate(shapes)])
-
-
-def why_in_place(model: Any) -> str:
-    """Why a model's graph isn't known, so that its layers are quantized where they are; "" where it is known.
-
-    Raises:
-        InputError: a model that isn't built.
-        UnsupportedError: a call that takes several arguments.
-    """
-    if not isinstance(model, keras.Model) or is_graph_model(model):
-        return ""
-    input_shapes(model)
-    try:
-        with trace_model(model):
-            return ""
-    except UnsupportedError as error:
-        return str(error).partition("; do ")[0]
 
 
 def calibrate_in_place(
@@ -218,9 +203,11 @@ def put_quantizers(
     weights = Weights()
     wrappers: dict[str, KerasQuantizationWrapper] = {}
     made = {path: part.quantizers() for path, part in ready.all_parts.items()}
+    once = Once({path: part.layer for path, part in ready.parts.items()}, trains=adapt is not None)
     for path, part in ready.parts.items():
         originals = _weights_of(part.layer)
         found, reasons = weight_quantizers(part.layer, path, originals, ready.book, "")
+        known = once.settle(part.layer, path, found, reasons)
         within = quantizers_within(ready.cells[path], adapt_within)
         if found or made[path] or within:
             put = lambda q, shape, fixed=False: q if adapt is None else adapt(q, shape, fixed)
@@ -233,7 +220,8 @@ def put_quantizers(
             wrappers[path] = wrapper.freeze(in_place=True) if adapt is None else wrapper
         call = part.call
         call.op = wrappers.get(path, part.layer)
-        weights.rows += weight_rows([call], originals, reasons, part.kind)
+        originals = {name: array for name, array in originals.items() if name not in known}
+        weights.rows += once.noted(part.layer, path, weight_rows([call], originals, reasons, part.kind))
     weights.rows += _own_rows(ready.copy)
     weights.refused += [row for row in weights.rows if not row.quantized and unasked(row, ready.book)]
     model = attach(ready.copy, wrappers, ready.record, ready.build)

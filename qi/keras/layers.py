@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from qi.errors import InputError
+from qi.keras.ties import tie_again
 from qi.keras.variables import build_layer, sub_layers, to_numpy, weights_of
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "build_configs",
     "config_of",
     "copy_operation",
+    "copy_operations",
     "finalize_layer",
     "rebuild_layer",
     "weight_values",
@@ -115,7 +117,7 @@ def config_of(layer: keras.layers.Layer) -> dict[str, Any]:
 
 
 def build_configs(layer: keras.layers.Layer) -> dict[str, Any]:
-    """How a built layer and all layers in it were built, by path; that of the layer itself is "", of those that don't tell None."""
+    """How a built layer and all layers in it were built, by path; that of the layer itself is "". None: it doesn't tell."""
     found: dict[str, Any] = {}
 
     def walk(part: Any, path: str) -> None:
@@ -224,6 +226,22 @@ def copy_operation(op: Any, name: str) -> tuple[Any, str]:
         if isinstance(error, InputError) and not isinstance(error, NotRebuildableError):
             raise
         return _stand_in(op, name), f"shared with the given model: {_told(error)}"
+
+
+def copy_operations(named: Sequence[tuple[Any, str]]) -> list[tuple[Any, str]]:
+    """A copy of each operation as of `copy_operation`; variables and layers that several of them share, their copies share too.
+
+    Raises:
+        InputError: a float weight holds NaN or an infinity.
+    """
+    copies = [copy_operation(op, name) for op, name in named]
+    for group in tie_again([op for op, _ in named], [copy for copy, _ in copies]):
+        names = ", ".join(repr(named[place][0].name) for place in sorted(group))
+        why = next((copies[place][1] for place in sorted(group) if copies[place][1]), "")
+        for place in group:
+            why = why or f"shared with the given model: {names} hold the same weights, which no configuration tells"
+            copies[place] = _stand_in(*named[place]), why
+    return copies
 
 
 def _stand_in(op: Any, name: str) -> Any:

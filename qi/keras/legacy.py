@@ -25,18 +25,16 @@ _GROUPS = {"groups": 1}
 _UNUSED = {"kernel_initializer": _ANYTHING, "kernel_regularizer": None, "kernel_constraint": None}
 _SHAPES = dict.fromkeys(["query_shape", "key_shape", "value_shape", "softmax_robust_masking"], _ANYTHING)
 _RANDOM = "RandomBrightness RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom"
-_MEANINGLESS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(["Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"], _GROUPS),
-    **dict.fromkeys(["DepthwiseConv1D", "DepthwiseConv2D"], _GROUPS),
-    **dict.fromkeys(["SeparableConv1D", "SeparableConv2D"], _GROUPS | _UNUSED),
-    **dict.fromkeys("RNN SimpleRNN GRU LSTM ConvLSTM1D ConvLSTM2D ConvLSTM3D".split(), {"time_major": False}),
-    "MultiHeadAttention": _SHAPES,
-    **dict.fromkeys(_RANDOM.split(), {"rng_type": _ANYTHING}),
-    **dict.fromkeys(
-        ["SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"], {"trainable": _ANYTHING, "noise_shape": None}
-    ),
-    "Discretization": {"trainable": _ANYTHING},
-}
+_CHANGED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("Conv1DTranspose Conv2DTranspose Conv3DTranspose DepthwiseConv1D DepthwiseConv2D", _GROUPS),
+    ("SeparableConv1D SeparableConv2D", _GROUPS | _UNUSED),
+    ("RNN SimpleRNN GRU LSTM ConvLSTM1D ConvLSTM2D ConvLSTM3D", {"time_major": False}),
+    ("MultiHeadAttention", _SHAPES),
+    (_RANDOM, {"rng_type": _ANYTHING}),
+    ("SpatialDropout1D SpatialDropout2D SpatialDropout3D", {"trainable": _ANYTHING, "noise_shape": None}),
+    ("Discretization", {"trainable": _ANYTHING}),
+)
+_MEANINGLESS = {name: entries for names, entries in _CHANGED for name in names.split()}
 """Entries of a class' record that Keras 3 doesn't take, with the value at which they mean nothing."""
 
 _OPERATIONS = ("TFOpLambda", "SlicingOpLambda")

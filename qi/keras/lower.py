@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +12,12 @@ import keras
 import qi.keras.lower_activations
 import qi.keras.lower_linear
 import qi.keras.lower_norms
+import qi.keras.lower_parts
+import qi.keras.lower_picks
 import qi.keras.lower_products
 import qi.keras.lower_recurrent
-import qi.keras.lower_shapes  # noqa: F401 - the modules register what they lower
+import qi.keras.lower_shapes
+import qi.keras.lower_volumes  # noqa: F401 - the modules register what they lower
 from qi.core import IntGrid, QParams
 from qi.errors import ConfigError, InputError, UnsupportedError
 from qi.ir.graph import Op, QGraph, Tensor, take_name
@@ -27,11 +31,19 @@ from qi.keras.wrapper import KerasQuantizationWrapper
 
 __all__ = ["lower", "lower_both", "lower_graph"]
 
+_PREPARED = "prepare the data so in front of the model"
 _INSTEAD = {
     "": "write what it computes with Keras' layers and keras.ops in the functional graph",
     "Lambda": "write its function with keras.ops in the functional graph",
-    "Split": "slice the parts, as in x[:, :n] and x[:, n:]",
-    "Resizing": "use UpSampling2D",
+    "Attention": "use MultiHeadAttention",
+    "AdditiveAttention": "use MultiHeadAttention",
+    "MultiHeadAttention": "call it without masks",
+    "GroupedQueryAttention": "call it without masks",
+    "Masking": "leave masks out",
+    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), "use LSTM or GRU on what convolutions give"),
+    **dict.fromkeys("CategoryEncoding Discretization Hashing IntegerLookup StringLookup".split(), _PREPARED),
+    **dict.fromkeys("MelSpectrogram STFTSpectrogram AutoContrast RandomCrop".split(), _PREPARED),
+    "ContrastLimitedAdaptiveHistogramEqualization": _PREPARED,
 }
 """What serves in the place of classes without a lowering."""
 
@@ -196,11 +208,23 @@ def _way_out(kind: str) -> str:
 
 def _check_arguments(site: Site) -> None:
     """What makes a layer compute something else in one call than its configuration says."""
+    inner = site.call.op.inner_quantizers if isinstance(site.call.op, KerasQuantizationWrapper) else {}
+    if inner:
+        raise site.refuse(
+            f"which quantizes what {next(iter(inner))!r} gives within it, as no operator of a runtime does",
+            "leave that in float by a rule",
+        )
     _, options = site.arguments
-    if options.get("training") not in (None, False):
+    if options.get("training") not in (None, False) and not _trains_unless_told(site.layer):
         raise site.refuse("which is called with training=True", "call it without, as in inference")
     if isinstance(site.layer, keras.Layer) and options.get("mask") is not None:
         raise site.refuse("with a mask", "give Embedding mask_zero=False, and no masks")
+
+
+def _trains_unless_told(layer: Any) -> bool:
+    """Whether ``training=True`` is what a layer's own ``call`` says, as those that augment images do: predict tells them."""
+    parameter = inspect.signature(layer.call).parameters.get("training")
+    return parameter is not None and parameter.default is True
 
 
 def _held(site: Site, quantizer: Any, tensor: Tensor | None = None) -> Tensor:

@@ -11,11 +11,9 @@ import numpy as np
 from qi.core import PerChannel, PerGroup, QParams
 from qi.ir.graph import Tensor
 from qi.keras.lowering import Site, lowering
-from qi.keras.variables import to_numpy
+from qi.keras.variables import to_numpy, weights_of
 
-__all__: list[str] = []
-
-_LAST = "use data_format='channels_last'"
+__all__ = ["back", "bias_of", "channels_last", "depthwise_kernel", "image", "pads_of", "same_pads"]
 
 
 def _pair(value: Any) -> list[int]:
@@ -23,7 +21,7 @@ def _pair(value: Any) -> list[int]:
     return [int(v) for v in ([1, *values] if len(values) == 1 else values)]
 
 
-def _same(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+def same_pads(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
     """What "same" adds before and after: as much as a window needs, the odd one after."""
     total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
@@ -48,13 +46,18 @@ def pads_of(
         return [0, 0, (kernel[1] - 1) * dilation[1], 0]
     if padding != "same":
         raise site.refuse(f"with padding={padding!r}")
-    return [pad for axis in range(2) for pad in _same(sizes[axis], kernel[axis], strides[axis], dilation[axis])]
+    return [pad for axis in range(2) for pad in same_pads(sizes[axis], kernel[axis], strides[axis], dilation[axis])]
+
+
+def channels_last(site: Site) -> None:
+    """Refuses layers that take their channels first."""
+    if getattr(site.layer, "data_format", "channels_last") != "channels_last":
+        raise site.refuse("with data_format='channels_first'", "use data_format='channels_last'")
 
 
 def image(site: Site, x: Tensor) -> Tensor:
     """A sequence as an image of height 1; images as they are."""
-    if getattr(site.layer, "data_format", "channels_last") != "channels_last":
-        raise site.refuse("with data_format='channels_first'", _LAST)
+    channels_last(site)
     if len(x.shape) == 4:
         return x
     if len(x.shape) != 3:
@@ -73,7 +76,8 @@ def _image_shape(site: Site) -> tuple[int | None, ...]:
     return shape if len(shape) == 4 else (shape[0], 1, *shape[1:])
 
 
-def _bias(site: Site, path: str = "bias") -> list[Tensor]:
+def bias_of(site: Site, path: str = "bias") -> list[Tensor]:
+    """The bias, if the layer has one."""
     return [site.weight(path)] if site.has(path) else []
 
 
@@ -92,7 +96,7 @@ def _convolved(site: Site, x: Tensor, kind: str, kernel: Tensor, size: Any, **at
     shape = (*_image_shape(site)[:3], kernel.shape[-1])
     y = site.emit(
         kind,
-        [x, kernel, *_bias(site)],
+        [x, kernel, *bias_of(site)],
         shape,
         suffix="linear",
         strides=strides,
@@ -112,10 +116,10 @@ def _conv(site: Site) -> Tensor:
 
 @lowering("DepthwiseConv1D", "DepthwiseConv2D")
 def _depthwise(site: Site) -> Tensor:
-    return _convolved(site, site.x, "depthwise_conv2d", _depthwise_kernel(site, "kernel"), site.layer.kernel_size)
+    return _convolved(site, site.x, "depthwise_conv2d", depthwise_kernel(site, "kernel"), site.layer.kernel_size)
 
 
-def _depthwise_kernel(site: Site, path: str) -> Tensor:
+def depthwise_kernel(site: Site, path: str) -> Tensor:
     """[height, width, channels, multiplier] as [height, width, channels * multiplier], a scale for each of the last."""
     kernel = site.weight(path, _to_image)
     codes, qparams = np.asarray(kernel.data), kernel.qparams
@@ -135,7 +139,7 @@ def _depthwise_kernel(site: Site, path: str) -> Tensor:
 def _separable(site: Site) -> Tensor:
     """One that wasn't taken apart before it was quantized."""
     layer = site.layer
-    x, kernel = image(site, site.x), _depthwise_kernel(site, "depthwise_kernel")
+    x, kernel = image(site, site.x), depthwise_kernel(site, "depthwise_kernel")
     strides, dilation, size = _pair(layer.strides), _pair(layer.dilation_rate), _pair(layer.kernel_size)
     if len(site.x.shape) == 3:
         strides[0] = dilation[0] = size[0] = 1
@@ -159,7 +163,7 @@ def _separable(site: Site) -> Tensor:
         "groups": 1,
         "activation": "none",
     }
-    y = site.emit("conv2d", [middle, pointwise, *_bias(site)], _image_shape(site), suffix="pointwise", **one)
+    y = site.emit("conv2d", [middle, pointwise, *bias_of(site)], _image_shape(site), suffix="pointwise", **one)
     return site.activate(back(site, y))
 
 
@@ -178,7 +182,7 @@ def _transposed(site: Site) -> Tensor:
         pads += [before, full - m - before]
     y = site.emit(
         "conv2d_transpose",
-        [x, kernel, *_bias(site)],
+        [x, kernel, *bias_of(site)],
         _image_shape(site),
         suffix="linear",
         strides=strides,
@@ -191,7 +195,7 @@ def _transposed(site: Site) -> Tensor:
 
 @lowering("Dense")
 def _dense(site: Site) -> Tensor:
-    y = site.emit("dense", [site.x, site.weight("kernel"), *_bias(site)], suffix="linear", activation="none")
+    y = site.emit("dense", [site.x, site.weight("kernel"), *bias_of(site)], suffix="linear", activation="none")
     return site.activate(y)
 
 
@@ -210,6 +214,13 @@ def _batch_norm(site: Site) -> Tensor:
     )
     y = site.emit("mul", [site.x, factor], suffix="scaled", activation="none")
     return site.emit("add", [y, offset], activation="none")
+
+
+@lowering("LayerScale")
+def _layer_scale(site: Site) -> Tensor:
+    """Of keras.applications' ConvNeXt: a factor for each channel."""
+    (path,) = weights_of(site.layer)
+    return site.emit("mul", [site.x, site.constant("gamma", site.weight(path).values())], activation="none")
 
 
 @lowering("Normalization")

@@ -16,10 +16,15 @@ from qi.keras.variables import weights_of
 
 __all__: list[str] = []
 
-_KINDS = {keras.layers.LSTM: "lstm", keras.layers.GRU: "gru", keras.layers.SimpleRNN: "simple_rnn"}
+_LAYERS = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN, keras.layers.RNN)
+_KINDS = {
+    keras.layers.LSTMCell: "lstm",
+    keras.layers.GRUCell: "gru",
+    keras.layers.SimpleRNNCell: "simple_rnn",
+}
 
 
-@lowering("LSTM", "GRU", "SimpleRNN")
+@lowering("LSTM", "GRU", "SimpleRNN", "RNN")
 def _recurrent(site: Site) -> Tensor:
     _check_call(site)
     return _states(site, site.layer, "")
@@ -55,15 +60,32 @@ def _check_call(site: Site) -> None:
 
 
 def _states(site: Site, layer: Any, suffix: str) -> Tensor:
-    """The states of one layer in the order in which it runs: of all steps or of the last."""
-    kind = _KINDS.get(type(layer))
-    if kind is None:
+    """The states of one layer in the order in which it runs: of all steps or of the last.
+
+    Cells that are stacked are as many layers, one after the other.
+    """
+    if type(layer) not in _LAYERS:
         raise site.refuse(f"of a {type(layer).__name__}", "use LSTM, GRU or SimpleRNN")
-    cell = layer.cell
-    attrs: dict[str, Any] = {
-        "sequences": bool(layer.return_sequences),
-        "activation": _activation(site, cell, "activation"),
-    }
+    cells = _cells(layer.cell)
+    x = _reversed(site, site.x, "backwards") if layer.go_backwards else site.x
+    for cell in cells:
+        last = cell is cells[-1]
+        name = suffix if last else "/".join(filter(None, (suffix, cell.name)))
+        x = _run(site, cell, x, bool(layer.return_sequences) or not last, name)
+    return x
+
+
+def _cells(cell: Any) -> list[Any]:
+    """Those of a stack, however deep; else the one."""
+    stacked = type(cell) is keras.layers.StackedRNNCells
+    return [one for part in cell.cells for one in _cells(part)] if stacked else [cell]
+
+
+def _run(site: Site, cell: Any, x: Tensor, sequences: bool, suffix: str) -> Tensor:
+    kind = _KINDS.get(type(cell))
+    if kind is None:
+        raise site.refuse(f"of a {type(cell).__name__}", "use LSTMCell, GRUCell or SimpleRNNCell")
+    attrs: dict[str, Any] = {"sequences": sequences, "activation": _activation(site, cell, "activation")}
     if kind != "simple_rnn":
         attrs["recurrent_activation"] = _activation(site, cell, "recurrent_activation")
     if kind == "gru":
@@ -71,8 +93,7 @@ def _states(site: Site, layer: Any, suffix: str) -> Tensor:
     paths = {id(variable): path for path, variable in weights_of(site.layer).items()}
     kernels = [cell.kernel, cell.recurrent_kernel, *([cell.bias] if cell.use_bias else [])]
     weights = [site.weight(paths[id(variable)]) for variable in kernels]
-    x = _reversed(site, site.x, "backwards") if layer.go_backwards else site.x
-    shape = (x.shape[0], *([x.shape[1]] if layer.return_sequences else []), int(cell.units))
+    shape = (x.shape[0], *([x.shape[1]] if sequences else []), int(cell.units))
     return site.emit(kind, [x, *weights], shape, suffix=suffix, **attrs)
 
 

@@ -1,4 +1,4 @@
-"""Lowering of what joins, pools, moves and picks values."""
+"""Lowering of what joins, pools and moves values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import keras
 import numpy as np
 
 from qi.ir.graph import Tensor
-from qi.keras.lower_linear import back, image, pads_of
+from qi.keras.lower_linear import back, channels_last, image, pads_of
 from qi.keras.lowering import Site, lowering
 from qi.keras.variables import to_numpy
 
-__all__: list[str] = []
+__all__ = ["AUGMENTING", "even_windows"]
 
 
 # Two or more tensors ----------------------------------------------------------------------------------------------------
@@ -104,29 +104,64 @@ def _operands_of_list(site: Site) -> list[Tensor]:
 # Pooling ----------------------------------------------------------------------------------------------------------------
 
 
+def _pooled(site: Site, kind: str, pool: list[int], strides: list[int], padding: str) -> Tensor:
+    """A pool along the last axes of places: those of an image, or the one of a sequence."""
+    x = image(site, site.x)
+    if len(pool) == 1:
+        pool, strides = [1, *pool], [1, *strides]
+    pads = pads_of(site, site.sizes(x), pool, strides, [1, 1], padding)
+    shape = site.shape if len(site.shape) == 4 else (site.shape[0], 1, *site.shape[1:])
+    return back(site, site.emit(kind, [x], shape, suffix="pool", pool=pool, strides=strides, pads=pads))
+
+
+def _numbers(value: Any) -> list[int]:
+    return [int(n) for n in (value if isinstance(value, (tuple, list)) else [value])]
+
+
 def _pool(kind: str) -> Any:
     def run(site: Site) -> Tensor:
-        layer, x = site.layer, image(site, site.x)
-        pair = lambda v: [int(n) for n in (v if isinstance(v, (tuple, list)) else [v])]
-        pool, strides = pair(layer.pool_size), pair(layer.strides)
-        if len(site.x.shape) == 3:
-            pool, strides = [1, *pool], [1, *strides]
-        pads = pads_of(site, site.sizes(x), pool, strides, [1, 1], layer.padding)
-        shape = site.shape if len(site.shape) == 4 else (site.shape[0], 1, *site.shape[1:])
-        return back(site, site.emit(kind, [x], shape, suffix="pool", pool=pool, strides=strides, pads=pads))
+        layer = site.layer
+        return _pooled(site, kind, _numbers(layer.pool_size), _numbers(layer.strides), layer.padding)
 
     return run
+
+
+def _adaptive_pool(kind: str) -> Any:
+    """A pool by the number of windows, where they share the places evenly."""
+
+    def run(site: Site) -> Tensor:
+        channels_last(site)
+        pool = even_windows(site)
+        return _pooled(site, kind, pool, pool, "valid")
+
+    return run
+
+
+def even_windows(site: Site) -> list[int]:
+    """The size of an adaptive pool's windows.
+
+    Raises:
+        UnsupportedError: they differ.
+    """
+    given, wanted = site.sizes(site.x)[:-1], _numbers(site.layer.output_size)
+    if any(n % m for n, m in zip(given, wanted, strict=True)):
+        raise site.refuse(
+            f"whose windows of {given} places as {tuple(wanted)} differ in size, which no runtime's pools do",
+            "ask for output sizes that divide those of its input",
+        )
+    return [n // m for n, m in zip(given, wanted, strict=True)]
 
 
 for _dims in ("1D", "2D"):
     lowering(f"MaxPooling{_dims}")(_pool("max_pool2d"))
     lowering(f"AveragePooling{_dims}")(_pool("avg_pool2d"))
+    lowering(f"AdaptiveMaxPooling{_dims}")(_adaptive_pool("max_pool2d"))
+    lowering(f"AdaptiveAveragePooling{_dims}")(_adaptive_pool("avg_pool2d"))
 
 
 def _global_pool(kind: str) -> Any:
     def run(site: Site) -> Tensor:
-        if site.layer.data_format != "channels_last":
-            raise site.refuse("with data_format='channels_first'", "use data_format='channels_last'")
+        channels_last(site)
         if len(site.inputs) > 1:
             raise site.refuse("with a mask")
         site.sizes(site.x)
@@ -160,10 +195,21 @@ lowering("Max", "Amax")(_reduction("max"))
 # Moving values ----------------------------------------------------------------------------------------------------------
 
 
+AUGMENTING = (
+    "AugMix RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform "
+    "RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective "
+    "RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom "
+    "Solarization"
+).split()
+"""Layers that change images in training alone."""
+
+
 @lowering(
+    *AUGMENTING,
     "Dropout",
     "SpatialDropout1D",
     "SpatialDropout2D",
+    "SpatialDropout3D",
     "AlphaDropout",
     "GaussianDropout",
     "GaussianNoise",
@@ -177,8 +223,8 @@ def _identity(site: Site) -> Tensor:
 
 @lowering("Reshape", "Flatten", "Squeeze", "ExpandDims", "Ravel")
 def _reshape(site: Site) -> Tensor:
-    if site.kind == "Flatten" and len(site.x.shape) > 2 and site.layer.data_format != "channels_last":
-        raise site.refuse("with data_format='channels_first'", "use data_format='channels_last'")
+    if site.kind == "Flatten" and len(site.x.shape) > 2:
+        channels_last(site)
     if site.x.shape[0] != site.shape[0]:
         raise site.refuse("which changes the batch")
     return site.reshape(site.x, site.shape, "")
@@ -194,12 +240,19 @@ def _permute(site: Site) -> Tensor:
     return site.emit("transpose", [site.x], perm=[0, *(int(d) for d in site.layer.dims)])
 
 
-@lowering("Transpose")
+@lowering("Transpose", "Swapaxes", "Moveaxis")
 def _transpose(site: Site) -> Tensor:
-    perm = [int(a) for a in site.layer.axes or reversed(range(len(site.shape)))]
-    if perm[0] != 0:
+    axes = np.arange(len(site.shape))
+    if site.kind == "Swapaxes":
+        axes[[site.layer.axis1, site.layer.axis2]] = axes[[site.layer.axis2, site.layer.axis1]]
+    elif site.kind == "Moveaxis":
+        moved = np.moveaxis(np.empty([i + 2 for i in range(len(axes))]), site.layer.source, site.layer.destination)
+        axes = np.asarray(moved.shape) - 2
+    else:
+        axes = np.asarray(site.layer.axes or axes[::-1]) % len(axes)
+    if axes[0] != 0:
         raise site.refuse("which moves the batch")
-    return site.emit("transpose", [site.x], perm=perm)
+    return site.emit("transpose", [site.x], perm=[int(a) for a in axes])
 
 
 @lowering("RepeatVector")
@@ -209,17 +262,17 @@ def _repeat_vector(site: Site) -> Tensor:
     return site.emit("tile", [x], multiples=[1, int(site.layer.n), 1])
 
 
-@lowering("ZeroPadding1D", "ZeroPadding2D")
+@lowering("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D")
 def _zero_padding(site: Site) -> Tensor:
     pads = _per_axis(site, site.layer.padding)
-    if len(pads) == 4:
+    if len(pads) > 3:
         return site.emit("pad", [site.x], pads=pads)
     shape = (site.shape[0], 1, *site.shape[1:])  # as an image it may become a convolution's own padding
     y = site.emit("pad", [image(site, site.x)], shape, suffix="padded", pads=[pads[0], [0, 0], *pads[1:]])
     return back(site, y)
 
 
-@lowering("Cropping1D", "Cropping2D")
+@lowering("Cropping1D", "Cropping2D", "Cropping3D")
 def _cropping(site: Site) -> Tensor:
     crops = _per_axis(site, site.layer.cropping)
     end = [None if n is None else n - after for n, (_, after) in zip(site.x.shape, crops, strict=True)]
@@ -227,10 +280,39 @@ def _cropping(site: Site) -> Tensor:
 
 
 def _per_axis(site: Site, amounts: Any) -> list[list[int]]:
-    if getattr(site.layer, "data_format", "channels_last") != "channels_last":
-        raise site.refuse("with data_format='channels_first'", "use data_format='channels_last'")
+    channels_last(site)
     pairs = [amounts] if isinstance(amounts[0], int) else amounts
     return [[0, 0], *([int(a), int(b)] for a, b in pairs), [0, 0]]
+
+
+@lowering("Stack")
+def _stack(site: Site) -> Tensor:
+    axis = int(site.layer.axis) % len(site.shape)
+    if axis == 0:
+        raise site.refuse("along the batch")
+    shape = (*site.shape[:axis], 1, *site.shape[axis + 1 :])
+    return site.emit("concat", [site.reshape(x, shape, "apart") for x in site.inputs], axis=axis)
+
+
+@lowering("DepthToSpace")
+def _depth_to_space(site: Site) -> Tensor:
+    """Channels are [rows, columns, channels] of a block each."""
+    channels_last(site)
+    (batch, height, width, _), block = site.x.shape, int(site.layer.block_size)
+    channels = site.shape[-1]
+    x = site.reshape(site.x, (batch, height, width, block, block * (channels or 0)), "blocks")
+    y = site.emit("transpose", [x], (batch, height, block, width, x.shape[-1]), suffix="rows", perm=[0, 1, 3, 2, 4])
+    return site.reshape(y, site.shape, "")
+
+
+@lowering("SpaceToDepth")
+def _space_to_depth(site: Site) -> Tensor:
+    channels_last(site)
+    (batch, height, width, _), block = site.shape, int(site.layer.block_size)
+    channels = site.x.shape[-1]
+    x = site.reshape(site.x, (batch, height, block, width, block * (channels or 0)), "rows")
+    y = site.emit("transpose", [x], (batch, height, width, block, x.shape[-1]), suffix="blocks", perm=[0, 1, 3, 2, 4])
+    return site.reshape(y, site.shape, "")
 
 
 @lowering("UpSampling1D")
@@ -250,46 +332,18 @@ def _upsampling2d(site: Site) -> Tensor:
     raise site.refuse(f"with interpolation={layer.interpolation!r}", "use 'nearest' or 'bilinear'")
 
 
-@lowering("GetItem")
-def _get_item(site: Site) -> Tensor:
-    key = site.arguments[0][1] if len(site.arguments[0]) > 1 else site.arguments[1]["key"]
-    keys = list(key) if isinstance(key, tuple) else [key]
-    if Ellipsis in keys:
-        at = keys.index(Ellipsis)
-        keys[at : at + 1] = [slice(None)] * (len(site.x.shape) - len(keys) + 1)
-    keys += [slice(None)] * (len(site.x.shape) - len(keys))
-    if not all(isinstance(k, (slice, int)) for k in keys) or keys[0] != slice(None):
-        raise site.refuse(f"with key {key!r}", "slice all but the batch by numbers")
-    begin: list[int] = []
-    end: list[int | None] = []
-    strides: list[int] = []
-    for n, k in zip(site.x.shape, keys, strict=True):
-        if n is None and k == slice(None):
-            begin, end, strides = [*begin, 0], [*end, None], [*strides, 1]
-            continue
-        if n is None:
-            raise site.refuse("along an open size", "give the model an Input of fixed sizes")
-        start, stop, step = (k % n, k % n + 1, 1) if isinstance(k, int) else k.indices(n)
-        if step < 1:
-            raise site.refuse(f"with step {step}")
-        begin, end, strides = [*begin, start], [*end, stop], [*strides, step]
-    shape = [
-        None if n is None else len(range(*slice(b, e, s).indices(n)))
-        for n, b, e, s in zip(site.x.shape, begin, end, strides, strict=True)
-    ]
-    y = site.emit("slice", [site.x], shape, suffix="slice", begin=begin, end=end, strides=strides)
-    return y if len(shape) == len(site.shape) else site.reshape(y, site.shape, "")
-
-
-@lowering("Embedding")
-def _embedding(site: Site) -> Tensor:
-    ids = site.x
-    if ids.dtype.startswith("float"):
-        raise site.refuse(f"with indices of dtype {ids.dtype}", "give the model an Input of dtype 'int32'")
-    ids = ids if ids.dtype in ("int32", "int64") else site.cast(ids, "int32")  # no runtime looks up by other types
-    return site.emit("embedding", [ids, site.weight("embeddings")])
-
-
-@lowering("NotEqual")
-def _not_equal(site: Site) -> Tensor:
-    raise site.refuse("which makes a mask", "give Embedding mask_zero=False, and no masks")
+@lowering("Resizing")
+def _resizing(site: Site) -> Tensor:
+    """As an upsampling, where it is one, and linear between pixels to any size."""
+    layer, x = site.layer, image(site, site.x)
+    for option in ("crop_to_aspect_ratio", "pad_to_aspect_ratio", "antialias"):
+        if getattr(layer, option, False):
+            raise site.refuse(f"with {option}=True", f"resize with {option}=False")
+    given, wanted = site.sizes(x)[:2], [int(layer.height), int(layer.width)]
+    if layer.interpolation == "bilinear":
+        return site.emit("resize_bilinear", [x], size=wanted)
+    if layer.interpolation != "nearest":
+        raise site.refuse(f"with interpolation={layer.interpolation!r}", "use 'nearest' or 'bilinear'")
+    if any(m % n for n, m in zip(given, wanted, strict=True)):
+        raise site.refuse(f"from {given} to {tuple(wanted)} by the nearest pixel", "resize by whole factors")
+    return site.emit("resize_nearest", [x], factors=[m // n for n, m in zip(given, wanted, strict=True)])

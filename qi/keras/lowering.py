@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from qi.registry import Registry
 
 __all__ = ["LOWERINGS", "WAY_OUT", "Site", "lowering", "real_dtype"]
 
-_TAKES_INDICES = ("Embedding", "Take", "Cast")
+_TAKES_INDICES = ("Embedding", "ReversibleEmbedding", "Take", "Cast", "Sequential", "Pipeline", "TimeDistributed")
 
 WAY_OUT = "train with another layer in its place, or use the model in Keras alone"
 """Where nothing better is known."""
@@ -63,7 +64,7 @@ class Site:
         self.call, self.graph, self.inputs = call, graph, inputs
         self._quantized: dict[str, QTensor] = wrapper.get_quantized_tensors() if wrapper is not None else {}
         self._names = names
-        self._args: Any = None
+        self._shape: tuple[int | None, ...] | None = None
 
     @property
     def x(self) -> Tensor:
@@ -79,13 +80,30 @@ class Site:
     @property
     def shape(self) -> tuple[int | None, ...]:
         """The shape of the (first) output."""
-        return self.call.outputs[0].shape
+        return self.call.outputs[0].shape if self._shape is None else self._shape
 
     @property
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """(args, kwargs) of the call, with the inputs' tensors in their places."""
+        if self._shape is not None:
+            return [*self.inputs], {}
         args, kwargs = self.call.arguments(self.inputs)
         return list(args), dict(kwargs)
+
+    def within(self, layer: Any, x: Tensor, shape: Iterable[int | None]) -> Site:
+        """The call of a layer that this one holds.
+
+        Args:
+            layer: it; its weights are quantized as those of this one are.
+            x: all that it takes.
+            shape: of what it gives.
+        """
+        inner = copy(self)
+        inner.layer, inner.inputs, inner._shape = layer, [x], tuple(shape)
+        paths = {id(variable): path for path, variable in weights_of(self.layer).items()}
+        found = {path: paths.get(id(variable)) for path, variable in weights_of(layer).items()}
+        inner._quantized = {path: self._quantized[of] for path, of in found.items() if of in self._quantized}
+        return inner
 
     def refuse(self, what: str, way_out: str = WAY_OUT) -> UnsupportedError:
         """The error for something that can't be lowered."""

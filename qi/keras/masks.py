@@ -7,9 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.keras.fold import activation_name
 from qi.keras.graph import Call, Graph, Value
-from qi.keras.traits import Role, role_of
+from qi.keras.traits import Role, is_softmax, role_of
 
 __all__ = ["masked_scores"]
 
@@ -25,17 +24,13 @@ def masked_scores(graph: Graph) -> list[Value]:
             large.update((id(value), value) for value in call.outputs)
     reaching: set[int] = set()
     for call in reversed(graph.calls):
-        if _is_softmax(call) or (_passes(call) and any(id(value) in reaching for value in call.outputs)):
+        if is_softmax(call) or (_passes(call) and any(id(value) in reaching for value in call.outputs)):
             reaching.update(map(id, call.inputs))
     return [value for key, value in large.items() if key in reaching]
 
 
 def _passes(call: Call) -> bool:
     return call.builtin_kind in _PASSES or (bool(call.builtin_kind) and role_of(call) is Role.KEEPS)
-
-
-def _is_softmax(call: Call) -> bool:
-    return role_of(call) is Role.FIXED and ("Softmax" in call.kind or activation_name(call.op) == "softmax")
 
 
 def _has_large_constant(call: Call) -> bool:

@@ -18,15 +18,17 @@ from qi.keras.exact import ExactGrid, ExactSums
 from qi.keras.exact_kernels import ExactRows
 from qi.keras.fingerprint import fingerprint
 from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales, split_activations
-from qi.keras.graph import Call, Graph, Value, build_tensors, flatten_model
+from qi.keras.given import check_graph, check_layers
+from qi.keras.graph import Call, Graph, Value, build_tensors, flatten_model, follow_model
 from qi.keras.holder import KerasActivationQuantizationHolder
-from qi.keras.in_place_quantize import calibrate_in_place, prepare_in_place, why_in_place
+from qi.keras.in_place_quantize import calibrate_in_place, prepare_in_place
 from qi.keras.merges import split_merges
 from qi.keras.parts import AdaptWithin, Part, inner_parts, quantizers_within
 from qi.keras.plan import ActivationPlan, plan_activations
 from qi.keras.rows import original_weights
 from qi.keras.running import fixed_batch
 from qi.keras.separable import split_separable
+from qi.keras.ties import tied_paths
 from qi.keras.verify import check_copies
 from qi.keras.weights import has_policy, weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
@@ -80,13 +82,19 @@ Planner = Callable[[Graph, RuleBook], ActivationPlan]
 
 
 def prepare(
-    model: keras.Model, recipe: RecipeLike, *, train_norms: bool = False, planner: Planner | None = None
+    model: keras.Model,
+    recipe: RecipeLike,
+    *,
+    graph: Graph | None = None,
+    train_norms: bool = False,
+    planner: Planner | None = None,
 ) -> Prepared:
     """The model's graph, ready for quantizers.
 
     Args:
         model: it is only read.
         recipe: as of `qi.quantize_model`.
+        graph: the model's, where that is known already; it is only read.
         train_norms: leaves batch normalizations that can be folded later, without touching a code, to train.
         planner: makes the plan of activations in place of the recipe; it may change the graph first.
 
@@ -95,7 +103,10 @@ def prepare(
         InputError: an unbuilt model, or one with NaN in its weights.
         ConfigError: an unknown recipe.
     """
-    graph = flatten_model(model)
+    given = flatten_model(model) if graph is None else graph
+    check_layers(model)
+    check_graph(given)
+    graph = given.copy()
     done = [call.path for call in graph.calls if isinstance(call.op, _QUANTIZED)]
     if done:
         raise UnsupportedError(
@@ -105,8 +116,12 @@ def prepare(
     chosen = get_recipe(recipe)
     book = chosen.resolve()
     later: set[str] = set()
+    tied = tied_paths({calls[0].path: calls[0].op for calls in graph.calls_of().values()})
+    whole = {path: call.op for call in graph.calls if (path := call.path) in tied}
 
     def keep(layer: Call, norm: Call) -> str:
+        if layer.path in tied:
+            return f"its layer's weights are those of {tied[layer.path]} too"
         if not train_norms or not _folds_into_scales(layer, norm, chosen.resolve()):
             return ""
         later.add(norm.path)
@@ -122,13 +137,29 @@ def prepare(
         split_activations(graph, has_policy)
         split_separable(graph)
         split_merges(graph)
+    _check_ties(graph, whole, tied)
     plan = plan_activations(graph, book, later) if planner is None else planner(graph, book)
     notes = copy_layers(graph, plan)
-    ready = Prepared(flatten_model(model), graph, book, plan, kept, notes, build_tensors(graph))
+    ready = Prepared(given, graph, book, plan, kept, notes, build_tensors(graph))
     for call in graph.calls:
         if call.path not in ready.inner and call.path not in notes:
             ready.inner[call.path] = inner_parts(call.op, call.path, book, kept.get(call.path, ""))
+    ops = {id(call.op) for call in graph.calls}
+    for part in ready.parts.values():
+        if id(part.layer) in ops:  # hooked, it would see the model's own calls
+            part.spec, part.reason = None, "the model calls this layer itself, too: there its output is quantized"
     return ready
+
+
+def _check_ties(graph: Graph, whole: Mapping[str, Any], tied: Mapping[str, str]) -> None:
+    """Refuses layers that were taken apart though others hold their weights too: the parts have weights of their own."""
+    left = {id(call.op) for call in graph.calls}
+    for path, op in whole.items():
+        if id(op) not in left:
+            raise UnsupportedError(
+                f"expected layers that are taken apart to share no weights; received {path!r} of class "
+                f"{type(op).__name__}, which shares some with {tied[path]}; do give each its own, or call one layer twice"
+            )
 
 
 def _folds_into_scales(layer: Call, norm: Call, book: RuleBook) -> bool:
@@ -181,12 +212,13 @@ def calibrate(
     Raises:
         ConfigError: a recipe that quantizes no activations, besides what `quantize_model` raises.
     """
-    if why_in_place(model):
+    graph, _ = follow_model(model)
+    if graph is None:
         in_place = prepare_in_place(model, recipe)
         _check_watched(bool(in_place.watched), in_place.book)
         calibrate_in_place(in_place, data, None, batch_size, progress)
         return CalibratedStatistics(in_place.statistics, samples=in_place.calibration.samples, model=fingerprint(model))
-    ready = prepare(model, recipe)
+    ready = prepare(model, recipe, graph=graph)
     _check_watched(ready.needs_data, ready.book)
     calibration = gather_statistics(model, ready, data, None, batch_size, progress)
     for group in ready.plan.groups:

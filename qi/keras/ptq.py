@@ -17,13 +17,12 @@ from qi.keras.data import elements
 from qi.keras.dormant import activation_quantizers
 from qi.keras.exact_graph import check_exact, make_exact
 from qi.keras.findings import findings, range_findings
-from qi.keras.graph import Graph, Value, build_model, build_tensors
+from qi.keras.graph import Graph, Value, build_model, build_tensors, follow_model
 from qi.keras.in_place_quantize import (
     calibrate_in_place,
     prepare_in_place,
     put_quantizers,
     quantized_rows,
-    why_in_place,
 )
 from qi.keras.parts import outputs_seen, part_rows
 from qi.keras.prepare import Prepared, gather_statistics, prepare, stored_statistics
@@ -101,11 +100,12 @@ def quantize_model(
         ['bias', 'bias']
     """
     check_exact(exact)
-    if why := why_in_place(model):
+    graph, why = follow_model(model)
+    if graph is None:
         check_not_exact(model, exact)
         stored = None if statistics is None else stored_statistics(model, data, statistics).statistics
         return _quantize_in_place(model, recipe, data, stored, why, strict, batch_size, progress)
-    ready = prepare(model, recipe)
+    ready = prepare(model, recipe, graph=graph)
     calibration = gather_statistics(model, ready, data, statistics, batch_size, progress)
     seen = calibration.statistics
     merged = {group.key: group_statistics(group, seen) for group in ready.plan.groups}

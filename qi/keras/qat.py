@@ -20,14 +20,14 @@ from qi.keras.dormant import activation_quantizers
 from qi.keras.exact_graph import check_exact, make_exact
 from qi.keras.exact_plain import exact_target, plain
 from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales
-from qi.keras.graph import Graph, build_model, build_tensors, flatten_model, is_graph_model
+from qi.keras.given import check_copied
+from qi.keras.graph import Graph, build_model, build_tensors, flatten_model, follow_model, is_graph_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.in_place_quantize import (
     calibrate_in_place,
     convert_in_place,
     prepare_in_place,
     put_quantizers,
-    why_in_place,
 )
 from qi.keras.layers import copy_operation, rebuild_layer
 from qi.keras.prepare import Prepared, gather_statistics, prepare, stored_statistics
@@ -120,11 +120,13 @@ def prepare_qat(
         raise ConfigError(f"expected batch_norm to be one of {_NORMS}; received batch_norm={batch_norm!r}")
     methods = TrainingMethods(method, activation_method, estimator, dict(estimator_options or {}))
     kind = _model_class(model)
-    if why_in_place(model) or _trains_otherwise(model):
+    graph, _ = follow_model(model)
+    if graph is None or _trains_otherwise(model):
         check_not_exact(model, exact)
         stored = None if statistics is None else stored_statistics(model, data, statistics).statistics
         return _prepare_in_place(model, recipe, data, stored, methods, strict, batch_size, progress)
-    ready = prepare(model, recipe, train_norms=batch_norm == "trained")
+    ready = prepare(model, recipe, graph=graph, train_norms=batch_norm == "trained")
+    check_copied(ready.graph, ready.notes)
     seen = gather_statistics(model, ready, data, statistics, batch_size, progress).statistics
 
     types = {id(call): describe(call) for call in ready.graph.calls}
@@ -176,6 +178,8 @@ def _wrapped(
     dispatcher = KerasNodeQuantizationDispatcher(trained, None, within)
     wrapper = KerasQuantizationWrapper(layer, dispatcher, name=layer.name)
     wrapper.build(None)
+    if not layer.trainable:
+        wrapper.trainable = False  # the scales of what is frozen rest with it
     return wrapper
 
 

@@ -121,8 +121,10 @@ def activation_rows(
         else:
             found = (group, quantizers[id(group)], statistics.get(group.key))
             rows.append(activation_row(value_name(value), kind, value.shape, found, errors.get(id(value)), name=name))
-        name, why = _inside(call, kept or {}, inner or {}) if group is not None and call is not None else ("", "")
-        if call is not None and why:
+        if call is None or group is None or value is not call.outputs[0]:
+            continue
+        name, why = _inside(call, kept or {}, inner or {})
+        if why:
             kind = types.get(id(call), call.kind)
             rows.append(Row(kind="activation", layer=value_name(value), layer_type=kind, name=name, **_in_float(why)))
     return rows

@@ -93,7 +93,9 @@ def why_whole(layer: Any, node: Any) -> str:
     Keras' own layers have rules of their own, and what is called with masks or in another precision does more than its
     sub-layers do.
     """
-    owner = next((cls for cls in type(layer).__mro__ if "call" in vars(cls)), object) if _is_model(layer) else type(layer)
+    owner = (
+        next((cls for cls in type(layer).__mro__ if "call" in vars(cls)), object) if _is_model(layer) else type(layer)
+    )
     if owner.__module__.partition(".")[0] in ("keras", "qi"):
         return "it isn't a layer of the user's own"
     children = layer._flatten_layers(include_self=False, recursive=False)

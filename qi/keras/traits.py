@@ -17,7 +17,7 @@ from qi.keras.attention import BandSoftmax
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call
 
-__all__ = ["Role", "fuses_activation", "is_fusable_activation", "known_range", "multiplies", "role_of"]
+__all__ = ["Role", "fuses_activation", "is_fusable_activation", "is_softmax", "known_range", "multiplies", "role_of"]
 
 
 class Role(Enum):
@@ -33,14 +33,23 @@ class Role(Enum):
 _KEEPS = frozenset(
     # layers
     "Reshape Flatten Permute RepeatVector ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D Cropping3D "
-    "MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D UpSampling1D "
-    "UpSampling3D Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout GaussianNoise "
+    "MaxPooling1D MaxPooling2D MaxPooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D "
+    "GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D UpSampling1D UpSampling3D Dropout "
+    "SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout GaussianNoise "
     "ActivityRegularization Identity Masking "
+    # those that change images in training alone
+    "AugMix RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform "
+    "RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective "
+    "RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom "
+    "Solarization "
     # keras.ops
     "Transpose Swapaxes Moveaxis Ravel Squeeze ExpandDims BroadcastTo Flip Fliplr Flipud Roll Repeat Tile GetItem Slice "
-    "Split ArraySplit Hsplit Vsplit Dsplit Unstack Max Amax StopGradient".split()
+    "Split ArraySplit Hsplit Vsplit Dsplit Unstack Max Amax StopGradient DepthToSpace SpaceToDepth".split()
 )
-_SAME = frozenset("AveragePooling1D AveragePooling2D AveragePooling3D Resizing".split())
+_SAME = frozenset(
+    "AveragePooling1D AveragePooling2D AveragePooling3D AdaptiveAveragePooling1D AdaptiveAveragePooling2D "
+    "AdaptiveAveragePooling3D Resizing".split()
+)
 _JOINS = frozenset("Concatenate Stack Hstack Vstack Dstack".split())
 _CHOOSES = frozenset("Maximum Minimum".split())  # JOINS, where all that they choose from are tensors
 _FIXED = {"softmax": (0.0, 1.0), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
@@ -63,6 +72,9 @@ def _function_of(call: Call) -> str:
 def role_of(call: Call) -> Role:
     """The role of a call; a class of the user's own is OWN, whatever its name."""
     kind = call.builtin_kind
+    if kind == "TimeDistributed" and type(call.op.layer).__module__.startswith("keras."):
+        kind = type(call.op.layer).__name__
+        return Role.KEEPS if kind in _KEEPS else Role.SAME if kind in _SAME else Role.OWN
     if kind == "Activation" and activation_name(call.op) == "linear":
         return Role.KEEPS
     if kind == "UpSampling2D":
@@ -88,6 +100,11 @@ def is_fusable_activation(call: Call) -> bool:
         plain = not op.negative_slope and not op.threshold
         return plain and op.max_value in (None, 6)
     return _function_of(call) in ("relu", "relu6")
+
+
+def is_softmax(call: Call) -> bool:
+    """Whether a call is a softmax: as a layer, as an activation or of `keras.ops`."""
+    return _function_of(call) == "softmax"
 
 
 def multiplies(call: Call) -> bool:

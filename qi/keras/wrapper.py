@@ -19,6 +19,7 @@ from qi.keras.bound import Bound, WeightBinding, bind_quantizer
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.inner import InnerQuantizers
 from qi.keras.layers import build_by, build_configs, finalize_layer, rebuild_layer
+from qi.keras.signatures import signature_around
 from qi.keras.variables import add_parameter, build_layer, first_value, to_numpy, weights_of
 from qi.quantizers import BaseInferableQuantizer
 
@@ -97,6 +98,7 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         self.layer = layer
         self.dispatcher = dispatcher
         self.supports_masking = layer.supports_masking
+        self._call_signature = signature_around(layer)
         self._owns_layer = frozen  # only a wrapper read from a config is made frozen, and its layer is its own
         self._is_frozen = frozen
         self._inside = _Inside()
@@ -216,8 +218,9 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         known = {id(v): v for v in (*self._inside.weights.values(), *self._inside.around, *self._inner.variables)}
         before = [(v, substitutes.get(key, v.value)) for key, v in known.items()]
         with keras.StatelessScope(state_mapping=before, collect_losses=True) as scope:
+            held = [(v, scope.get_current_value(v)) for v, _ in before]  # the scope may hold a copy, as on torch's meta device
             outputs = self._run(inputs, *args, **kwargs)
-        for variable, value in before:
+        for variable, value in held:
             after = scope.get_current_value(variable)
             if after is value:
                 continue

@@ -11,7 +11,16 @@ import numpy as np
 from qi.errors import UnsupportedError
 from qi.quantizers import BaseTrainableQuantizer
 
-__all__ = ["ENGINES", "as_numpy", "engines_here", "evaluate", "gradients_of", "keras_here", "model_gradients", "ways_to_train"]
+__all__ = [
+    "ENGINES",
+    "as_numpy",
+    "engines_here",
+    "evaluate",
+    "gradients_of",
+    "keras_here",
+    "model_gradients",
+    "ways_to_train",
+]
 
 ENGINES: dict[str, tuple[str, ...]] = {
     "tensorflow": ("tensorflow eager", "tf.function", "XLA"),
@@ -57,18 +66,16 @@ def ways_to_train() -> tuple[dict[str, bool], ...]:
     return _WAYS[keras_here()[1]]
 
 
-def _compiled(function: Callable[..., Any], engine: str) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], engine: str) -> Any:
     """The function, as that engine runs it."""
     if engine in ("tf.function", "XLA"):
         import tensorflow as tf
 
-        compiled: Callable[..., Any] = tf.function(function, autograph=False, jit_compile=engine == "XLA")
-        return compiled
+        return tf.function(function, autograph=False, jit_compile=engine == "XLA")
     if engine == "jax.jit":
         import jax
 
-        compiled = jax.jit(function)
-        return compiled
+        return jax.jit(function)
     return function
 
 
@@ -87,9 +94,7 @@ def evaluate(engine: str, jobs: Sequence[Job]) -> list[tuple[np.ndarray, np.ndar
             for quantizer, (variables, x, noise) in zip(quantizers, given, strict=True)
         ]
 
-    given = [
-        (_tensors(variables), *map(keras.ops.convert_to_tensor, (x, noise))) for _, variables, x, noise in jobs
-    ]
+    given = [(_tensors(variables), *map(keras.ops.convert_to_tensor, (x, noise))) for _, variables, x, noise in jobs]
     return [(as_numpy(a), as_numpy(b), as_numpy(c)) for a, b, c in _compiled(run, engine)(given)]
 
 

@@ -18,26 +18,27 @@ _EVERYWHERE = ("PTQ", "predict", "reload", "QAT")
 _OTHERS = ("jax", "torch")
 
 _TEXT = """\
-Made by `python -m tests.benchmarks.families --write`, with Python {python}, {packages}, on {machine} with {cores} cores; dates
-are those of the rows. The networks are those of `tests/families.py`, built without downloads. Those of keras.applications get
-settled weights: statistics of batch normalizations from images, shifts and branches as trained networks have them, and a last
-layer fitted to ten classes of synthetic images by least squares. The others are trained for a few epochs on data made by a
-rule. Size "full" is the published network on images of 32 x 32 pixels (Xception: 71 x 71, InceptionV3: 75 x 75) or, of the others,
-twice the width; "small" has fewer stages or blocks. All are quantized by `qi.quantize_model(model, "w8a8", data)` with 64 samples."""
+Made by `python -m tests.benchmarks.families --write`, with Python {python}, {packages}, on {machine} with {cores} cores;
+dates are those of the rows. The networks are those of `tests/families.py`, built without downloads. Those of
+keras.applications get settled weights: statistics of batch normalizations from images, shifts and branches as trained
+networks have them, and a last layer fitted to ten classes of synthetic images by least squares. The others are trained for a
+few epochs on data made by a rule. Size "full" is the published network on images of 32 x 32 pixels (Xception: 71 x 71,
+InceptionV3: 75 x 75) or, of the others, twice the width; "small" has fewer stages or blocks. All are quantized by
+`qi.quantize_model(model, "w8a8", data)` with 64 samples."""
 
 _LEFT = """\
-SQNR of the first output in dB, and in how many percent of samples that it never saw the quantized network gives the class
-(top-1) of the float one; accuracy of both. JAX and torch run the small ones: each backend builds networks of its own, with other
-random weights, so that numbers of one network differ between backends as they do between seeds. Networks without classes
-have no agreement. An export is exact (the runtime gives the twin's bits) or equal (up to float rounding), with so many operations in
-float."""
+SQNR of the first output in dB, and in how many percent of samples that it never saw the quantized network gives the
+class (top-1) of the float one; accuracy of both. JAX and torch run the small ones: each backend builds networks of its own,
+with other random weights, so that numbers of one network differ between backends as they do between seeds. Networks
+without classes have no agreement. An export is exact (the runtime gives the twin's bits) or equal (up to float rounding), with
+so many operations in float."""
 
 _TIME = """\
-Seconds of processor time, of all threads together, since clock time on a shared machine says nothing: building (and training) the
-float network; `quantize_model`; `predict` of all test samples by the quantized network; saving and reloading it, with predictions equal
-bit for bit unless the cell says DIFFERS; `prepare_qat` and one step of training, not compiled; exports with their proofs on 8 samples.
-Peak memory of the process in MiB, before `quantize_model` and after it. For JAX and torch: the sum of PTQ, predict, reload
-and QAT, whose compilation is most of it on JAX."""
+Seconds of processor time, of all threads together, since clock time on a shared machine says nothing: building (and
+training) the float network; `quantize_model`; `predict` of all test samples by the quantized network; saving and reloading it,
+with predictions equal bit for bit unless the cell says DIFFERS; `prepare_qat` and one step of training, not compiled;
+exports with their proofs on 8 samples. Peak memory of the process in MiB, before `quantize_model` and after it. For JAX and
+torch: the sum of PTQ, predict, reload and QAT, whose compilation (at XLA's lowest level) is most of it on JAX."""
 
 _WORST = """\
 The tensor whose own quantization loses most, and where the errors of all before it have grown most: numbers on

@@ -1,12 +1,17 @@
-"""`python -m tests.benchmarks.layers [--write]`: what is done with each public layer of Keras, as a table in Markdown.
+"""What is done with each public layer of Keras, as a table in Markdown.
+
+Run: python -m tests.benchmarks.layers --write [--only NAME ...]
 
 Each layer of `tests.keras.zoo` stands in a small model, which is quantized, trained for a step, saved and read again, run by
-the twins of both runtimes, and exported. An empty cell has its reason below the table. ``--write`` makes docs/layers.md.
+the twin of a runtime, and exported. An empty cell has its reason below the table. `--write` makes docs/layers.md from all
+results so far, which docs/layers.json keeps, so that single rows can be made again; `--page` writes it from them alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 import tempfile
 import warnings
@@ -18,36 +23,71 @@ from typing import Any
 import numpy as np
 
 COLUMNS = ("weights", "activations", "PTQ", "QAT", "reload", "twin", "LiteRT", "ONNX")
-_TARGET = Path(__file__).resolve().parents[2] / "docs" / "layers.md"
-_YES = "yes"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "layers.md"
+RESULTS = DOCUMENT.with_suffix(".json")
+_YES, _WHY = "yes", "why: "
 _HELPERS = {"before", "after", "left", "right", "to_query", "to_value", "flat", "x"}
+_EXACT = 99.0
+
+_TEXT = """\
+What QI {version} does with each class of `keras.layers` (Keras {keras}), and with layers as users write them (names in small
+letters). Made on {date} by `python -m tests.benchmarks.layers --write`: each layer stands between others in a small network
+with random weights, which is quantized by `qi.quantize_model(model, "w8a8", data)`.
+
+- weights, activations: whether all matrices of weights, and all tensors that the layer gives, have 8 bits; "none" where there
+  are none.
+- PTQ: signal to noise ratio of the network's output against the float one; "exact" where both are the same.
+- QAT: `qi.prepare_qat`, a step of training, `qi.convert`. reload: `save` and `keras.models.load_model`, to equal outputs.
+- twin: `qi.emulate` runs the network in integers, as LiteRT does. LiteRT, ONNX: `qi.export` writes a file, and its runtime
+  gives what its twin gives.
+
+Numbers in brackets are reasons, below the table."""
 
 
-class Table:
-    """Cells by layer and column, and the numbered reasons of those that are empty."""
+def page(rows: dict[str, dict[str, str]]) -> str:
+    """The page.
 
-    def __init__(self) -> None:
-        self.rows: dict[str, dict[str, str]] = {}
-        self.reasons: list[str] = []
+    Args:
+        rows: for each layer, its cells by column; those that start with "why: " are reasons.
+    """
+    import keras
 
-    def note(self, layer: str, column: str, reason: str) -> None:
-        """Leaves a cell empty, for a reason."""
-        if reason not in self.reasons:
-            self.reasons.append(reason)
-        self.rows[layer][column] = f"[{self.reasons.index(reason) + 1}]"
+    from qi._version import __version__
+    from tests.keras.zoo import REASONS, USERS
 
-    def markdown(self, heading: str) -> str:
-        """All of it."""
-        lines = [heading, "", f"| layer | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|"]
-        for layer, cells in sorted(self.rows.items()):
-            lines.append(f"| {layer} | {' | '.join(cells.get(column, '') for column in COLUMNS)} |")
-        lines += ["", "## Reasons", ""]
-        lines += [f"{number}. {reason}" for number, reason in enumerate(self.reasons, start=1)]
-        return "\n".join(lines) + "\n"
+    reasons: list[str] = []
+
+    def cell(value: str) -> str:
+        done, _, why = value.partition(_WHY)
+        if why:
+            why = plain(why)
+            if why not in reasons:
+                reasons.append(why)
+            done += f"[{reasons.index(why) + 1}]"
+        return done
+
+    rows = {**rows, **{name: dict.fromkeys(COLUMNS, f"{_WHY}it {reason}") for name, reason in REASONS.items()}}
+    lines = [f"| layer | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|"]
+    for name in sorted(rows, key=lambda name: (name in USERS, name)):
+        lines.append(f"| {name} | {' | '.join(cell(rows[name].get(column, '')) for column in COLUMNS)} |")
+    listed = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
+    text = _TEXT.format(version=__version__, keras=keras.__version__, date=f"{datetime.now(UTC):%Y-%m-%d}")
+    return "\n".join(["# Layers of Keras", "", text, "", *lines, "", "## Reasons", "", *listed]) + "\n"
 
 
-def measure(table: Table, name: str, folder: Path) -> None:
-    """Fills one row."""
+def plain(reason: str) -> str:
+    """A reason without the names of one small model, so that layers share it."""
+    reason = re.sub(r"^\w+Error: ", "", reason)
+    found = re.search(r"received '[^']*' of class (\w+), (.*)", reason)
+    if found and "has no lowering" in reason:
+        return "Neither runtime has integer kernels for it, and QI has no way to put it together of others: for use in Keras."
+    if found:
+        return f"Not exported: {found[2]}."
+    return f"{reason[:1].upper()}{reason[1:]}."
+
+
+def measure(name: str, folder: Path) -> dict[str, str]:
+    """One row."""
     import keras
 
     import qi
@@ -55,14 +95,17 @@ def measure(table: Table, name: str, folder: Path) -> None:
 
     model = build(name)
     x = data_for(name, model)
-    table.rows[name] = {}
-    quantized, report = qi.quantize_model(model, "w8a8", x, progress=False)
-    _weights_and_activations(table, name, report)
-    table.rows[name]["PTQ"] = f"{_sqnr(model, quantized, x):.0f} dB"
+    row: dict[str, str] = {}
+    found = _try(row, "PTQ", lambda: qi.quantize_model(model, "w8a8", x, progress=False))
+    if found is None:
+        return dict.fromkeys(COLUMNS, row["PTQ"])
+    quantized, report = found
+    _weights_and_activations(row, report)
+    row["PTQ"] = _sqnr(model, quantized, x)
 
     def trained() -> Any:
         training = qi.prepare_qat(model, "w8a8", x, progress=False)
-        training.compile("sgd", "mse")
+        training.compile("sgd", "mse", jit_compile=False, run_eagerly=True)
         training.train_on_batch(x, keras.ops.convert_to_numpy(model(x)))
         return qi.convert(training)
 
@@ -73,50 +116,43 @@ def measure(table: Table, name: str, folder: Path) -> None:
             raise ValueError("gives something else")
         return same
 
-    _try(table, name, "QAT", trained)
-    _try(table, name, "reload", read)
-    _try(table, name, "twin", lambda: qi.emulate(quantized, x, "litert"))
+    _try(row, "QAT", trained)
+    _try(row, "reload", read)
+    _try(row, "twin", lambda: qi.emulate(quantized, x, "litert", progress=False))
     for column, file in (("LiteRT", "m.tflite"), ("ONNX", "m.onnx")):
-        _try(table, name, column, lambda file=file: _exported(quantized, folder / file))
+        _try(row, column, lambda file=file: _exported(quantized, folder / file, x))
+    return row
 
 
-def _exported(model: Any, path: Path) -> None:
+def _exported(model: Any, path: Path, x: np.ndarray) -> Any:
     import qi
 
-    report = qi.export(model, path)
+    report = qi.export(model, path, samples=x[:8], latency=False)
     if not report.equal:
         raise ValueError("the runtime answers otherwise than its twin")
+    return report
 
 
-def _try(table: Table, layer: str, column: str, step: Callable[[], Any]) -> None:
+def _try(row: dict[str, str], column: str, step: Callable[[], Any]) -> Any:
     try:
-        step()
-        table.rows[layer][column] = _YES
+        found = step()
     except Exception as error:  # what a table of what works is for
-        text = " ".join(str(error).split()).partition("; do ")[0]
-        table.note(layer, column, _general(text, layer))
+        row[column] = f"{_WHY}{type(error).__name__}: {' '.join(str(error).split()).partition('; do ')[0]}"
+        return None
+    row[column] = _YES
+    return found
 
 
-def _general(text: str, layer: str) -> str:
-    """A refusal without the names of one model, so that layers share reasons."""
-    if "has no lowering" in text:
-        return "no integer kernels of the runtimes compute it, and QI has no way to put it together of others"
-    return text if len(text) < 300 else f"{text[:300]}..."
-
-
-def _weights_and_activations(table: Table, layer: str, report: Any) -> None:
-    mine = [row for row in report.rows if row.layer.partition("/")[0] not in _HELPERS]
+def _weights_and_activations(row: dict[str, str], report: Any) -> None:
+    mine = [one for one in report.rows if one.layer.partition("/")[0] not in _HELPERS]
     for column, kind in (("weights", "weight"), ("activations", "activation")):
-        rows = [row for row in mine if row.kind == kind and row.name.rpartition("/")[2] != "bias"]
-        left = [row for row in rows if not row.quantized]
-        if not rows:
-            table.rows[layer][column] = "none"
-        elif not left:
-            table.rows[layer][column] = _YES
+        all_of = [one for one in mine if one.kind == kind and one.name.rpartition("/")[2] != "bias"]
+        left = [one for one in all_of if not one.quantized]
+        if not left:
+            row[column] = _YES if all_of else "none"
         else:
-            table.note(layer, column, f"{left[0].name}: {left[0].reason}".partition("; 8 bits would")[0])
-            if len(left) < len(rows):
-                table.rows[layer][column] = f"{_YES} {table.rows[layer][column]}"
+            some = f"{_YES} " if len(left) < len(all_of) else ""
+            row[column] = f"{some}{_WHY}{left[0].name}: {left[0].reason}".partition("; 8 bits would")[0]
 
 
 def _outputs(model: Any, x: Any) -> np.ndarray:
@@ -125,42 +161,35 @@ def _outputs(model: Any, x: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(model(x, training=False)))
 
 
-def _sqnr(model: Any, quantized: Any, x: Any) -> float:
+def _sqnr(model: Any, quantized: Any, x: Any) -> str:
     from qi.core import sqnr_db
 
-    return min(sqnr_db(_outputs(model, x), _outputs(quantized, x)), 99.0)
+    found = sqnr_db(_outputs(model, x), _outputs(quantized, x))
+    return "exact" if found > _EXACT else f"{found:.0f} dB"
 
 
 def main() -> None:
-    """Measures all layers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write {_TARGET.name}")
-    parser.add_argument("names", nargs="*")
+    """Measures all layers, or some."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="layers to measure; the others' rows stay")
+    parser.add_argument("--write", action="store_true", help=f"keep the results, and write {DOCUMENT.name}")
+    parser.add_argument("--page", action="store_true", help=f"write {DOCUMENT.name} from the results so far")
     given = parser.parse_args()
-    import keras
-
-    from qi._version import __version__
-    from tests.keras.zoo import LAYERS, REASONS, USERS
+    from tests.keras.zoo import LAYERS, USERS
 
     warnings.simplefilter("ignore")
-    table = Table()
+    rows: dict[str, dict[str, str]] = {}
+    if RESULTS.exists() and (given.only or given.page):
+        rows = json.loads(RESULTS.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
-        for name in given.names or [*LAYERS, *USERS]:
+        for name in () if given.page else given.only or [*LAYERS, *USERS]:
             sys.stderr.write(f"{name}\n")
-            measure(table, name, Path(folder))
-    for name, reason in REASONS.items() if not given.names else ():
-        table.rows[name] = dict.fromkeys(COLUMNS, "")
-        table.note(name, "weights", reason)
-    text = table.markdown(
-        f"# Layers of Keras\n\nWhat QI {__version__} does with each class of `keras.layers` (Keras {keras.__version__}), and "
-        f"with layers as users write them (in small letters), on {datetime.now(UTC):%Y-%m-%d}. Made by "
-        "`python -m tests.benchmarks.layers --write`. PTQ: the signal to noise ratio of a small random network under w8a8. "
-        "Numbers in brackets are reasons."
-    )
-    if given.write:
-        _TARGET.parent.mkdir(exist_ok=True)
-        _TARGET.write_text(text)
-    print(text)
+            rows[name] = measure(name, Path(folder))
+    text = page(rows)
+    if given.write or given.page:
+        RESULTS.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        DOCUMENT.write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,13 @@ def test_dtypes_have_numpys_names(dtype, backend):
 
 
 @each_backend
+def test_numpy_arrays_are_cast_to_tensors_of_the_backend(backend):
+    tensor = namespace_of(backend.tensor(X)).cast(X, "float16")
+    assert type(tensor) is type(backend.tensor(X))
+    np.testing.assert_array_equal(backend.numpy(tensor), X.astype(np.float16))
+
+
+@each_backend
 def test_clip_passes_nan_and_makes_infinities_finite(backend):
     x = backend.tensor(np.float32([np.nan, np.inf, -np.inf]))
     clipped = namespace_of(x).clip(x, np.float32(-1), np.float32(2))

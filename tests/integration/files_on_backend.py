@@ -76,7 +76,7 @@ FILES: dict[str, tuple[Callable[[], keras.Model], Callable[[], np.ndarray]]] = {
 
 def state(model: keras.Model) -> dict[str, np.ndarray]:
     """Every variable, in order, and every quantized weight."""
-    found = {f"variable {i} {variable.path}": to_numpy(variable) for i, variable in enumerate(model.variables)}
+    found = {f"variable {i}": to_numpy(variable) for i, variable in enumerate(model.variables)}
     for layer in model._flatten_layers():
         if isinstance(layer, KerasQuantizationWrapper):
             weights = layer.get_quantized_weights()

@@ -27,7 +27,7 @@ IN_FLOAT = (
     "normalizations are computed in float",  # on what has just been divided by its deviation: nothing has a grid there
     "slopes of an activation",  # no kernel of integers takes slopes of its own grid, for each of many
     "no results are made of it",
-    "holds int64, not real numbers",  # counters
+    "holds int",  # counters, of 64 bits where the backend has them: "not real numbers"
 )
 """How the reasons of weights begin that may stay in float; why that is right."""
 
@@ -40,6 +40,12 @@ NUMBERS = {
 """The vectors and single numbers that stay in float, for they multiply results and no kernel takes them as codes."""
 
 STRICT = set(LAYERS | USERS) - {"PReLU"}  # its slopes are a matrix where no axis shares them
+ON_BACKENDS = set(
+    "BatchNormalization Conv2D Dense DepthwiseConv2D EinsumDense Embedding GRU LSTM LayerNormalization MultiHeadAttention "
+    "RepeatVector SeparableConv2D".split()
+)
+"""One layer of each kind: what runs again on Keras' other backends."""
+
 HELPERS = {"before", "after", "left", "right", "to_query", "to_value"}
 
 
@@ -62,9 +68,16 @@ def test_every_public_layer_has_a_model_or_a_reason() -> None:
     assert set(public_layers()) == set(LAYERS) | set(REASONS)
     assert not set(LAYERS) & set(REASONS)
     assert all(REASONS.values())
+    assert set(LAYERS) > ON_BACKENDS
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *USERS])
+def marked(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.backend) if name in ON_BACKENDS else name
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in (*LAYERS, *USERS)])
+# Of Keras' AugMix, on torch.
+@pytest.mark.filterwarnings(r"ignore:(.|\n)*Tensor\.T is deprecated:UserWarning")
 def test_layer(name: str, tmp_path: Path) -> None:
     model = build(name)
     assert name in USERS or name in {type(layer).__name__ for layer in model._flatten_layers()}

@@ -13,7 +13,7 @@ from qi.ir import QGraph, run
 from qi.keras.lower import lower
 from tests.keras.models import samples, settle
 
-__all__ = ["agrees", "branches", "in_integers", "kinds", "refusal", "weights_only"]
+__all__ = ["agrees", "branches", "close", "in_integers", "kinds", "refusal", "weights_only"]
 
 
 def weights_only(model: keras.Model) -> tuple[keras.Model, QGraph]:
@@ -46,6 +46,14 @@ def agrees(qmodel: keras.Model, graph: QGraph, x: Any = None, tolerance: float =
         if not error <= tolerance:
             wrong[tensor.name] = error
     assert wrong == {}
+
+
+def close(qmodel: keras.Model, x: Any, target: str = "litert", tolerance: float = 0.05) -> None:
+    """Checks that what a target computes in integers is near to what the model does."""
+    expected, found = (np.asarray(y) for y in (qmodel(x, training=False), qi.emulate(qmodel, x, target)))
+    reach = float(np.abs(expected).max())
+    assert reach > 0
+    assert float(np.abs(expected - found).max()) <= tolerance * reach
 
 
 def branches(inputs: Any, made: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from keras import layers, ops
 
 from qi.keras.graph import Graph
 
-__all__ = ["MODELS", "build", "conv_bn", "execute", "first", "given", "samples", "settle"]
+__all__ = ["MODELS", "ON_BACKENDS", "build", "conv_bn", "execute", "first", "given", "samples", "settle"]
 
 Image = (8, 8, 3)
 
@@ -344,6 +344,9 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     )
 }
 """Every builder by its name, in the order of this file."""
+
+ON_BACKENDS = {"nested", "residual", "shared"}
+"""Those that tests also build on Keras' other backends: normalizations that fold, models within models, shared layers."""
 
 
 def build(name: str, seed: int = 0) -> keras.Model:

@@ -44,6 +44,7 @@ def residual() -> Case:
     return Case("residual")
 
 
+@pytest.mark.backend
 def test_every_watched_value_is_seen_as_the_model_computes_it(residual: Case) -> None:
     data = samples(residual.model, 10)
     found = residual.collect(data)
@@ -55,6 +56,7 @@ def test_every_watched_value_is_seen_as_the_model_computes_it(residual: Case) ->
         np.testing.assert_allclose([seen.lo, seen.hi], [expected.min(), expected.max()], rtol=1e-5, err_msg=layer.name)
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("name", ["dict_io", "list_io", "shared", "nested_io"])
 def test_several_inputs_reach_their_places(name: str) -> None:
     case = Case(name)

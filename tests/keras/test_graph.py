@@ -393,7 +393,8 @@ def test_a_copy_is_equal_and_apart(name: str) -> None:
         {id(v) for v in [*g.flat_inputs(), *g.flat_outputs(), *(v for c in g.calls for v in [*c.inputs, *c.outputs])]}
         for g in (graph, copy)
     )
-    assert len(mine) == len(theirs) and not mine & theirs
+    assert len(mine) == len(theirs)
+    assert not mine & theirs
     assert all(value.producer is call for call in copy.calls for value in call.outputs)
     copy.insert_after(copy.flat_inputs()[0], keras.layers.ReLU(), "more")
     assert before == [(call.site, list(call.inputs), list(call.outputs)) for call in graph.calls]
@@ -409,7 +410,8 @@ def test_a_model_that_can_t_be_followed_says_why() -> None:
     assert follow_model(model)[0] is None
     assert "of class Branching, whose call raised" in follow_model(model)[1]
     graph, why = follow_model(given("operations"))
-    assert graph is not None and why == ""
+    assert graph is not None
+    assert why == ""
 
 
 def test_names_that_a_class_makes_up_are_counted_within_its_models() -> None:

@@ -17,8 +17,8 @@ from keras import layers, ops
 
 import qi
 from qi.errors import ConfigError, InputError, QuantizationWarning, StrictError, UnsupportedError
+from qi.keras.graph import follow_model
 from qi.keras.in_place import wrappers_of
-from qi.keras.in_place_quantize import why_in_place
 from qi.keras.variables import to_numpy
 from qi.recipes import FLOAT, Rule, get_recipe
 from tests.keras.loops import Branches, Tied, built, x
@@ -41,9 +41,9 @@ def sqnr(exact: Any, found: Any) -> float:
 
 
 def test_only_what_cannot_be_followed_is_quantized_in_place(model: keras.Model) -> None:
-    assert "whose call uses ['branches" in why_in_place(model)
+    assert "whose call uses ['branches" in follow_model(model)[1]
     functional = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
-    assert why_in_place(functional) == ""
+    assert follow_model(functional)[1] == ""
 
 
 def test_every_weight_and_output_has_a_row(model: keras.Model) -> None:

@@ -240,8 +240,10 @@ def test_a_refusal_names_targets_and_what_serves_instead() -> None:
     text = refusal(x, layers.Lambda(lambda y: y * 2)(dense(x)))
     assert "for litert, onnxruntime, reference" in text
     assert "do write its function with keras.ops" in text
-    assert "do slice the parts, as in x[:, :n]" in refusal(x, ops.split(dense(x), 2, 1)[1])
-    assert "do use UpSampling2D" in refusal(x, layers.Resizing(8, 8)(dense(x)))
+    steps = keras.Input((3, 4, 2), name="steps")
+    assert "do use LSTM or GRU on what convolutions give" in refusal(steps, layers.ConvLSTM1D(2, 2)(steps))
+    found = refusal(x, layers.Dense(2)(layers.Discretization([0.5], output_mode="one_hot")(layers.Flatten()(x))))
+    assert "do prepare the data so in front of the model" in found
     assert "do use one of elu, exponential, gelu," in refusal(x, ops.selu(dense(x)))
 
 
@@ -249,13 +251,19 @@ def test_what_a_refusal_names_is_carried() -> None:
     x = keras.Input((4, 4, 2), name="x")
     y = layers.Dense(4)(x)
     serve = [
-        layers.Concatenate(axis=1)([y[:, :2] * 2, y[:, 2:]]),
-        layers.UpSampling2D(2)(y),
         keras.ops.minimum(layers.LeakyReLU(0.1)(y), 2.0),
         *(layers.Activation(name)(y) for name in CARRIED),
     ]
     qmodel, graph = weights_only(keras.Model(x, serve))
     agrees(qmodel, graph)
+
+
+def test_layers_that_train_unless_told_are_lowered_as_predict_runs_them() -> None:
+    x = keras.Input((4, 4, 2), name="x")
+    assert refusal(x, layers.Dense(4, name="dense")(layers.RandomFlip()(x))) == ""
+    assert "which is called with training=True" in refusal(
+        x, layers.Dropout(0.5)(layers.Dense(4, name="dense")(x), training=True)
+    )
 
 
 @pytest.mark.parametrize(

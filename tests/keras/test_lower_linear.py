@@ -129,5 +129,14 @@ def test_refusals() -> None:
     assert first in refusal(x, layers.Conv2D(2, 1, data_format="channels_first", name="conv")(x))
     sizes = "whose input has open sizes (None, None, 4, 3); do give the model an Input of fixed sizes"
     assert sizes in refusal(open_image, layers.Conv2D(2, 3, padding="same")(open_image))
-    volume = keras.Input((4, 4, 4, 1))
-    assert "class Conv3D, which has no lowering" in refusal(volume, layers.Conv3D(2, 1)(volume))
+
+
+def test_a_factor_for_each_channel_of_a_network_of_keras() -> None:
+    from keras.src.applications.convnext import LayerScale
+
+    x = keras.Input((4, 4, 3), name="image")
+    y = LayerScale(0.5, 3, name="factor")(layers.Conv2D(3, 1, name="conv")(x))
+    branches(x, {"scaled": y, "added": layers.Add()([x, y])})
+    _, graph, _ = in_integers(keras.Model(x, y))
+    assert kinds(graph) == ["quantize", "conv2d", "mul"]
+    assert graph.ops[2].quantized

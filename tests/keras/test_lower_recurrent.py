@@ -21,6 +21,11 @@ CELLS = {"lstm": layers.LSTM, "gru": layers.GRU, "rnn": layers.SimpleRNN}
 SHAPE = (6, 5)
 
 
+@keras.saving.register_keras_serializable("lower_recurrent")
+class OwnCell(layers.SimpleRNNCell):
+    """A cell of a user's own."""
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_one_layer(name: str) -> None:
     make, x, made = CELLS[name], keras.Input(SHAPE, name="steps"), {}
@@ -52,6 +57,39 @@ def test_both_directions(name: str) -> None:
         made[f"{mode}_{sequences}"] = layer(x)
     made["ahead"], made["behind"] = layers.Bidirectional(make(3, return_sequences=True), merge_mode=None)(x)
     branches(x, made)
+
+
+def test_cells_are_the_layers_that_have_them() -> None:
+    x, made = keras.Input(SHAPE, name="steps"), {}
+    for name, cell in {"lstm": layers.LSTMCell, "gru": layers.GRUCell, "rnn": layers.SimpleRNNCell}.items():
+        made[name] = layers.RNN(cell(3))(x)
+        made[f"{name}_backwards"] = layers.RNN(cell(2, use_bias=False), return_sequences=True, go_backwards=True)(x)
+        made[f"{name}_both_ways"] = layers.Bidirectional(layers.RNN(cell(3), return_sequences=True))(x)
+    branches(x, made)
+
+
+def test_stacked_cells_are_layers_one_after_the_other() -> None:
+    x, made = keras.Input(SHAPE, name="steps"), {}
+    stack = lambda: [layers.LSTMCell(4), layers.StackedRNNCells([layers.GRUCell(3), layers.SimpleRNNCell(2)])]
+    for sequences in (False, True):
+        made[f"stack_{sequences}"] = layers.RNN(stack(), return_sequences=sequences)(x)
+        made[f"backwards_{sequences}"] = layers.RNN(stack(), return_sequences=sequences, go_backwards=True)(x)
+    made["both_ways"] = layers.Bidirectional(layers.RNN(stack(), return_sequences=True))(x)
+    branches(x, made)
+
+
+def test_in_integers_a_layer_of_cells_is_emulated_as_the_layer_itself() -> None:
+    keras.utils.set_random_seed(0)
+    x, graphs = np.random.default_rng(0).normal(size=(32, *SHAPE)).astype("float32"), []
+    lstm = layers.LSTM(3, name="lstm")
+    cell = layers.RNN(layers.LSTMCell(3), name="lstm")
+    models = [
+        keras.Sequential([keras.Input(SHAPE), layer, layers.Dense(2, name="head")], name="m") for layer in (lstm, cell)
+    ]
+    models[1].set_weights(models[0].get_weights())
+    for model in models:
+        graphs.append(emulate(qi.quantize_model(model, "w8a8", x, progress=False)[0], x, "litert", progress=False))
+    np.testing.assert_array_equal(*graphs)
 
 
 def test_two_layers_of_different_kinds_in_both_directions() -> None:
@@ -139,10 +177,8 @@ def test_flips() -> None:
             ["recurrent_activation", "sigmoid"],
         ),
         (
-            lambda x: layers.Bidirectional(layers.RNN(layers.LSTMCell(3), return_sequences=True), name="memory")(
-                layers.Dense(3)(x)
-            ),
-            ["of a RNN", "LSTM, GRU or SimpleRNN"],
+            lambda x: layers.Bidirectional(layers.RNN([layers.LSTMCell(3), OwnCell(2)]), name="memory")(x),
+            ["of a OwnCell", "LSTMCell, GRUCell or SimpleRNNCell"],
         ),
         (lambda x: keras.ops.flip(layers.Dense(3)(x), axis=(1, 2)), ["flip one axis at a time"]),
     ],

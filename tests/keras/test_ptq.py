@@ -27,7 +27,7 @@ from qi import (
 )
 from qi.core import sqnr_db
 from qi.keras.graph import flatten_model
-from tests.keras.models import MODELS, build, samples, settle
+from tests.keras.models import MODELS, ON_BACKENDS, build, samples, settle
 from tests.keras.warned import warned
 
 ACTIVATIONS = TensorSpec(bits=8, method="uniform", range="minmax")
@@ -59,7 +59,9 @@ def assert_unchanged(before: Any, after: Any) -> None:
 # Every structure -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.backend) if n in ON_BACKENDS else n for n in MODELS]
+)
 def test_every_structure(name: str, tmp_path: Path) -> None:
     model = build(name)
     data = samples(model, 48)

@@ -359,6 +359,9 @@ class Crossing(layers.Layer):
         return {**super().get_config(), "units": self.units, "backend": self.backend}
 
 
+TENSORFLOW = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="elsewhere the operator is Keras' own")
+
+
 def crossed(layer: Any) -> keras.Model:
     a, b = keras.Input((6,)), keras.Input((5,))
     return keras.Model([a, b], layers.Dense(2, name="head")(layer(a, context=b, gain=0.5, bias=ops.ones((4,)))))
@@ -370,7 +373,8 @@ def check_crossed(model: keras.Model, path: Path) -> Any:
     x = [rng.normal(size=(32, n)).astype("float32") for n in (6, 5)]
     result, report = quantized(model, "w8a8", x)
     kernels = [row for row in report.rows if row.name.endswith("kernel")]
-    assert len(kernels) == 3 and all(row.quantized for row in kernels)
+    assert len(kernels) == 3
+    assert all(row.quantized for row in kernels)
     np.testing.assert_allclose(result.predict(x, verbose=0), model.predict(x, verbose=0), atol=0.1)
     result.save(path)
     np.testing.assert_array_equal(keras.models.load_model(path).predict(x, verbose=0), result.predict(x, verbose=0))
@@ -418,7 +422,7 @@ def test_required_keywords_within_a_subclassed_model(tmp_path: Path) -> None:
     assert report.find("cross/mine/output")[0].quantized
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends' tensors leave the operator to Keras")
+@TENSORFLOW
 def test_operators_of_backend_tensors_leave_a_layer_whole(tmp_path: Path) -> None:
     model = crossed(Crossing(4, backend=True, name="cross"))
     why = flatten_model(model).whole["cross"]
@@ -427,7 +431,8 @@ def test_operators_of_backend_tensors_leave_a_layer_whole(tmp_path: Path) -> Non
     check_crossed(model, tmp_path / "m.keras")
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends' tensors leave the operator to Keras")
+@TENSORFLOW
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # TensorFlow tries numpy first
 def test_operators_of_backend_tensors_quantize_a_model_in_place() -> None:
     class Compared(keras.Model):
         def __init__(self) -> None:

@@ -187,9 +187,9 @@ def test_nothing_is_known_of_the_users_own_classes_and_functions() -> None:
 
 @pytest.mark.parametrize("table", ["_KEEPS", "_SAME", "_JOINS", "_TAKES_ACTIVATION"])
 def test_the_tables_name_operations_that_exist(table: str) -> None:
-    from keras.src.ops import core, numpy
+    from keras.src.ops import core, nn, numpy
 
-    missing = [n for n in getattr(traits, table) if not any(hasattr(m, n) for m in (layers, numpy, core))]
+    missing = [n for n in getattr(traits, table) if not any(hasattr(m, n) for m in (layers, numpy, core, nn))]
     assert missing == []
 
 

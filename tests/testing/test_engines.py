@@ -74,5 +74,5 @@ def test_the_ways_of_a_backend():
 
 def test_another_backend_is_refused(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "openvino")
-    with pytest.raises(UnsupportedError, match="expected Keras on one of .*; received backend='openvino'"):
+    with pytest.raises(UnsupportedError, match=r"expected Keras on one of .*; received backend='openvino'"):
         engines_here()
