@@ -1,13 +1,21 @@
-"""The frameworks of the current process behind one small interface: tensors, numpy arrays, gradients."""
+"""The frameworks of the current process behind one small interface: tensors, numpy arrays, gradients; and whom tests need."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 Function = Callable[..., Any]
+
+needs_tensorflow = pytest.mark.skipif(
+    os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow",
+    reason="is about how TensorFlow runs a model, or looks at it through a GradientTape; Keras runs on another backend",
+)
+"""Marks tests that can't run with KERAS_BACKEND set to another backend."""
 
 
 class TensorFlow:

@@ -133,22 +133,26 @@ def _convnext(**options: Any) -> keras.Model:
 class Application(NamedTuple):
     """A network of keras.applications: as published; and narrow, with fewer blocks or without its last stages, for tests.
 
-    `pixels`: it takes 0..255 and normalizes itself; `size`: of the images, the smallest that it takes.
+    `pixels`: it takes 0..255 and normalizes itself; `size`: of the images, the smallest that it takes; `epochs`: how long the
+    full one is trained, where a fitted last layer doesn't make classes of what so many layers of random weights leave.
     """
 
     full: Callable[..., keras.Model]
     small: Callable[..., keras.Model]
     size: int = 32
     pixels: bool = False
+    epochs: int = 0
 
 
 K = applications
 APPLICATIONS = {
-    "MobileNet": Application(K.MobileNet, _cut(K.MobileNet, "conv_pw_9_relu", alpha=0.5)),
-    "MobileNetV2": Application(K.MobileNetV2, _cut(K.MobileNetV2, "block_5_add", alpha=0.35)),
-    "MobileNetV3Small": Application(K.MobileNetV3Small, _cut(K.MobileNetV3Small, "expanded_conv_4_add"), pixels=True),
-    "EfficientNetB0": Application(K.EfficientNetB0, _cut(K.EfficientNetB0, "block3b_add"), pixels=True),
-    "EfficientNetV2B0": Application(K.EfficientNetV2B0, _cut(K.EfficientNetV2B0, "block4b_add"), pixels=True),
+    "MobileNet": Application(K.MobileNet, _cut(K.MobileNet, "conv_pw_9_relu", alpha=0.5), epochs=3),
+    "MobileNetV2": Application(K.MobileNetV2, _cut(K.MobileNetV2, "block_5_add", alpha=0.35), epochs=3),
+    "MobileNetV3Small": Application(
+        K.MobileNetV3Small, _cut(K.MobileNetV3Small, "expanded_conv_4_add"), pixels=True, epochs=3
+    ),
+    "EfficientNetB0": Application(K.EfficientNetB0, _cut(K.EfficientNetB0, "block3b_add"), pixels=True, epochs=3),
+    "EfficientNetV2B0": Application(K.EfficientNetV2B0, _cut(K.EfficientNetV2B0, "block4b_add"), pixels=True, epochs=3),
     "ResNet50": Application(K.ResNet50, _cut(K.ResNet50, "conv3_block2_out")),
     "ResNet50V2": Application(K.ResNet50V2, _cut(K.ResNet50V2, "conv3_block2_preact_relu")),
     "DenseNet121": Application(K.DenseNet121, _densenet),
@@ -161,6 +165,16 @@ APPLICATIONS = {
 
 FAMILIES = (*APPLICATIONS, *OWN)
 SIZES = ("small", "full")
+
+
+def _train(model: keras.Model, source: Application) -> None:
+    """Trains for a few epochs; statistics of batch normalizations follow as fast."""
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.9
+    x, labels = textures(768, source.size, seed=2)
+    model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", jit_compile=False)
+    model.fit((x + 1) * 127.5 if source.pixels else x, labels, batch_size=32, epochs=source.epochs, verbose=0)
 
 
 def build(name: str, size: str = "small") -> Family:
@@ -180,4 +194,6 @@ def build(name: str, size: str = "small") -> Family:
         x, test = (x + 1) * 127.5, (test + 1) * 127.5
     model = getattr(source, size)(input_shape=(source.size, source.size, 3), weights=None, classes=CLASSES)
     fit_head(settle(model, x[:64]), x, labels)
+    if size == "full" and source.epochs:
+        _train(model, source)
     return Family(model, x[:64], test, truth)

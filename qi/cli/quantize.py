@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         "quantize", help="quantize a model", description=_DESCRIPTION, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a .keras file")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a .keras file, or an .h5 file of Keras 2 or 3")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--data", metavar="FILE", type=Path,

@@ -70,6 +70,18 @@ def _maximum(draft: Draft, op: Op) -> None:
     _plain(draft, op, op.kind.upper(), (1, 2), draft.options("MaximumMinimumOptions"))
 
 
+@writer("compare")
+def _compare(draft: Draft, op: Op) -> None:
+    name = op.attrs["function"]
+    options = draft.options(f"{name.title().replace('_', '')}Options")
+    draft.operator(name.upper(), [draft.tensor(t) for t in op.inputs], [draft.tensor(op.y)], 1, options)
+
+
+@writer("select")
+def _select(draft: Draft, op: Op) -> None:
+    draft.operator("SELECT_V2", [_operand(draft, op, t) for t in op.inputs], [draft.tensor(op.y)], 1)
+
+
 @writer("relu")
 def _relu(draft: Draft, op: Op) -> None:
     top = op.attrs["max_value"]

@@ -66,6 +66,23 @@ def _binary(kind: str, name: str) -> None:
         b.finish(op, b.node(name, names), layout)
 
 
+_COMPARISONS = {"less_equal": "LessOrEqual", "greater_equal": "GreaterOrEqual", "not_equal": "Equal"}
+
+
+@writer("compare")
+def _compare(b: Builder, op: Op) -> None:
+    layout, names = b.operands(op)
+    name = op.attrs["function"]
+    found = b.node(_COMPARISONS.get(name, name.title()), names)
+    b.put_real(op.y, b.node("Not", [found]) if name == "not_equal" else found, layout)
+
+
+@writer("select")
+def _select(b: Builder, op: Op) -> None:
+    layout, names = b.operands(op)
+    b.put_real(op.y, b.node("Where", names), layout)
+
+
 for _kind, _name in {"add": "Add", "mul": "Mul", "div": "Div"}.items():
     _binary(_kind, _name)
 

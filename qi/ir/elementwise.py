@@ -13,7 +13,7 @@ from qi.ir.linear import activated
 from qi.ir.windows import window_counts, windows
 from qi.registry import Registry
 
-__all__ = ["FUNCTIONS"]
+__all__ = ["COMPARISONS", "FUNCTIONS"]
 
 FUNCTIONS: Registry[Callable[[np.ndarray, Op], np.ndarray]] = Registry("function of one number")
 
@@ -112,6 +112,30 @@ def _rms_norm(op: Op, x: np.ndarray, gamma: np.ndarray | None = None) -> np.ndar
     squares = np.square(x).mean(axis=tuple(op.attrs["axes"]), keepdims=True)
     y = x / np.sqrt(squares + np.float32(op.attrs["epsilon"]))
     return np.asarray(y if gamma is None else y * gamma, x.dtype)
+
+
+COMPARISONS = {
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+}
+"""What a "compare" operation may ask of two numbers."""
+
+
+@real_kind("compare", 2, "function")
+def _compare(op: Op, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Truth values; of two integers or two real numbers."""
+    return np.asarray(COMPARISONS[op.attrs["function"]](a, b))
+
+
+@real_kind("select", 3)
+def _select(op: Op, condition: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The first of two where a truth value is true, else the second."""
+    del op
+    return np.where(condition, a, b)
 
 
 @real_kind("batch_matmul", 2, "transpose_a transpose_b")

@@ -14,6 +14,7 @@ from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.graph import Graph, Value
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.layers import copy_operations
+from qi.keras.moving import MOVES, moved_by
 from qi.keras.outputs import OutputNames, name_outputs
 from qi.keras.plan import ActivationPlan
 from qi.keras.rows import original_weights, weight_rows
@@ -124,6 +125,9 @@ def wrap_layers(
         if path in notes:
             reasons |= dict.fromkeys(quantizers, notes[path])
             quantizers = {}
+        for name in moved_by(calls[0]) & set(quantizers) if quantizers else ():
+            reasons[name] = MOVES
+            del quantizers[name]
         known = once.settle(op, path, quantizers, reasons)
         if quantizers or within:
             wrapper = (wrap or frozen_wrapper)(op, quantizers, within)

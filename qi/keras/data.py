@@ -99,11 +99,7 @@ def elements(data: Any) -> Iterator[Any]:
 
 def _slices(data: Any, batch_size: int) -> Iterator[Any]:
     arrays = keras.tree.flatten(data)
-    if any(array is None for array in arrays):
-        raise InputError(
-            "expected an array for each input; received None for one of them; do give optional inputs values as well, for "
-            "ranges come from these"
-        )
+    _check_complete(arrays)
     if not arrays or not all(map(_is_array, arrays)):
         kinds = [type(array).__name__ for array in arrays][:4]
         raise InputError(f"expected arrays; received {type(data).__name__} of {kinds}; do make them numpy arrays")
@@ -196,7 +192,16 @@ def _flat_inputs(x: Any, graph: Graph) -> list[np.ndarray]:
             f"expected {len(values)} inputs ({names}); received {len(flat)}; do give several as a list or dict, for a tuple is "
             "(inputs, true values)"
         )
+    _check_complete(flat)
     return [array if isinstance(array, np.ndarray) else to_numpy(array) for array in flat]
+
+
+def _check_complete(arrays: list[Any]) -> None:
+    if any(array is None for array in arrays):
+        raise InputError(
+            "expected an array for each input; received None for one of them; do give optional inputs values as well, for "
+            "ranges come from these"
+        )
 
 
 def _check_shape(array: np.ndarray, shape: tuple[int | None, ...], name: str, batch: int) -> None:

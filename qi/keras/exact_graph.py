@@ -30,6 +30,7 @@ from qi.keras.wrapper import KerasQuantizationWrapper
 __all__ = ["check_exact", "make_exact"]
 
 _LINEAR = ("Dense", "Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D", "Conv1DTranspose", "Conv2DTranspose")
+_POOLS = ("AveragePooling1D", "AveragePooling2D", "AveragePooling3D")  # volumes ONNX Runtime adds up in another order
 _MOST_TERMS = 1024  # of a softmax whose sum is added up one by one
 
 
@@ -242,13 +243,14 @@ class _Writer:
         if kind == "Matmul" and len(known) == 2:
             wide = int(call.inputs[0].shape[-1] or EXACT32) * 255 * 255 >= EXACT32
             return _Recipe("matmul", lambda: [*known[0].all, *known[1].all], {"wide": wide})
-        if op.kind == "mean" and len(known) == 1:
+        if op.kind == "mean" and len(known) == 1 and op.x.shape == call.inputs[0].shape:
             axes = {"axes": list(op.attrs["axes"]), "keepdims": bool(op.attrs["keepdims"])}
             if kind in ("GlobalAveragePooling1D", "GlobalAveragePooling2D"):
                 return _Recipe("mean", lambda: known[0].all, axes)
             return _Recipe("mean", lambda: [call.outputs[0], *known[0].all], axes, kept=True)
-        if op.kind == "avg_pool2d" and None not in call.inputs[0].shape[1:]:
-            return self._pool(call, op, known[0])
+        if op.kind in ("mean", "avg_pool2d"):
+            pools = kind in _POOLS[: 3 if self.target != "onnxruntime" else 2] and None not in call.inputs[0].shape[1:]
+            return self._pool(call, op, known[0]) if pools else None
         return self._beside(call, op, known[0]) if len(known) == 1 else None
 
     def _sums(self, call: Call, op: Op, codes: _Codes) -> _Recipe | None:

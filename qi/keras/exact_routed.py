@@ -22,7 +22,7 @@ __all__ = ["NEARLY", "Routed", "check_exact", "is_dynamic", "product_kind", "tab
 NEARLY = frozenset(
     (
         "softmax softmax_of_codes layer_norm layer_norm_of_codes rms_norm rms_norm_of_codes unary add sub mul div maximum "
-        "minimum relu prelu cast resize_bilinear"
+        "minimum relu prelu cast resize_bilinear compare select"
     ).split()
 )
 """Kinds of operations that targets also do in real numbers, element by element or along an axis: Keras does them likewise, and

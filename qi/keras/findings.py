@@ -43,8 +43,8 @@ def findings(
 
 
 def _shared(notes: Mapping[str, str], rows: list[Row]) -> list[str]:
-    """What no row of a weight tells: operations without weights that couldn't be copied."""
-    told = {row.layer for row in rows if row.kind == "weight"}
+    """What no row of a weight tells: operations that couldn't be copied, whose weights, if any, stay in float anyhow."""
+    told = {row.layer for row in rows if row.kind == "weight" and notes.get(row.layer, row.layer) in row.reason}
     silent = {path: why for path, why in notes.items() if path not in told}
     return [f"{len(silent)} layers can't be copied: {path!r} is {why}" for path, why in list(silent.items())[:1]]
 
@@ -65,21 +65,14 @@ def _misnamed(graph: Graph) -> list[str]:
 
 
 def _lambdas(graph: Graph) -> list[str]:
-    """What nobody else tells of functions in Lambda layers: weights that they read, and that files keep them as code."""
+    """What no row tells: weights that functions in Lambda layers read, which no layer holds."""
     functions = {call.path: call.op.function for call in graph.calls if isinstance(call.op, keras.layers.Lambda)}
     read = {path: names for path, function in functions.items() if (names := _weights_read(function))}
-    found = [
+    return [
         f"{len(read)} Lambda layers read weights that no layer holds: {path!r} reads {names}, which stay in float, don't train "
         "and are in no file; do write a layer in its place"
         for path, names in list(read.items())[:1]
     ]
-    code = [path for path, function in functions.items() if getattr(function, "__name__", "") == "<lambda>"]
-    if code and not read:
-        found.append(
-            f"{len(code)} Lambda layers hold Python code ({code[0]!r}), which files are loaded with safe_mode=False for; do give "
-            "them functions registered with keras.saving.register_keras_serializable"
-        )
-    return found
 
 
 def _weights_read(function: Any) -> list[str]:

@@ -21,6 +21,7 @@ from qi.keras.given import check_layers
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.in_place import attach, copy_model, detached, wrappers_of
 from qi.keras.layers import build_by
+from qi.keras.moving import MOVES, moved_by
 from qi.keras.parts import (
     UNSEEN,
     AdaptWithin,
@@ -207,6 +208,9 @@ def put_quantizers(
     for path, part in ready.parts.items():
         originals = _weights_of(part.layer)
         found, reasons = weight_quantizers(part.layer, path, originals, ready.book, "")
+        for name in moved_by(part.call) & set(found) if found else ():
+            reasons[name] = MOVES
+            del found[name]
         known = once.settle(part.layer, path, found, reasons)
         within = quantizers_within(ready.cells[path], adapt_within)
         if found or made[path] or within:

@@ -18,7 +18,7 @@ from qi.keras.variables import sub_layers, unique_path
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.typing import Json
 
-__all__ = ["InnerQuantizers", "distinct", "layers_within"]
+__all__ = ["InnerQuantizers", "distinct", "layers_within", "unfuse"]
 
 _RUNNING: ContextVar[dict[int, Any] | None] = ContextVar("running", default=None)
 """What is given for training to the layers that run now, by the ``id`` of the quantizers within them."""
@@ -27,6 +27,13 @@ _RUNNING: ContextVar[dict[int, Any] | None] = ContextVar("running", default=None
 def distinct(tensors: Sequence[Any]) -> list[Any]:
     """Each tensor once, in order: a recurrent cell gives its state as output too."""
     return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def unfuse(layer: keras.layers.Layer, cells: Sequence[keras.layers.Layer]) -> None:
+    """Has recurrent layers within a layer call these cells, which fused loops of GPUs, and of JAX and torch, don't."""
+    for part in layer._flatten_layers():
+        if hasattr(part, "use_cudnn") and any(getattr(part, "cell", None) is cell for cell in cells):
+            part.use_cudnn = False
 
 
 class InnerQuantizers:
@@ -60,10 +67,7 @@ class InnerQuantizers:
             ]
             child = inside[path]
             child.call = Hook(child, partial(self._around, path, child.call))
-        for part in layer._flatten_layers():
-            hooked = any(path in self._found for path, child in inside.items() if child is getattr(part, "cell", None))
-            if hooked and hasattr(part, "use_cudnn"):
-                part.use_cudnn = False  # the fused kernels of GPUs don't call the cell
+        unfuse(layer, [inside[path] for path in self._found])
 
     @contextmanager
     def running(self, training: Any) -> Iterator[None]:

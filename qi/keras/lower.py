@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 import qi.keras.lower_activations
+import qi.keras.lower_choices
 import qi.keras.lower_linear
 import qi.keras.lower_norms
 import qi.keras.lower_parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -79,14 +80,14 @@ def _convolved(inner: Site, kind: str) -> Tensor:
     layer = inner.layer
     kernel = inner.weight("kernel") if kind == "Conv2D" else depthwise_kernel(inner, "kernel")
     how = [[1, *(int(n) for n in v)] for v in (layer.kernel_size, layer.strides, layer.dilation_rate)]
-    groups = {"groups": int(layer.groups)} if kind == "Conv2D" else {}
-    return convolve(inner, "conv2d" if groups else "depthwise_conv2d", kernel, *how, layer.padding, **groups)
+    if kind == "Conv2D":
+        return convolve(inner, "conv2d", kernel, how, layer.padding, int(layer.groups))
+    return convolve(inner, "depthwise_conv2d", kernel, how, layer.padding)
 
 
 def _global(inner: Site, kind: str) -> Tensor:
     """Over all places of each step, which lie in one row."""
-    batch, steps, *places, channels = inner.x.shape
-    inner.sizes(inner.x)
-    x = inner.reshape(inner.x, (batch, steps, int(np.prod(places)), channels), "row")
+    batch, steps, *_, channels = inner.x.shape
+    x = inner.reshape(inner.x, (batch, steps, math.prod(inner.sizes(inner.x)[1:-1]), channels), "row")
     y = inner.emit(kind, [x], (batch, steps, channels), suffix="pool", axes=[2], keepdims=False)
     return inner.reshape(y, inner.shape, "")

@@ -122,8 +122,3 @@ def _reversible_embedding(site: Site) -> Tensor:
     y = site.emit("mul", [y, site.constant("reciprocal", np.float32(1 / cap))], suffix="within", activation="none")
     y = site.emit("unary", [y], suffix="tanh", function="tanh", alpha=None)
     return site.emit("mul", [y, site.constant("cap", np.float32(cap))], suffix="capped", activation="none")
-
-
-@lowering("NotEqual")
-def _not_equal(site: Site) -> Tensor:
-    raise site.refuse("which makes a mask", "give Embedding mask_zero=False, and no masks")

@@ -163,7 +163,7 @@ def _global_pool(kind: str) -> Any:
     def run(site: Site) -> Tensor:
         channels_last(site)
         if len(site.inputs) > 1:
-            raise site.refuse("with a mask")
+            raise site.refuse("with a mask", "give Embedding mask_zero=False, and no masks")
         site.sizes(site.x)
         axes = list(range(1, len(site.x.shape) - 1))
         return site.emit(kind, [site.x], axes=axes, keepdims=bool(site.layer.keepdims))

@@ -114,7 +114,7 @@ def _apart(site: Site, y: Tensor, rows: int, first: int = 0) -> Tensor:
 
 
 def convolve(
-    site: Site, kind: str, kernel: Tensor, size: Three, strides: Three, dilation: Three, padding: str, **attrs: Any
+    site: Site, kind: str, kernel: Tensor, window: Sequence[Three], padding: str, groups: int | None = None
 ) -> Tensor:
     """A convolution of volumes, and the layer's activation.
 
@@ -122,13 +122,13 @@ def convolve(
         site: the call; its input has open sizes along the batch alone.
         kind: of the operation on images that does it.
         kernel: for that: [height, width, depth * channels, filters].
-        size: of the window: depth, height and width.
-        strides: likewise.
-        dilation: likewise.
+        window: its sizes, its strides and its dilation, each of depth, height and width.
         padding: "valid" or "same".
-        attrs: further ones of the operation.
+        groups: of channels, where the operation has them.
     """
     channels_last(site)
+    size, strides, dilation = window
+    attrs: dict[str, Any] = {} if groups is None else {"groups": groups}
     step_d, step_h, step_w = strides
     width, channels = site.sizes(site.x)[2:]
     out_d, out_h, out_w = site.sizes(Tensor("", site.shape))[:3]
@@ -137,7 +137,7 @@ def convolve(
     rows = _rows(out_h, span, step_h)
     x = _padded(site, _wide(site, site.x, "wide"), [[0, 0], [front, behind], [0, 0], [0, 0]], "deeper")
     taps = _taps(site, x, [(i * dilation[0], out_d, step_d) for i in range(size[0])], above, rows)
-    x = _beside(site, taps, width, channels, int(attrs.get("groups", 1)))
+    x = _beside(site, taps, width, channels, groups or 1)
     y = site.emit(
         kind,
         [x, kernel, *bias_of(site)],
@@ -160,7 +160,7 @@ def _conv3d(site: Site) -> Tensor:
     )
     how = [[int(n) for n in v] for v in (layer.kernel_size, layer.strides, layer.dilation_rate)]
     kernel = site.weight("kernel", beside)
-    return convolve(site, "conv2d", kernel, *how, layer.padding, groups=int(layer.groups))
+    return convolve(site, "conv2d", kernel, how, layer.padding, int(layer.groups))
 
 
 @lowering("Conv3DTranspose")

@@ -21,7 +21,17 @@ from qi.registry import Registry
 
 __all__ = ["LOWERINGS", "WAY_OUT", "Site", "lowering", "real_dtype"]
 
-_TAKES_INDICES = ("Embedding", "ReversibleEmbedding", "Take", "Cast", "Sequential", "Pipeline", "TimeDistributed")
+_TAKES_INDICES = (
+    "Embedding",
+    "ReversibleEmbedding",
+    "Take",
+    "Cast",
+    "OneHot",
+    "Where",
+    "Sequential",
+    "Pipeline",
+    "TimeDistributed",
+)
 
 WAY_OUT = "train with another layer in its place, or use the model in Keras alone"
 """Where nothing better is known."""

@@ -16,7 +16,7 @@ from qi.keras.attention import ATTENTIONS
 from qi.keras.choose import activation_quantizer
 from qi.keras.graph import Call, Value
 from qi.keras.hooks import observed
-from qi.keras.inner import distinct, layers_within
+from qi.keras.inner import distinct, layers_within, unfuse
 from qi.keras.plan import Group
 from qi.keras.rows import activation_row
 from qi.keras.running import eagerly
@@ -68,7 +68,7 @@ class Part:
     spec: TensorSpec | None = None
     reason: str = ""
     fixed: tuple[float, float] | None = None
-    decide: Callable[[str], Decision] | None = None
+    decide: Callable[[str], Decision | None] | None = None
     once: bool = True
     inputs: list[tuple[int | None, ...]] = field(default_factory=list)
     outputs: list[TensorStatistics] = field(default_factory=list)
@@ -141,9 +141,8 @@ class Part:
 
     def decision(self, index: int) -> Decision:
         """How one of its outputs is quantized."""
-        if self.spec is None or self.decide is None or not index:
-            return Decision(self.spec, self.reason)
-        return self.decide(self.names[index])
+        own = self.decide(self.names[index]) if self.spec is not None and self.decide is not None and index else None
+        return own or Decision(self.spec, self.reason)
 
     def group(self, index: int) -> Group | None:
         """The group that one of its outputs is; None where it stays in float."""
@@ -230,9 +229,10 @@ def cell_parts(layer: keras.layers.Layer, path: str, book: RuleBook) -> dict[str
     found = {}
     for name, cell in cells_of(layer).items():
         decide = partial(book.activations_within, layer_type=type(cell).__name__, outer=(path, type(layer).__name__))
-        spec, reason = decide(f"{path}/{name}")
-        if spec is not None:
-            found[name] = Part(cell, f"{path}/{name}", spec, reason, decide=decide)
+        decision = decide(f"{path}/{name}")
+        if decision is not None and decision.spec is not None:
+            found[name] = Part(cell, f"{path}/{name}", decision.spec, decide=decide)
+    unfuse(layer, [part.layer for part in found.values()])
     return found
 
 

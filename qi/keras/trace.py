@@ -55,6 +55,7 @@ def trace_model(
             dtypes = ["int32" if place in integers else "float32" for place in range(len(functional.inputs))]
             functional = _run(model, shapes, keras.tree.pack_sequence_as(functional.input, dtypes), training)
         _check_weights(model, functional)
+        _check_training(model, functional, training)
         _number(functional)
         yield functional
 
@@ -83,6 +84,7 @@ def trace_call(layer: keras.layers.Layer, node: Any, *, training: bool | None = 
         args, kwargs = node.arguments.fill_in(dict(zip(given, inputs, strict=True)))
         functional = _followed(layer, inputs, args, kwargs, training)
         _check_weights(layer, functional)
+        _check_training(layer, functional, training)
         _number(functional)
         yield functional
 
@@ -271,6 +273,27 @@ def _check_weights(model: keras.layers.Layer, functional: keras.Model) -> None:
         )
 
 
+def _called_with(functional: keras.Model, training: bool) -> list[str]:
+    """The layers that are called so whatever the model is called for, as no Functional model does."""
+    found = []
+    for op in functional.operations:
+        given = op._inbound_nodes[-1].arguments.kwargs.get("training") if op._inbound_nodes else None
+        own = _parameters(op).get("training") if given is training else None
+        if own is not None and own.default is not training:  # Keras records a default as if it had been given
+            found.append(op.name)
+    return found
+
+
+def _check_training(model: keras.layers.Layer, functional: keras.Model, training: bool | None) -> None:
+    """Refuses calls that train in inference: a Functional model tells all of its layers what it is called for itself."""
+    trained = _called_with(functional, True) if training is None else []
+    if trained:
+        raise UnsupportedError(
+            f"expected layers to be called for inference in inference; received {model.name!r} of class {type(model).__name__}, "
+            f"whose call passes training=True to {trained}; do quantize it as it is, layer by layer"
+        )
+
+
 def same_in_training(model: keras.layers.Layer, node: Any = None) -> bool:
     """Whether a subclassed model's, or a layer's, ``call`` runs the same operations in training as in inference.
 
@@ -281,11 +304,12 @@ def same_in_training(model: keras.layers.Layer, node: Any = None) -> bool:
     Raises:
         UnsupportedError, InputError: as `trace_model`.
     """
-    if "training" not in _parameters(model):
-        return True
     trace = (lambda **how: trace_model(model, **how)) if node is None else lambda **how: trace_call(model, node, **how)
+    if "training" not in _parameters(model):
+        with trace() as one:
+            return not _called_with(one, False)
     with trace() as one, trace(training=True) as other:
-        return _sequence(one) == _sequence(other)
+        return _sequence(one) == _sequence(other) and not _called_with(other, False)
 
 
 def _sequence(functional: keras.Model) -> list[Any]:

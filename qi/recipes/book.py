@@ -75,8 +75,8 @@ class RuleBook:
         """
         return self._decide("activations", [(path, layer_type, None)])
 
-    def activations_within(self, path: str, layer_type: str, outer: tuple[str, str]) -> Decision:
-        """Decide on what a part of a layer gives to other parts of it, which only rules that speak of the part quantize.
+    def activations_within(self, path: str, layer_type: str, outer: tuple[str, str]) -> Decision | None:
+        """Decide on what a part of a layer gives to other parts of it; None where no rule speaks of the part.
 
         Args:
             path: The part's path, "lstm/lstm_cell".
@@ -93,7 +93,7 @@ class RuleBook:
                 if isinstance(rule.activations, TensorSpec):
                     return Decision(rule.activations, "")
                 return Decision(None, f"left in float by rule {rule}")
-        return Decision(None, f"no rule of the recipe speaks of {path}")
+        return None
 
     def folded(self, path: str, layer_type: str, into: str) -> None:
         """Note a layer about which nothing is to be decided, since another one has taken it in.

@@ -176,11 +176,13 @@ def model_gradients(model: Any, x: np.ndarray, loss: Callable[[Any], Any]) -> tu
 
         def run(trainable: Any) -> Any:
             state = [variable.value for variable in model.non_trainable_variables]
-            outputs, _ = model.stateless_call(trainable, state, x, training=True)
-            return loss(flat(outputs)), flat(outputs)
+            outputs, state = model.stateless_call(trainable, state, x, training=True)
+            return loss(flat(outputs)), (flat(outputs), state)
 
         start = [variable.value for variable in model.trainable_variables]
-        found, outputs = jax.grad(run, has_aux=True)(start)
+        found, (outputs, changed) = jax.grad(run, has_aux=True)(start)
+        for variable, value in zip(model.non_trainable_variables, changed, strict=True):
+            variable.assign(value)
         return outputs, [as_numpy(gradient) for gradient in found]
     variables = [variable.value for variable in model.trainable_variables]
     if backend == "tensorflow":

@@ -28,6 +28,7 @@ RESULTS = DOCUMENT.with_suffix(".json")
 _YES, _WHY = "yes", "why: "
 _HELPERS = {"before", "after", "left", "right", "to_query", "to_value", "flat", "x"}
 _EXACT = 99.0
+_BIAS = re.compile(r"(^|[/_])bias(_\d+)?$")
 
 _TEXT = """\
 What QI {version} does with each class of `keras.layers` (Keras {keras}), and with layers as users write them (names in small
@@ -77,13 +78,16 @@ def page(rows: dict[str, dict[str, str]]) -> str:
 
 def plain(reason: str) -> str:
     """A reason without the names of one small model, so that layers share it."""
-    reason = re.sub(r"^\w+Error: ", "", reason)
-    found = re.search(r"received '[^']*' of class (\w+), (.*)", reason)
-    if found and "has no lowering" in reason:
-        return "Neither runtime has integer kernels for it, and QI has no way to put it together of others: for use in Keras."
+    error, _, text = reason.partition("Error: ")
+    if not text:
+        name, _, why = reason.partition(": ")
+        return f"`{name}` stays in float: {why}." if why else f"{reason[:1].upper()}{reason[1:]}."
+    found = re.search(r"received '[^']*' of class (\w+), (?:which )?(.*)", text)
+    if "has no lowering" in text:
+        return "Not exported: neither runtime computes it in integers, and QI doesn't put it together of what they do."
     if found:
         return f"Not exported: {found[2]}."
-    return f"{reason[:1].upper()}{reason[1:]}."
+    return f"{error}Error: {text}."
 
 
 def measure(name: str, folder: Path) -> dict[str, str]:
@@ -146,7 +150,7 @@ def _try(row: dict[str, str], column: str, step: Callable[[], Any]) -> Any:
 def _weights_and_activations(row: dict[str, str], report: Any) -> None:
     mine = [one for one in report.rows if one.layer.partition("/")[0] not in _HELPERS]
     for column, kind in (("weights", "weight"), ("activations", "activation")):
-        all_of = [one for one in mine if one.kind == kind and one.name.rpartition("/")[2] != "bias"]
+        all_of = [one for one in mine if one.kind == kind and not _BIAS.search(one.name)]
         left = [one for one in all_of if not one.quantized]
         if not left:
             row[column] = _YES if all_of else "none"
@@ -185,11 +189,16 @@ def main() -> None:
         for name in () if given.page else given.only or [*LAYERS, *USERS]:
             sys.stderr.write(f"{name}\n")
             rows[name] = measure(name, Path(folder))
-    text = page(rows)
-    if given.write or given.page:
-        RESULTS.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        DOCUMENT.write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+            if given.write:
+                _keep(rows)
+    if given.page:
+        _keep(rows)
+    sys.stdout.write(page(rows))
+
+
+def _keep(rows: dict[str, dict[str, str]]) -> None:
+    RESULTS.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    DOCUMENT.write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

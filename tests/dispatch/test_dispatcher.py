@@ -241,3 +241,17 @@ def test_repr_names_the_classes():
     text = repr(NodeQuantizationDispatcher({"kernel": WEIGHTS}, [ACTIVATION]))
     assert "'kernel': 'WeightsSymmetricInferableQuantizer'" in text
     assert "ActivationUniformInferableQuantizer" in text
+
+
+def test_quantizers_within_a_layer_are_checked_and_recorded() -> None:
+    inner = {"cell": [ACTIVATION, None]}
+    dispatcher = NodeQuantizationDispatcher(inner_quantizers=inner)
+    assert dispatcher.is_inner_quantization
+    again = NodeQuantizationDispatcher.from_config(dispatcher.get_config())
+    assert repr(again) == repr(dispatcher)
+    assert again.inner_quantizers["cell"][1] is None
+    assert "inner_quantizers" not in NodeQuantizationDispatcher().get_config()
+    with pytest.raises(ConfigError, match="mapping from the path of an inner layer"):
+        NodeQuantizationDispatcher(inner_quantizers=[None])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="output 0 of 'cell'"):
+        NodeQuantizationDispatcher(inner_quantizers={"cell": [WeightsPOTInferableQuantizer(4, 1)]})

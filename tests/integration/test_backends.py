@@ -58,8 +58,11 @@ def test_the_contract_holds_on(backend: str, checkout: Path, tmp_path: Path) -> 
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
+Found = dict[tuple[str, str, str], dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def carried(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str], dict[str, Any]]:
+def carried(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What `files_on_backend.py` found, by (where a file was written, where it was read, name)."""
     for backend in BACKENDS[1:]:
         pytest.importorskip(backend)
@@ -73,6 +76,37 @@ def carried(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
     return {(item["from"], item["on"], item["name"]): item for item in found}
 
 
+pairs = pytest.mark.parametrize(
+    ("origin", "reader"), [(a, b) for a, b in product(BACKENDS, BACKENDS) if a != b], ids=lambda name: name
+)
+
+
 @pytest.mark.slow
-def test_every_file_was_read_everywhere(carried: dict[tuple[str, str, str], dict[str, Any]]) -> None:
-    assert set(carried) == set(product(BACKENDS, BACKENDS, FILES))
+@pairs
+def test_variables_and_codes_are_bit_equal(origin: str, reader: str, carried: Found) -> None:
+    for name in FILES:
+        assert carried[origin, reader, name]["compared"] > 10
+        assert carried[origin, reader, name]["differing"] == [], name
+
+
+@pytest.mark.slow
+@pairs
+def test_exact_models_give_the_same_bits(origin: str, reader: str, carried: Found) -> None:
+    assert carried[origin, reader, "exact"]["unequal"] == 0
+
+
+@pytest.mark.slow
+@pairs
+def test_outputs_differ_by_how_sums_are_rounded(origin: str, reader: str, carried: Found) -> None:
+    """Quantized activations swallow that, unless one lies at a tie: then its code is the next one, and few outputs move."""
+    assert carried[origin, reader, "weights"]["error"] < 1e-6
+    for name in set(FILES) - {"exact", "weights"}:
+        assert carried[origin, reader, name]["unequal"] < 0.05, name
+        assert carried[origin, reader, name]["error"] < 0.05, name
+
+
+@pytest.mark.slow
+@pairs
+def test_training_goes_on_where_it_was(origin: str, reader: str, carried: Found) -> None:
+    """The next step's loss, with the optimizer's memory."""
+    assert carried[origin, reader, "training"]["loss"] < 1e-4

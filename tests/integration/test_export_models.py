@@ -71,10 +71,78 @@ def standardized() -> Any:
     return keras.Model(x, layers.Normalization(mean=mean, variance=variance, invert=True)(y))
 
 
+def volumes() -> Any:
+    x = keras.Input((5, 6, 6, 2))
+    y = layers.ZeroPadding3D(((1, 0), (0, 1), (1, 1)))(layers.Conv3D(4, 3, padding="same", activation="relu")(x))
+    y = layers.Conv3D(4, (2, 3, 2), strides=(1, 2, 2), groups=2)(layers.Conv3DTranspose(4, 3, strides=2)(y))
+    y = layers.Cropping3D(1)(layers.UpSampling3D((1, 2, 2))(y))
+    y = layers.AveragePooling3D((2, 3, 2), strides=(1, 2, 2))(
+        layers.MaxPooling3D(3, strides=(1, 2, 1), padding="same")(y)
+    )
+    mean, largest = layers.GlobalAveragePooling3D()(y), layers.GlobalMaxPooling3D()(y)
+    return keras.Model(x, layers.Dense(3)(layers.Concatenate()([mean, largest])))
+
+
+def moved_blocks() -> Any:
+    x = keras.Input((6, 6, 3))
+    y = ops.space_to_depth(ops.depth_to_space(layers.Conv2D(8, 1)(x), 2), 4)
+    y = layers.AdaptiveAveragePooling2D(3)(layers.Resizing(6, 6)(layers.CenterCrop(2, 2)(layers.RandomFlip()(y))))
+    first, second = ops.split(y, 2, axis=-1)
+    row, column = first[:, 0, None], ops.unstack(ops.swapaxes(second, 1, 2), axis=1)[1][:, None, :]
+    return keras.Model(x, layers.Dense(3)(layers.Concatenate()([row, column])))
+
+
+def each_step() -> Any:
+    each, clip = layers.TimeDistributed, keras.Input((3, 8, 8, 2))
+    y = each(layers.Conv2D(4, 3, strides=2, activation="relu"))(clip)
+    y = each(layers.AveragePooling2D(2, 1))(each(layers.DepthwiseConv2D(2))(each(layers.BatchNormalization())(y)))
+    y = each(layers.Dense(5, activation="relu"))(each(layers.Flatten())(y))
+    y = layers.RNN([layers.LSTMCell(4), layers.GRUCell(3)], return_sequences=True)(y)
+    return keras.Model(clip, layers.SpectralNormalization(layers.Conv1D(3, 2))(y))
+
+
+def tied() -> Any:
+    ids, table = keras.Input((5,), dtype="int32"), layers.ReversibleEmbedding(12, 6, logit_soft_cap=3.0)
+    return keras.Model(ids, table(layers.Dense(6, activation="relu")(table(ids)), reverse=True))
+
+
+def scaled() -> Any:
+    from keras.src.applications.convnext import LayerScale
+
+    x = keras.Input((6, 6, 4))
+    y = LayerScale(0.3, 4)(layers.Conv2D(4, 3, padding="same")(x))
+    return keras.Model(x, layers.Conv2D(3, 2)(layers.Add()([x, y])))
+
+
+def cached_step() -> Any:
+    """Where one new token stands among all, and which of them it sees."""
+    x, place = keras.Input((4, 6), name="keys"), keras.Input((), dtype="int32", name="place")
+    h = layers.Dense(6)(x)
+    here = ops.one_hot(place, 4)[:, :, None]
+    h = h * (1 - here) + x * here
+    seen = ops.less_equal(np.arange(4)[None, :], place[:, None])
+    scores = ops.where(seen[:, None, :], ops.matmul(h, ops.transpose(h, (0, 2, 1))), -1e9)
+    return keras.Model([x, place], layers.Dense(3)(ops.matmul(ops.softmax(scores), h)))
+
+
 @SUFFIXES
 @pytest.mark.parametrize(
     "make",
-    [passing_on, nothing, looked_up, pixels, open_sizes, fixed_batch, standardized],
+    [
+        passing_on,
+        nothing,
+        looked_up,
+        pixels,
+        open_sizes,
+        fixed_batch,
+        standardized,
+        volumes,
+        moved_blocks,
+        each_step,
+        tied,
+        scaled,
+        cached_step,
+    ],
     ids=lambda make: make.__name__,
 )
 def test_files_give_what_the_twin_gives(make: Callable[[], Any], suffix: str, tmp_path: Path) -> None:
@@ -82,9 +150,9 @@ def test_files_give_what_the_twin_gives(make: Callable[[], Any], suffix: str, tm
     for options in ({}, CODES):
         with warned() as told:
             assert exported(qmodel, x, tmp_path / f"m{suffix}", **options).exact
-        # Pixels become real numbers before they become codes.
+        # Pixels become real numbers before they become codes; cells, and what is within one layer, hold no codes.
         assert [str(w.message).startswith("integer_only=True leaves") for w in told] == [True] * (
-            make is pixels and bool(options)
+            make in (pixels, each_step, tied, cached_step) and bool(options)
         )
     target = "litert" if suffix == ".tflite" else "onnxruntime"
     predicted = keras.tree.flatten(qmodel.predict(x, verbose=0, batch_size=4))

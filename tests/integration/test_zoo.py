@@ -46,6 +46,9 @@ ON_BACKENDS = set(
 )
 """One layer of each kind: what runs again on Keras' other backends."""
 
+OF_TENSORFLOW = {"Hashing", "IntegerLookup"}
+"""Layers that Keras computes with TensorFlow's functions, which no training step of JAX can call, of float models neither."""
+
 HELPERS = {"before", "after", "left", "right", "to_query", "to_value"}
 
 
@@ -94,6 +97,8 @@ def test_layer(name: str, tmp_path: Path) -> None:
     own = [layer for layer in model.layers if layer.weights and layer.name not in HELPERS]
     if own:
         check_weights_alone(model, x, exact, name)
+    if keras.backend.backend() == "jax" and name in OF_TENSORFLOW:
+        return
     trained = prepare_qat(model, "w8a8", x, progress=False)
     trained.compile("sgd", "mse", run_eagerly=True)
     assert np.isfinite(trained.train_on_batch(x, exact))

@@ -17,6 +17,7 @@ from qi.keras.exact_steps import EXACT_TARGETS
 from qi.keras.graph import flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.wrapper import KerasQuantizationWrapper
+from tests.keras.models import samples, settle
 
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 
@@ -147,3 +148,39 @@ def test_a_relu_after_sums_in_fixed_point_comes_after_their_bias(recipe: str, ta
     qat = qi.prepare_qat(model, recipe, x, exact=target, progress=False)
     found = qi.convert(qat)
     np.testing.assert_array_equal(found.predict(x, verbose=0), qat.predict(x, verbose=0))
+
+
+def volumes_pooled() -> keras.Model:
+    """A pool of volumes, which the targets do as one of images."""
+    x = keras.Input((4, 4, 4, 2))
+    y = layers.MaxPooling3D(2, strides=1)(layers.AveragePooling3D(2)(layers.Dense(3)(x)))
+    return settle(keras.Model(x, layers.Dense(2)(y)))
+
+
+@pytest.mark.parametrize("target", EXACT_TARGETS)
+def test_pools_of_volumes_are_exact_or_refused(target: str) -> None:
+    model = volumes_pooled()
+    x = samples(model, 32)
+    if target == "onnxruntime":  # which adds real numbers, in the order of the image
+        with pytest.raises(qi.UnsupportedError, match="'avg_pool2d' for which exact models have no formula"):
+            qi.quantize_model(model, "w8a8", x, progress=False, exact=target)
+        return
+    exact, _ = qi.quantize_model(model, "w8a8", x, progress=False, exact=target)
+    np.testing.assert_array_equal(exact(x, training=False), qi.emulate(exact, x, target, progress=False))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.GlobalAveragePooling3D(),
+        layers.AdaptiveAveragePooling3D(2),
+        layers.TimeDistributed(layers.AveragePooling2D(2)),
+        layers.TimeDistributed(layers.GlobalAveragePooling2D()),
+        layers.Conv3D(2, 2),
+    ],
+    ids=lambda layer: f"{type(layer).__name__}_{type(getattr(layer, 'layer', layer)).__name__}",
+)
+def test_layers_that_become_others_have_no_exact_form(layer: keras.Layer) -> None:
+    model = settle(keras.Sequential([keras.Input((4, 4, 4, 2)), layers.Dense(2), layer, layers.Dense(2)]))
+    with pytest.raises(qi.UnsupportedError, match="for which exact models have no formula"):
+        qi.quantize_model(model, "w8a8", samples(model, 16), progress=False, exact="litert")

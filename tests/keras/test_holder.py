@@ -17,6 +17,7 @@ from qi.quantizers import (
     TrainableQuantizerWeightsConfig,
     WeightsPOTInferableQuantizer,
 )
+from tests.backends import needs_tensorflow
 
 QUANTIZERS = [
     ActivationSymmetricInferableQuantizer(8, 1.9, signed=False),
@@ -95,6 +96,7 @@ def test_called_twice_it_shares_its_parameters():
     np.testing.assert_array_equal(model.predict(X, verbose=0), QUANTIZERS[0](QUANTIZERS[0](X) * 2))
 
 
+@needs_tensorflow
 def test_gradients_pass_straight_through_inside_the_range():
     import tensorflow as tf
 

@@ -85,6 +85,6 @@ def test_refusals() -> None:
 def test_refusals_of_masks() -> None:
     ids = keras.Input((5,), dtype="int32")
     rows = layers.Embedding(10, 4, mask_zero=True)(ids)
-    assert "which makes a mask; do give Embedding mask_zero=False" in refusal(
+    assert "with a mask; do give Embedding mask_zero=False, and no masks" in refusal(
         ids, layers.GlobalAveragePooling1D()(rows)
     )

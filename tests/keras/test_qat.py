@@ -7,8 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 import qi
 from qi import (
@@ -40,6 +39,7 @@ from qi.quantizers import (
     TrainableQuantizerWeightsConfig,
     training_methods,
 )
+from qi.testing.engines import model_gradients
 from tests.keras.models import MODELS, ON_BACKENDS, build, samples
 from tests.keras.test_ptq import assert_unchanged, flat, snapshot
 from tests.keras.warned import warned
@@ -84,13 +84,10 @@ def quantized(model: keras.Model, recipe: Any, data: Any = None) -> keras.Model:
 
 def step(model: keras.Model, x: Any, rate: float = 0.01) -> None:
     """One step of gradient descent; every trainable variable must get a gradient."""
-    with tf.GradientTape() as tape:
-        loss = sum(
-            tf.reduce_mean((tf.cast(y, "float32") - 0.3) ** 2) for y in keras.tree.flatten(model(x, training=True))
-        )
-    gradients = tape.gradient(loss, model.trainable_variables)
+    loss = lambda outputs: sum(ops.mean((ops.cast(y, "float32") - 0.3) ** 2) for y in outputs)
+    _, gradients = model_gradients(model, x, loss)
     assert [v.path for v, g in zip(model.trainable_variables, gradients, strict=True) if g is None] == []
-    keras.optimizers.SGD(rate).apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    keras.optimizers.SGD(rate).apply([ops.convert_to_tensor(g) for g in gradients], model.trainable_variables)
 
 
 def check_equal(model: keras.Model, other: keras.Model, x: Any) -> None:

@@ -98,7 +98,7 @@ def test_post_training_quantizes_once(name: str, tmp_path: Path) -> None:
     assert names.count(WEIGHT[name].rpartition("/")[2]) == 1
     assert held(result) == before
     assert held(model) == before, "the given model is left as it is"
-    np.testing.assert_allclose(result.predict(x, verbose=0), expected, atol=0.06)
+    np.testing.assert_allclose(result.predict(x, verbose=0), expected, atol=0.15)
     result.save(tmp_path / "m.keras")
     again = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(again.predict(x, verbose=0), result.predict(x, verbose=0))
@@ -147,12 +147,12 @@ def test_a_tied_model_in_training_is_read_tied(tmp_path: Path) -> None:
 
 def test_a_tie_that_no_configuration_tells_stays_with_the_given_model() -> None:
     model = tied_table(Secret)
-    with pytest.warns(QuantizationWarning, match="can't be copied"):
+    with pytest.warns(QuantizationWarning, match="'scores' is shared with the given model"):
         result, report = qi.quantize_model(model, "w8", progress=False)
     reasons = {row.path: row.reason for row in report.unquantized}
-    assert "shared with the given model" in reasons["table/embeddings"]
+    assert "shared with the given model: expected a layer that its configuration" in reasons["table/embeddings"]
     assert result.get_layer("table").embeddings is model.get_layer("table").embeddings
-    np.testing.assert_array_equal(to_numpy(model.get_layer("scores").table.embeddings), to_numpy(model.weights[0]))
+    assert result.get_layer("scores").table.embeddings is model.get_layer("table").embeddings
 
 
 def test_normalizations_of_tied_layers_stay(tmp_path: Path) -> None:

@@ -132,3 +132,16 @@ def test_decisions_are_those_of_the_first_match(drafts, path):
     assert (why == "") is (weights is not None)
     assert (why_not == "") is (activations is not None)
     assert len(book.unused_rules()) == len(rules) - (first is not None)
+
+
+def test_rules_within_a_layer_have_to_speak_of_the_part_alone() -> None:
+    eight = TensorSpec(bits=8)
+    outer = ("lstm", "LSTM")
+    wide = get_recipe("w8a8").with_rules(Rule("*", activations=eight)).resolve()
+    assert wide.activations_within("lstm/lstm_cell", "LSTMCell", outer) is None
+    for rule in (Rule("lstm/*", activations=eight), Rule(layer_type="*Cell", activations=eight)):
+        book = get_recipe("w8a8").with_rules(rule).resolve()
+        assert book.activations_within("lstm/lstm_cell", "LSTMCell", outer).spec == eight
+        assert book.unused_rules() == ()
+    book = get_recipe("w8a8").with_rules(Rule("lstm/*", activations="float")).resolve()
+    assert "left in float by rule" in book.activations_within("lstm/lstm_cell", "LSTMCell", outer).reason

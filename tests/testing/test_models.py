@@ -7,6 +7,7 @@ import numpy as np
 from qi.core.gradients import scale_gradient
 from qi.core.namespace import namespace_of
 from qi.quantizers import DoReFaWeightsQuantizer, STEQuantizer
+from tests.backends import needs_tensorflow
 from tests.testing.broken import assert_caught
 
 SMALL = DoReFaWeightsQuantizer  # of weights, one method: the smallest models
@@ -38,6 +39,7 @@ def test_a_converted_layer_with_other_results():
     assert_caught("saving", "the layer's result of the converted layer", SMALL, to_inferable=to_inferable)
 
 
+@needs_tensorflow
 def test_a_quantizer_that_looks_at_how_it_is_run():
     def transform(self, x, variables):
         import tensorflow as tf
