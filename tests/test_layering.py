@@ -32,7 +32,7 @@ EDGES = {
 BASE = {"numpy", "ml_dtypes"}
 FRAMEWORKS = {"tensorflow", "keras", "torch", "jax"}
 PRIVATE = ("keras.src", "tensorflow.python")
-FRAMEWORKS_OF = {"keras": FRAMEWORKS, "torch": {"torch"}}
+FRAMEWORKS_OF = {"keras": FRAMEWORKS | {"h5py"}, "torch": {"torch"}}
 # What the extra of a package brings: the package can't be imported without it.
 LIBRARIES_OF = {
     "service": {

@@ -283,8 +283,8 @@ class _Import:
         chosen, reasons = self._weights(graph)
         self._assign_norms()
 
-        def wrap(layer: Any, quantizers: Any) -> Any:
-            del quantizers  # the recipe's
+        def wrap(layer: Any, quantizers: Any, within: Any) -> Any:
+            del quantizers, within  # the recipe's
             quantizer, values = chosen[id(layer)]
             variables = weights_of(layer)
             for path, array in values.items():

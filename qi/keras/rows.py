@@ -169,7 +169,7 @@ def _inside(call: Call, kept: Mapping[str, str], inner: Mapping[str, Collection[
 
 
 def in_graph_order(
-    graph: Graph, weights: list[Row], activations: list[Row], parts: Mapping[str, list[Row]]
+    graph: Graph, weights: list[Row], activations: list[Row], parts: Mapping[str, list[Row]] | None = None
 ) -> list[Row]:
     """The rows as data flow: the inputs, then each layer's weights and what it gives.
 
@@ -182,7 +182,7 @@ def in_graph_order(
     first = {call.path: place for place, call in reversed(list(enumerate(graph.calls, start=1)))}
     made = {value_name(value): place for place, call in enumerate(graph.calls, start=1) for value in call.outputs}
     placed = [(first.get(row.layer, 0), row) for row in weights]
-    placed += [(first.get(path, 0), row) for path, rows in parts.items() for row in rows]
+    placed += [(first.get(path, 0), row) for path, rows in (parts or {}).items() for row in rows]
     placed += [(0 if row.name == "input" else made[row.layer], row) for row in activations]
     return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
 

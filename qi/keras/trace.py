@@ -201,9 +201,11 @@ def _place(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _is_library(Path(frame.filename))]
     text = own[-1].line or "" if own else ""
-    if not text or own[-1].lineno != own[-1].end_lineno:
+    start, end = (own[-1].colno, own[-1].end_colno) if own else (None, None)
+    if not text or start is None or end is None or own[-1].lineno != own[-1].end_lineno:
         return f" at {text!r}" if text else ""
-    return f" at {text[own[-1].colno - _indent(own[-1]) : own[-1].end_colno - _indent(own[-1])]!r}"
+    indent = _indent(own[-1])
+    return f" at {text[start - indent : end - indent]!r}"
 
 
 def _is_library(path: Path) -> bool:

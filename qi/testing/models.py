@@ -161,5 +161,6 @@ def mixed(cases: Sequence[Case]) -> int:
             f"expected {variable.path} in float32; received {variable.dtype}",
         )
         expect(gradient is not None, "mixed", where, f"expected a gradient of {variable.path}; received None")
-        expect(np.all(np.isfinite(gradient)), "mixed", where, f"expected finite gradients of {variable.path}")
+        finite = gradient is not None and np.all(np.isfinite(gradient))
+        expect(finite, "mixed", where, f"expected finite gradients of {variable.path}")
     return len(cases)

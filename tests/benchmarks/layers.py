@@ -81,12 +81,14 @@ def plain(reason: str) -> str:
     error, _, text = reason.partition("Error: ")
     if not text:
         name, _, why = reason.partition(": ")
-        return f"`{name}` stays in float: {why}." if why else f"{reason[:1].upper()}{reason[1:]}."
-    found = re.search(r"received '[^']*' of class (\w+), (?:which )?(.*)", text)
+        return f"`{name}` stays in float: {why}.".replace(" of 'before'", " before it") if why else f"{reason[:1].upper()}{reason[1:]}."
+    found = re.search(r"received '[^']*' of class (\w+), (.*)", text)
     if "has no lowering" in text:
         return "Not exported: neither runtime computes it in integers, and QI doesn't put it together of what they do."
+    if "is no layer of Keras' own" in text:
+        return "Not exported: a class of a user's, whose call couldn't be followed into operations of Keras."
     if found:
-        return f"Not exported: {found[2]}."
+        return f"Not exported: {found[1]}, {found[2]}."
     return f"{error}Error: {text}."
 
 
