@@ -32,9 +32,10 @@ EDGES = {
 BASE = {"numpy", "ml_dtypes"}
 FRAMEWORKS = {"tensorflow", "keras", "torch", "jax"}
 PRIVATE = ("keras.src", "tensorflow.python")
-FRAMEWORKS_OF = {"keras": FRAMEWORKS | {"h5py"}, "torch": {"torch"}}
-# What the extra of a package brings: the package can't be imported without it.
+FRAMEWORKS_OF = {"keras": FRAMEWORKS, "torch": {"torch"}}
+# What the extra of a package brings, or Keras itself: the package can't be imported without it.
 LIBRARIES_OF = {
+    "keras": {"h5py"},
     "service": {
         "anyio", "fastapi", "orjson", "prometheus_client", "pydantic", "pydantic_settings", "python_multipart", "starlette",
         "uvicorn",

@@ -81,7 +81,11 @@ def plain(reason: str) -> str:
     error, _, text = reason.partition("Error: ")
     if not text:
         name, _, why = reason.partition(": ")
-        return f"`{name}` stays in float: {why}.".replace(" of 'before'", " before it") if why else f"{reason[:1].upper()}{reason[1:]}."
+        return (
+            f"`{name}` stays in float: {why}.".replace(" of 'before'", " before it")
+            if why
+            else f"{reason[:1].upper()}{reason[1:]}."
+        )
     found = re.search(r"received '[^']*' of class (\w+), (.*)", text)
     if "has no lowering" in text:
         return "Not exported: neither runtime computes it in integers, and QI doesn't put it together of what they do."
