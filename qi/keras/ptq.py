@@ -114,7 +114,9 @@ def quantize_model(
     made = {path: part.quantizers() for path, part in ready.parts.items()}
     before, before_within = _measure(ready, calibration, ready.tensors, measured)
     types = {id(call): describe(call) for call in ready.graph.calls}
-    float_graph = Graph(ready.graph.name, ready.graph.inputs, ready.graph.outputs, list(ready.graph.calls))
+    float_graph = Graph(
+        ready.graph.name, ready.graph.inputs, ready.graph.outputs, list(ready.graph.calls), whole=ready.graph.whole
+    )
 
     weights = wrap_layers(ready.graph, ready.book, ready.kept, ready.notes, types, inner=ready.within())
     check_strict(weights, strict)

@@ -123,7 +123,7 @@ def activation_rows(
             rows.append(activation_row(value_name(value), kind, value.shape, found, errors.get(id(value)), name=name))
         if call is None or group is None or value is not call.outputs[0]:
             continue
-        name, why = _inside(call, kept or {}, inner or {})
+        name, why = _inside(call, kept or {}, inner or {}, graph.whole)
         if why:
             kind = types.get(id(call), call.kind)
             rows.append(Row(kind="activation", layer=value_name(value), layer_type=kind, name=name, **_in_float(why)))
@@ -157,9 +157,14 @@ def activation_row(
     return Row(kind="activation", layer=layer, layer_type=layer_type, name=name, shape=shape, **outcome)
 
 
-def _inside(call: Call, kept: Mapping[str, str], inner: Mapping[str, Collection[str]]) -> tuple[str, str]:
+def _inside(
+    call: Call, kept: Mapping[str, str], inner: Mapping[str, Collection[str]], whole: Mapping[str, str]
+) -> tuple[str, str]:
     """The name of what a layer that is called as a whole computes within, and why that stays in float; "" for others."""
     op = call.op.layer if isinstance(call.op, KerasQuantizationWrapper) else call.op
+    if call.path in whole:
+        quantized = "what its parts give is quantized, what it computes between them isn't"
+        return "within", f"it is called as a whole, for {whole[call.path]}" + (f"; {quantized}" if inner.get(call.path) else "")
     parts = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
     if any(isinstance(part, (keras.layers.RNN, keras.layers.Bidirectional)) for part in parts):
         return ("gates", _GATES) if inner.get(call.path) else ("states", _STATES)

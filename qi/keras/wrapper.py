@@ -218,7 +218,9 @@ class KerasQuantizationWrapper(keras.layers.Layer):
         known = {id(v): v for v in (*self._inside.weights.values(), *self._inside.around, *self._inner.variables)}
         before = [(v, substitutes.get(key, v.value)) for key, v in known.items()]
         with keras.StatelessScope(state_mapping=before, collect_losses=True) as scope:
-            held = [(v, scope.get_current_value(v)) for v, _ in before]  # the scope may hold a copy, as on torch's meta device
+            held = [
+                (v, scope.get_current_value(v)) for v, _ in before
+            ]  # the scope may hold a copy, as on torch's meta device
             outputs = self._run(inputs, *args, **kwargs)
         for variable, value in held:
             after = scope.get_current_value(variable)

@@ -6,6 +6,7 @@ import pytest
 
 from qi.errors import ConfigError, InputError, NotCalibratedError
 from qi.keras import KerasActivationQuantizationHolder
+from qi.keras.variables import to_numpy
 from qi.quantizers import (
     ActivationLutPOTInferableQuantizer,
     ActivationPOTInferableQuantizer,
@@ -40,7 +41,7 @@ def test_a_layer_gives_what_the_quantizer_gives(quantizer, jit):
     model = model_of(KerasActivationQuantizationHolder(quantizer))
     model.compile(jit_compile=jit)
     np.testing.assert_array_equal(model.predict(X, verbose=0), quantizer(X))
-    np.testing.assert_array_equal(np.asarray(model(X)), quantizer(X))
+    np.testing.assert_array_equal(to_numpy(model(X)), quantizer(X))
 
 
 @each_quantizer
@@ -82,7 +83,7 @@ def test_mixed_precision_casts_neither_parameters_nor_arithmetic(policy):
 
 def test_integers_become_float32():
     holder = KerasActivationQuantizationHolder(QUANTIZERS[1])
-    assert np.asarray(holder(np.array([[-5, 1]]))).tolist() == [[-2, 1]]
+    assert to_numpy(holder(np.array([[-5, 1]]))).tolist() == [[-2, 1]]
     assert model_of(holder, "int32").output.dtype == "float32"
 
 
@@ -141,12 +142,12 @@ def test_a_trainable_quantizers_step_trains_and_converts():
     holder = trainable_holder()
     model = keras.Sequential([keras.Input((5,)), holder])
     model.compile(keras.optimizers.SGD(0.1), "mse")
-    before = float(np.asarray(holder.trainable_weights[0]))
+    before = float(to_numpy(holder.trainable_weights[0]))
     model.fit(X, X, epochs=2, verbose=0)
-    assert float(np.asarray(holder.trainable_weights[0])) != before
+    assert float(to_numpy(holder.trainable_weights[0])) != before
     converted = holder.convert2inferable()
     assert converted.name == "held"
-    np.testing.assert_array_equal(np.asarray(converted(X)), np.asarray(holder(X)))
+    np.testing.assert_array_equal(to_numpy(converted(X)), to_numpy(holder(X)))
     assert not converted.trainable_weights
     with pytest.raises(ConfigError, match="expected a trainable quantizer in 'held'; received Activation"):
         converted.convert2inferable()
@@ -161,7 +162,7 @@ def test_a_trainable_quantizer_survives_its_configuration():
     holder = trainable_holder()
     again = KerasActivationQuantizationHolder.from_config(holder.get_config())
     assert again.quantizer == holder.quantizer
-    np.testing.assert_array_equal(np.asarray(again(X)), np.asarray(holder(X)))
+    np.testing.assert_array_equal(to_numpy(again(X)), to_numpy(holder(X)))
 
 
 def test_a_trainable_quantizer_without_a_range_is_refused_at_build():
