@@ -17,6 +17,12 @@ needs_tensorflow = pytest.mark.skipif(
 )
 """Marks tests that can't run with KERAS_BACKEND set to another backend."""
 
+needs_compiler = pytest.mark.skipif(
+    os.environ.get("KERAS_BACKEND") == "torch",
+    reason="with jit_compile Keras calls torch.compile, which wants a compiler of C++ on the machine",
+)
+"""Marks tests that compile a model with ``jit_compile=True``."""
+
 
 class TensorFlow:
     """TensorFlow tensors, as `keras.ops` of Keras' TensorFlow backend takes them."""

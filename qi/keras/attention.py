@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -22,40 +22,69 @@ _MASKS = ("query_mask", "value_mask", "key_mask", "attention_mask", "mask")
 
 @keras.saving.register_keras_serializable(package="qi")
 class BandSoftmax(layers.Layer):
-    """Softmax over the last axis of attention scores [..., queries, keys], where each query sees a band of the keys only.
+    """Softmax over the last axis of attention scores [..., queries, keys], where each query sees a part of the keys only.
 
-    Query i sees the keys i - `before` to i + `after`; what lies outside gets the probability 0, whatever its score.
+    Query i sees the keys i - `before` to i + `after`, of these the ones that all masks let through; the others get the
+    probability 0, whatever their score. It is called with the scores and one tensor for each of `masks`.
 
     Args:
         before: how many keys before its own place a query sees; None for all.
         after: how many behind it; 0 for a causal mask.
+        masks: what masks there are, as `keras.layers.MultiHeadAttention` calls them: "value_mask" and "key_mask" [batch, keys],
+            "attention_mask" [..., queries, keys] of up to the scores' rank, as truth values or numbers.
+        uniform: whether a query that the masks let see nothing sees all keys alike, as Keras' fused attention has it, instead of
+            nothing.
     """
 
-    def __init__(self, before: int | None = None, after: int | None = None, **kwargs: Any) -> None:
+    known = ("value_mask", "key_mask", "attention_mask")
+
+    def __init__(
+        self,
+        before: int | None = None,
+        after: int | None = None,
+        masks: Sequence[str] = (),
+        uniform: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.before, self.after = before, after
+        self.masks, self.uniform = tuple(masks), uniform
 
     def seen(self, queries: Any, keys: Any) -> Any:
-        """Which keys each query sees, [queries, keys], as truth values."""
+        """Which keys each query sees, [queries, keys], as truth values, before any mask."""
         ahead = keras.ops.arange(keys)[None, :] - keras.ops.arange(queries)[:, None]
         low = ahead >= -(keys if self.before is None else self.before)
         return keras.ops.logical_and(low, ahead <= (keys if self.after is None else self.after))
 
-    def call(self, scores: Any) -> Any:
+    def call(self, scores: Any, *masks: Any) -> Any:
         """Probabilities, of the scores' shape and type."""
         queries, keys = keras.ops.shape(scores)[-2:]
         seen = self.seen(queries, keys)
+        for name, mask in zip(self.masks, masks, strict=True):
+            seen = keras.ops.logical_and(seen, _spread(name, keras.ops.cast(mask, "bool"), len(scores.shape)))
         lowest = -3e4 if keras.backend.standardize_dtype(scores.dtype) == "float16" else -1e9
         found = keras.ops.softmax(keras.ops.where(seen, scores, keras.ops.cast(lowest, scores.dtype)), axis=-1)
+        if self.uniform:  # what was masked out among others is 0 already
+            return found
         return keras.ops.where(seen, found, keras.ops.cast(0, scores.dtype))  # a query that sees nothing
 
-    def compute_output_shape(self, shape: Any) -> Any:
+    def compute_output_shape(self, shape: Any, *masks: Any) -> Any:
         """That of the scores."""
         return shape
 
     def get_config(self) -> dict[str, Any]:
-        """With `before` and `after`."""
-        return super().get_config() | {"before": self.before, "after": self.after}
+        """With `before`, `after`, `masks` and `uniform`."""
+        own = {"before": self.before, "after": self.after, "masks": list(self.masks), "uniform": self.uniform}
+        return super().get_config() | own
+
+
+def _spread(name: str, mask: Any, rank: int) -> Any:
+    """A mask over scores of that rank, [batch, ..., queries, keys]."""
+    if name != "attention_mask":
+        mask = keras.ops.expand_dims(mask, -2)
+    while len(mask.shape) < rank:
+        mask = keras.ops.expand_dims(mask, -3)
+    return mask
 
 
 def split_attention(graph: Graph) -> dict[str, str]:
@@ -63,15 +92,14 @@ def split_attention(graph: Graph) -> dict[str, str]:
 
     Those of "block/mha" are called "block/mha/query", "/key", "/value", "/scores" (the first product), "/softmax", "/context"
     (the second product) and "/attention_output", with what reshapes in between. The factor 1 / sqrt(key_dim) goes into the
-    weights and the bias of the query: what regularizes or constrains these sees them so. Causal masks and windows become part
-    of the softmax.
+    weights and the bias of the query: what regularizes or constrains these sees them so. Masks become part of the softmax.
 
     Args:
         graph: changed in place; the layers of the given model are only read.
 
     Returns:
-        why a layer stays whole, by its path: calls with other masks, calls that also give the scores, inputs that aren't
-        sequences. Classes of users stay without a word.
+        why a layer stays whole, by its path: masks that layers hand on unseen, calls that also give the scores, inputs that
+        aren't sequences. Classes of users stay without a word.
 
     Raises:
         InputError: a weight holds NaN or an infinity.
@@ -136,7 +164,7 @@ def _why_whole(calls: list[Call], masked: set[int]) -> str:
     for call in calls:
         given = _arguments(call)
         masks = [name for name in _MASKS if any(m is not None for m in keras.tree.flatten(given.get(name)))]
-        if masks:
+        if masks and (call.builtin_kind != "MultiHeadAttention" or len(_given_masks(call)) < len(masks)):
             return f"it is called with {masks[0]}"
         if any(id(value) in masked for value in call.inputs):
             return "its inputs carry a mask, which differs from sample to sample"
@@ -155,6 +183,12 @@ def _why_whole(calls: list[Call], masked: set[int]) -> str:
     changed = ("lora_enabled", "quantization_mode")  # additions of low rank, and integers
     whole = not any(getattr(part, name, None) for part in op._flatten_layers() for name in changed)
     return "" if whole else "its projections have low-rank additions or are integers already"
+
+
+def _given_masks(call: Call) -> dict[str, Value]:
+    """The masks of a call that are tensors, by the names of its arguments; Keras overwrites "query_mask" by that of the query."""
+    given = _arguments(call)
+    return {name: given[name] for name in BandSoftmax.known if isinstance(given.get(name), Value)}
 
 
 def _band(op: Any, given: dict[str, Any]) -> tuple[int | None, int | None] | None:
@@ -283,11 +317,13 @@ class _Split:
     def _attend(self, query: Value, key: Value, value: Value) -> Value:
         """softmax(query @ key) @ value, the keys with their axes turned around."""
         scores = self._add("scores", lambda name: _matmul(name, query, key), query, key)
-        band = _band(self.call.op, _arguments(self.call))
-        if band is None:
+        band, masks = _band(self.call.op, _arguments(self.call)), _given_masks(self.call)
+        if band is None and not masks:
             y = self._add("softmax", lambda name: layers.Softmax(**self._options(name)), scores)
         else:
-            y = self._add("softmax", lambda name: BandSoftmax(*band, **self._options(name)), scores, variant=str(band))
+            how = (*(band or (None, None)), tuple(masks), bool(masks) and not self.parts.rate)
+            make = lambda name: BandSoftmax(*how, **self._options(name))
+            y = self._add("softmax", make, scores, *masks.values(), variant=str(how))
         if self.parts.rate:
             seed = self.parts.given.seed
             y = self._add("dropout", lambda name: layers.Dropout(self.parts.rate, seed=seed, **self._options(name)), y)

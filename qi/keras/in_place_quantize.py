@@ -264,7 +264,7 @@ def quantized_rows(
     for path, part in ready.parts.items():
         rows += [row for row in weights.rows if row.layer == path]
         for each in (*ready.cells[path].values(), part):
-            rows += part_rows(each, made[each.path], ready.kept.get(each.path, ()), after.get(each.path, ()))
+            rows += part_rows(each, made[each.path], ready.kept, after)
     return rows
 
 

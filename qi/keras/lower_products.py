@@ -135,6 +135,11 @@ def _matmul(site: Site) -> Tensor:
 def _band_softmax(site: Site) -> Tensor:
     """What a query doesn't see gets a score that leaves it no probability: in real numbers, as no grid holds such a score."""
     layer: BandSoftmax = site.layer
+    if layer.masks:
+        raise site.refuse(
+            f"under {layer.masks[0]}, which differs from sample to sample",
+            "give sequences of one length, without masks",
+        )
     queries, keys = site.sizes(site.x)[-2:]
     unseen = np.where(to_numpy(layer.seen(queries, keys)), np.float32(0), np.float32(-1e9))
     mask = site.constant("mask", unseen.reshape((1,) * (len(site.shape) - 2) + unseen.shape))

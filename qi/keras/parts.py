@@ -284,28 +284,28 @@ def outputs_seen(parts: Mapping[str, Part], run: Callable[[], Any]) -> dict[str,
 def part_rows(
     part: Part,
     made: Sequence[BaseInferableQuantizer | None],
-    before: Sequence[np.ndarray] = (),
-    after: Sequence[np.ndarray] = (),
+    before: Mapping[str, Sequence[np.ndarray]],
+    after: Mapping[str, Sequence[np.ndarray]],
 ) -> list[Row]:
     """The rows of what a part gives.
 
     Args:
         part: calibrated.
         made: the quantizer of each output; none where all are in float.
-        before: values of each output in the float model, where they were kept.
-        after: the same in the quantized model.
+        before: by path, values of each output in the float model, where they were kept.
+        after: the same of the quantized model.
     """
     if not made:
         reason = part.reason or "no rule of the recipe covers it"
         return [activation_row(part.path, part.kind, next(iter(part.shapes), ()), reason)]
-    rows = []
+    rows, exact, results = [], before.get(part.path, ()), after.get(part.path, ())
     for index, (quantizer, seen) in enumerate(zip(made, part.outputs, strict=True)):
         found: Any = part.decision(index).reason
         errors, group = None, part.group(index)
         if quantizer is not None and group is not None:
             found = (group, quantizer, seen)
-            same = index < min(len(before), len(after)) and before[index].shape == after[index].shape
-            if same and before[index].size:
-                errors = sqnr_db(before[index], quantizer(before[index])), sqnr_db(before[index], after[index])
+            same = index < min(len(exact), len(results)) and exact[index].shape == results[index].shape
+            if same and exact[index].size:
+                errors = sqnr_db(exact[index], quantizer(exact[index])), sqnr_db(exact[index], results[index])
         rows.append(activation_row(part.names[index], part.kind, part.shapes[index], found, errors))
     return rows

@@ -144,11 +144,21 @@ def prepare(
     for call in graph.calls:
         if call.path not in ready.inner and call.path not in notes:
             ready.inner[call.path] = inner_parts(call.op, call.path, book, kept.get(call.path, ""))
-    ops = {id(call.op) for call in graph.calls}
-    for part in ready.parts.values():
-        if id(part.layer) in ops:  # hooked, it would see the model's own calls
-            part.spec, part.reason = None, "the model calls this layer itself, too: there its output is quantized"
+    _leave_shared_parts(ready)
     return ready
+
+
+def _leave_shared_parts(ready: Prepared) -> None:
+    """Leaves in float what layers give that are called from elsewhere too: one hook would see the calls of all."""
+    ops = {id(call.op) for call in ready.graph.calls}
+    first: dict[int, Part] = {}
+    for part in ready.parts.values():
+        other = first.setdefault(id(part.layer), part)
+        if id(part.layer) in ops:
+            part.spec, part.reason = None, "the model calls this layer itself, too: there its output is quantized"
+        elif other is not part:
+            other.spec, other.reason = None, f"{part.path!r} is the same layer"
+            part.spec, part.reason = None, f"{other.path!r} is the same layer"
 
 
 def _check_ties(graph: Graph, whole: Mapping[str, Any], tied: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -132,11 +133,7 @@ def quantize_model(
         float_graph, ready.plan, quantizers, seen_by_group, errors, types, ready.kept, ready.inner
     )
     parts = {
-        path: [
-            row
-            for p in parts.values()
-            for row in part_rows(p, made[p.path], before_within.get(p.path, ()), after_within.get(p.path, ()))
-        ]
+        path: [row for part in parts.values() for row in part_rows(part, made[part.path], before_within, after_within)]
         for path, parts in ready.inner.items()
     }
     rows = in_graph_order(float_graph, weights.rows, activations, parts)
@@ -192,7 +189,11 @@ def _measure(
         return [], {}
     call = run(ready.graph, tensors, values or ready.graph.flat_outputs())
     arrays: list[np.ndarray] = []
-    within = outputs_seen(ready.parts, lambda: arrays.extend(call(calibration.sample)))
+    calls = Counter(
+        call.path for call in ready.graph.calls
+    )  # several of one layer needn't come in the same order again
+    alone = {part.path: part for path, parts in ready.inner.items() if calls[path] == 1 for part in parts.values()}
+    within = outputs_seen(alone, lambda: arrays.extend(call(calibration.sample)))
     return arrays[: len(values)], within
 
 

@@ -164,7 +164,9 @@ def _inside(
     op = call.op.layer if isinstance(call.op, KerasQuantizationWrapper) else call.op
     if call.path in whole:
         quantized = "what its parts give is quantized, what it computes between them isn't"
-        return "within", f"it is called as a whole, for {whole[call.path]}" + (f"; {quantized}" if inner.get(call.path) else "")
+        return "within", f"it is called as a whole, for {whole[call.path]}" + (
+            f"; {quantized}" if inner.get(call.path) else ""
+        )
     parts = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
     if any(isinstance(part, (keras.layers.RNN, keras.layers.Bidirectional)) for part in parts):
         return ("gates", _GATES) if inner.get(call.path) else ("states", _STATES)

@@ -1,13 +1,14 @@
 """Files of models on the backend that KERAS_BACKEND names: ``write FOLDER`` makes them, ``read FOLDER`` reads those of others.
 
-`read` compares each file's variables, codes and outputs with what the backend that wrote it had, and prints a line of JSON
-for each; `test_backends.py` judges them.
+`read` compares each file's variables, codes and outputs with what the backend that wrote it had, and what it exports with what
+was exported there; it prints a line of JSON for each. `test_backends.py` judges them.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,9 @@ FILES: dict[str, tuple[Callable[[], keras.Model], Callable[[], np.ndarray]]] = {
 }
 """(model, its input) of each file."""
 
+EXPORTED = "convolutions"
+"""The model that is exported too."""
+
 
 def state(model: keras.Model) -> dict[str, np.ndarray]:
     """Every variable but seeds, which Keras itself draws anew in some layers of subclassed models; every quantized weight."""
@@ -84,6 +88,23 @@ def state(model: keras.Model) -> dict[str, np.ndarray]:
     return found
 
 
+def exports(model: keras.Model, folder: Path) -> dict[str, bytes]:
+    """Files of both formats; each runtime gives what the twin gives here, or `qi.export` would raise."""
+    found = {}
+    for ending in ("tflite", "onnx"):
+        path = folder / f"{EXPORTED}.{ending}"
+        qi.export(model, path, samples=images(), latency=False, strict=True)
+        found[ending] = path.read_bytes()
+    return found
+
+
+def deployed(model: keras.Model) -> dict[str, np.ndarray]:
+    """The bytes of exported files, and what the twin gives."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: np.frombuffer(content, np.uint8) for name, content in exports(model, Path(folder)).items()}
+    return files | {"twin": np.asarray(qi.emulate(model, images(), progress=False))}
+
+
 def write(folder: Path) -> None:
     """One file a model, and beside it what the model holds and gives."""
     for name, (make, data) in FILES.items():
@@ -94,6 +115,8 @@ def write(folder: Path) -> None:
         model.save(path.with_suffix(".keras"))
         outputs = np.asarray(model.predict(data(), verbose=0))
         kept = {key.replace("/", "|"): value for key, value in state(model).items()}
+        if name == EXPORTED:
+            np.savez(folder / f"{keras.backend.backend()}-deployed.npz", **deployed(model))
         following = step(model) if name == "training" else 0.0
         np.savez(path.with_suffix(".npz"), outputs=outputs, following=following, **kept)
 
@@ -107,22 +130,26 @@ def read(folder: Path) -> list[dict[str, Any]]:
             continue
         with np.load(path.with_suffix(".npz")) as arrays:
             wanted = dict(arrays)
-        goes_on = (
-            name == "training" and origin != "torch"
-        )  # from there, Keras brings the optimizer's torch subclass along
+        goes_on = name == "training" and origin != "torch"  # its optimizer is of Keras' subclass for torch
         model = keras.models.load_model(path, compile=goes_on)
+        if keras.backend.backend() == "torch":
+            model.jit_compile = False  # "auto" is True in files of others: torch.compile, which wants a compiler of C++
         outputs = np.asarray(model.predict(FILES[name][1](), verbose=0))
         before, following = wanted.pop("outputs"), float(wanted.pop("following"))
         held = {key.replace("/", "|"): value for key, value in state(model).items()}
         differing = [key for key in held if key not in wanted or not np.array_equal(held[key], wanted[key])]
         error = np.abs(outputs.astype(np.float64) - before)
+        if name == EXPORTED:
+            with np.load(folder / f"{origin}-deployed.npz") as arrays:
+                here = deployed(model)
+                differing += [key for key in arrays if not np.array_equal(here[key], arrays[key])]
         found.append(
             {
                 "from": origin,
                 "on": keras.backend.backend(),
                 "name": name,
                 "differing": differing + [key for key in wanted if key not in held],
-                "compared": len(held),
+                "compared": len(held) + 3 * (name == EXPORTED),
                 "unequal": float(np.mean(error > 0)),
                 "error": float(error.max() / np.ptp(before)),
                 "loss": abs(step(model) - following) / following if goes_on else 0.0,

@@ -101,8 +101,8 @@ def test_outputs_differ_by_how_sums_are_rounded(origin: str, reader: str, carrie
     """Quantized activations swallow that, unless one lies at a tie: then its code is the next one, and few outputs move."""
     assert carried[origin, reader, "weights"]["error"] < 1e-6
     for name in set(FILES) - {"exact", "weights"}:
-        assert carried[origin, reader, name]["unequal"] < 0.05, name
-        assert carried[origin, reader, name]["error"] < 0.05, name
+        assert carried[origin, reader, name]["unequal"] < 0.01, name
+        assert carried[origin, reader, name]["error"] < 0.01, name
 
 
 @pytest.mark.slow
@@ -111,4 +111,4 @@ def test_training_goes_on_where_it_was(origin: str, reader: str, carried: Found)
     """The next step's loss, with the optimizer's memory."""
     if origin == "torch":
         pytest.skip("Keras stores torch's subclass of the optimizer, which other backends can't run")
-    assert carried[origin, reader, "training"]["loss"] < 1e-4
+    assert carried[origin, reader, "training"]["loss"] < 1e-6

@@ -40,11 +40,9 @@ NUMBERS = {
 """The vectors and single numbers that stay in float, for they multiply results and no kernel takes them as codes."""
 
 STRICT = set(LAYERS | USERS) - {"PReLU"}  # its slopes are a matrix where no axis shares them
-ON_BACKENDS = set(
-    "BatchNormalization Conv2D Dense DepthwiseConv2D EinsumDense Embedding GRU LSTM LayerNormalization MultiHeadAttention "
-    "RepeatVector SeparableConv2D".split()
-)
-"""One layer of each kind: what runs again on Keras' other backends."""
+ON_BACKENDS = set("Dense DepthwiseConv2D Embedding LayerNormalization MultiHeadAttention RepeatVector".split())
+"""What runs again on Keras' other backends. Convolutions and normalizations that fold do so in `test_ptq.py` and `test_qat.py`,
+cells of recurrent layers in `test_inner.py`, files of LSTMs and convolutions in `test_backends.py`."""
 
 OF_TENSORFLOW = {"Hashing", "IntegerLookup"}
 """Layers that Keras computes with TensorFlow's functions, which no training step of JAX can call, of float models neither."""

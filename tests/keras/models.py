@@ -346,7 +346,7 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
 """Every builder by its name, in the order of this file."""
 
 ON_BACKENDS = {"nested", "residual", "shared"}
-"""Those that tests also build on Keras' other backends: normalizations that fold, models within models, shared layers."""
+"""Those that tests also quantize on Keras' other backends: normalizations that fold, models within models, shared layers."""
 
 
 def build(name: str, seed: int = 0) -> keras.Model:

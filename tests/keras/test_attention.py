@@ -188,6 +188,7 @@ def test_what_stays_whole_and_why(name: str) -> None:
     assert any(call.path == "mha" for call in graph.calls)
 
 
+@pytest.mark.filterwarnings("ignore:.*saturate")
 def test_padding_masks_leave_it_whole_and_the_report_says_so() -> None:
     ids = keras.Input((6,), dtype="int32", name="ids")
     x = layers.Embedding(12, 8, mask_zero=True, name="tokens")(ids)
@@ -272,6 +273,52 @@ def test_a_band_softmax_sees_a_band() -> None:
         e = np.where(seen, np.exp(scores - scores.max(-1, keepdims=True, where=seen, initial=-1e9)), 0)
         np.testing.assert_allclose(found, e / e.sum(-1, keepdims=True), rtol=1e-5, atol=1e-7)
         assert not found[..., ~seen].any()
+
+
+def masked_model(dropout: float, which: str, **options: Any) -> keras.Model:
+    """Self-attention under a mask that is an input of the model."""
+    x = keras.Input(QUERIES, name="x")
+    sizes = {"attention_mask": (6, 6), "value_mask": (6,), "per_head": (2, 6, 6)}
+    mask = keras.Input(sizes[which], dtype="bool", name="m")
+    name = "attention_mask" if which == "per_head" else which
+    y = head(dropout=dropout)(x, x, **{name: mask}, **options)
+    return settle(keras.Model([x, mask], layers.Dense(3, name="out")(y), name="attending"))
+
+
+def masks_for(model: keras.Model, count: int = 32) -> list[np.ndarray]:
+    rng = np.random.default_rng(5)
+    mask = rng.random((count, *model.inputs[1].shape[1:])) < 0.6
+    mask[0] = False  # sees nothing at all
+    return [rng.normal(size=(count, *QUERIES)).astype("float32"), mask]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("which", ["attention_mask", "value_mask", "per_head"])
+def test_masks_become_part_of_the_softmax(which: str, dropout: float, causal: bool) -> None:
+    model = masked_model(dropout, which, use_causal_mask=causal)
+    graph, kept = split(model)
+    assert kept == {}
+    x = masks_for(model)
+    np.testing.assert_allclose(execute(graph, x), np.asarray(model(x)), rtol=1e-5, atol=2e-6)
+
+
+def test_masked_attention_is_quantized_within_trained_and_reloaded(tmp_path: Path) -> None:
+    model = masked_model(0.0, "attention_mask")
+    x = masks_for(model, 64)
+    qmodel, report = quantize_model(model, "w8a8", x, progress=False)
+    rows = {row.layer.removeprefix("mha/"): row for row in report.activations if row.layer.startswith("mha/")}
+    assert {rows[part].status for part in ("scores", "softmax", "context")} == {"quantized"}
+    assert rows["softmax"].total_sqnr_db > 30
+    qmodel.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), qmodel.predict(x, verbose=0))
+    qat = qi.prepare_qat(model, "w8a8", x, progress=False)
+    qat.compile("adam", "mse")
+    qat.fit(x, np.zeros((64, 6, 3), "float32"), epochs=1, verbose=0)
+    np.testing.assert_array_equal(qi.convert(qat).predict(x, verbose=0), qat.predict(x, verbose=0))
+    with pytest.raises(qi.UnsupportedError, match=r"under attention_mask, which differs from sample to sample"):
+        qi.emulate(qmodel, x, progress=False)
 
 
 def test_a_query_that_sees_nothing_gets_nothing() -> None:

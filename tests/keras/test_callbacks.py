@@ -23,9 +23,10 @@ from qi import (
 )
 from qi.keras.sites import quantizer_sites
 from qi.keras.variables import to_numpy
+from tests.backends import needs_compiler, needs_tensorflow
 from tests.keras.tiny_qat import Watch, X, Y, bits, compiled, fit, float_model, qat_model, ranges, state
 
-ENGINES = [{"jit_compile": False}, {"jit_compile": True}, {"run_eagerly": True}]
+ENGINES = [{"jit_compile": False}, pytest.param({"jit_compile": True}, marks=needs_compiler), {"run_eagerly": True}]
 STILL = 0.0  # a learning rate
 
 
@@ -140,6 +141,7 @@ def test_only_the_ranges_of_activations_freeze() -> None:
         assert np.array_equal(value, before[name]) == ("kernel" not in name), name
 
 
+@needs_tensorflow
 def test_a_train_step_of_ones_own_freezes_too() -> None:
     class Own(keras.Model):
         def train_step(self, data: Any) -> Any:

@@ -18,7 +18,7 @@ from qi.quantizers import (
     TrainableQuantizerWeightsConfig,
     WeightsPOTInferableQuantizer,
 )
-from tests.backends import needs_tensorflow
+from tests.backends import needs_compiler, needs_tensorflow
 
 QUANTIZERS = [
     ActivationSymmetricInferableQuantizer(8, 1.9, signed=False),
@@ -36,7 +36,7 @@ def model_of(holder, dtype="float32"):
 
 
 @each_quantizer
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=needs_compiler)])
 def test_a_layer_gives_what_the_quantizer_gives(quantizer, jit):
     model = model_of(KerasActivationQuantizationHolder(quantizer))
     model.compile(jit_compile=jit)

@@ -100,7 +100,8 @@ def test_layers_that_are_made_of_others_are_quantized_within() -> None:
     model = keras.Model(inputs, layers.Dense(2)(Mix(8, name="mix")(inputs)))
     quantized, report = qi.quantize_model(model, "w8a8", x(64, 5), progress=False)
     rows = rows_of(report, "mix")
-    assert list(rows) == ["mix/inner|output", "mix|output"]
+    assert list(rows) == ["mix/inner|output", "mix|output", "mix|within"]
+    assert "it has weights of its own; what its parts give is quantized" in rows["mix|within"].reason
     inner = quantized.get_layer("mix").inner_quantizers["inner"][0]
     np.testing.assert_allclose(
         float(inner.min_range[0] if np.ndim(inner.min_range) else inner.min_range), rows["mix/inner|output"].range_lo
@@ -152,3 +153,21 @@ def test_what_is_seen_is_all_that_runs() -> None:
 
 def test_only_layers_have_parts() -> None:
     assert inner_parts(ops.matmul, "a", get_recipe("w8a8").resolve()) == {}
+
+
+def test_a_cell_of_two_layers_stays_in_float_with_a_reason() -> None:
+    cell, steps = layers.LSTMCell(4), keras.Input((6, 3))
+    both = layers.Add()(
+        [layers.RNN(cell, name="ahead")(steps), layers.RNN(cell, go_backwards=True, name="behind")(steps)]
+    )
+    recipe = get_recipe("w8a8").with_rules(Rule(layer_type="*Cell", activations=EIGHT))
+    _, report = qi.quantize_model(keras.Model(steps, both), recipe, x(32, 6, 3), progress=False)
+    reasons = [row.reason for name, row in rows_of(report, "").items() if "/lstm_cell" in name]
+    assert reasons == ["'behind/lstm_cell' is the same layer", "'ahead/lstm_cell' is the same layer"]
+
+
+def test_errors_of_layers_that_are_called_twice_arent_mixed_up() -> None:
+    lstm, one, two = layers.LSTM(4, name="lstm"), keras.Input((6, 4)), keras.Input((6, 4))
+    model = keras.Model([one, two], layers.Add()([lstm(one), lstm(two)]))
+    _, report = qi.quantize_model(model, CELLS, [x(32, 6, 4), 3 * x(32, 6, 4)], progress=False)
+    assert rows_of(report, "lstm/")["lstm/lstm_cell|output"].total_sqnr_db is None

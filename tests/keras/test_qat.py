@@ -40,7 +40,7 @@ from qi.quantizers import (
     training_methods,
 )
 from qi.testing.engines import model_gradients
-from tests.keras.models import MODELS, ON_BACKENDS, build, samples
+from tests.keras.models import MODELS, build, samples
 from tests.keras.test_ptq import assert_unchanged, flat, snapshot
 from tests.keras.warned import warned
 
@@ -121,9 +121,7 @@ def small() -> keras.Model:
 # Where training starts, and what it leaves ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.backend) if n in ON_BACKENDS else n for n in MODELS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.backend) if n == "residual" else n for n in MODELS])
 def test_every_structure(name: str) -> None:
     model = build(name)
     x = samples(model, 16)

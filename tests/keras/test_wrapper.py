@@ -25,6 +25,7 @@ from qi.quantizers import (
     WeightsSymmetricInferableQuantizer,
     WeightsUniformInferableQuantizer,
 )
+from qi.testing.engines import model_gradients
 
 RNG = np.random.default_rng(3)
 W4 = WeightsSymmetricInferableQuantizer(4, 0.7, per_channel=True)
@@ -83,6 +84,12 @@ def run(layer, inputs) -> np.ndarray:
     return to_numpy(layer(*inputs))
 
 
+def assert_same(found: np.ndarray, wanted: np.ndarray, name: str) -> None:
+    """Bit for bit, but for torch's LSTMs: another kernel runs where weights ask for no gradient."""
+    of_torch = keras.backend.backend() == "torch" and name in ("LSTM", "Bidirectional")
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 if of_torch else 0)
+
+
 def dense(quantizer=W4, units=3, **kwargs) -> tuple[keras.layers.Dense, KerasQuantizationWrapper]:
     layer = keras.layers.Dense(units, **kwargs)
     layer.build((None, 6))
@@ -109,7 +116,7 @@ def test_it_is_the_layer_with_quantized_weights_and_leaves_the_layer_alone(name)
     assert not np.array_equal(quantized, plain)
     for path, value in wrapper.get_quantized_weights().items():  # the layer itself, given those weights, says the same
         weights_of(layer)[path].assign(value)
-    np.testing.assert_array_equal(run(layer, inputs), quantized)
+    assert_same(run(layer, inputs), quantized, name)
 
 
 @each_layer
@@ -120,7 +127,7 @@ def test_frozen_it_computes_the_same(name, in_place):
     originals = [to_numpy(v) for v in layer.variables]
     assert wrapper.freeze(in_place=in_place) is wrapper
     assert wrapper.frozen
-    np.testing.assert_array_equal(run(wrapper, inputs), before)
+    assert_same(run(wrapper, inputs), before, name)
     assert len(wrapper.variables) == variables
     same = [np.array_equal(to_numpy(v), value) for v, value in zip(layer.variables, originals, strict=True)]
     assert all(same) is not in_place
@@ -158,7 +165,8 @@ def test_the_seeds_keywords_and_any_dispatcher():
     wrapper = KerasQuantizationWrapper(layer=layer, dispatcher=NodeQuantizationDispatcher(W4), name="w")
     assert isinstance(wrapper.dispatcher, KerasNodeQuantizationDispatcher)
     assert wrapper.name == "w"
-    np.testing.assert_array_equal(run(wrapper, [X]), X @ W4(to_numpy(layer.kernel)) + to_numpy(layer.bias))
+    by_hand = X @ W4(to_numpy(layer.kernel)) + to_numpy(layer.bias)
+    np.testing.assert_allclose(run(wrapper, [X]), by_hand, rtol=1e-5, atol=1e-6)  # sums of other orders
 
 
 @pytest.mark.parametrize(
@@ -411,7 +419,8 @@ def test_an_adapted_layer_inside_computes_alike_once_reloaded(tmp_path: Path) ->
                 model.layers[0].freeze()
             expected = to_numpy(model(x))
             model.save(tmp_path / "model.keras")
-            np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), expected)
+            again = keras.models.load_model(tmp_path / "model.keras")
+            np.testing.assert_array_equal(to_numpy(again(x)), expected)
             assert np.abs(expected - x[:, :3].mean()).max() > 1
 
 
@@ -430,8 +439,8 @@ def test_a_trainable_quantizer_goes_where_an_inferable_one_goes(name):
     assert len([v for v in wrapper.trainable_variables if v.name.endswith("_step")]) == len(paths)
     converted = wrapper.convert2inferable()
     assert converted.name == wrapper.name
-    np.testing.assert_array_equal(run(converted, inputs), result)
-    np.testing.assert_array_equal(run(converted.freeze(), inputs), result)
+    assert_same(run(converted, inputs), result, name)
+    assert_same(run(converted.freeze(), inputs), result, name)
     assert converted.layer is layer
 
 
@@ -446,12 +455,8 @@ def test_dorefa_bakes_the_squashed_weight_into_a_copy():
 
 
 def test_steps_and_weights_get_gradients():
-    import tensorflow as tf
-
     layer, wrapper = dense(trainable())
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(wrapper(X, training=True) ** 2)
-    gradients = tape.gradient(loss, [v.value for v in wrapper.trainable_variables])
+    _, gradients = model_gradients(wrapper, X, lambda outputs: keras.ops.sum(outputs[0] ** 2))
     assert len(gradients) == 3
     assert all(np.any(g) for g in gradients)
     assert any(v is layer.kernel for v in wrapper.trainable_variables)
