@@ -189,10 +189,11 @@ def _measure(
         return [], {}
     call = run(ready.graph, tensors, values or ready.graph.flat_outputs())
     arrays: list[np.ndarray] = []
-    calls = Counter(
-        call.path for call in ready.graph.calls
-    )  # several of one layer needn't come in the same order again
-    alone = {part.path: part for path, parts in ready.inner.items() if calls[path] == 1 for part in parts.values()}
+    calls = Counter(id(call.op) for call in ready.given.calls)
+    often = {
+        call.path for call in ready.given.calls if calls[id(call.op)] > 1
+    }  # in another order the next time, perhaps
+    alone = {part.path: part for path, parts in ready.inner.items() if path not in often for part in parts.values()}
     within = outputs_seen(alone, lambda: arrays.extend(call(calibration.sample)))
     return arrays[: len(values)], within
 

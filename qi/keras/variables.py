@@ -181,9 +181,9 @@ def _stem(item: Any) -> str:
 
 
 def _made_up(item: Any) -> bool:
-    """Whether Keras named it, after its class."""
+    """Whether Keras named it, after its class, or as the half of a Bidirectional layer."""
     kind = "variable" if isinstance(item, keras.Variable) else type(item).__name__.strip("_").lower()
-    return _stem(item).replace("_", "") == kind
+    return re.sub("^(forward|backward)_", "", _stem(item)).replace("_", "") == kind
 
 
 def _stable_name(item: Any, known: Mapping[int, str]) -> str:

@@ -79,7 +79,7 @@ def test_after_training_the_model_is_quantized_whatever_the_epoch() -> None:
     losses = fit(model, StartQuantization(5), epochs=1)
     assert losses["val_loss"][0] == pytest.approx(compiled(float_model()).evaluate(X, Y, verbose=0), rel=1e-5)
     assert model.evaluate(X, Y, verbose=0) == pytest.approx(quantized)
-    np.testing.assert_array_equal(model.predict(X, verbose=0), model(X))
+    np.testing.assert_array_equal(model.predict(X, verbose=0), to_numpy(model(X)))
     assert fit(model, epochs=1)["loss"][0] == pytest.approx(quantized)
 
 
@@ -89,7 +89,7 @@ def test_gradients_pass_as_they_are_in_half_precision() -> None:
     x = keras.ops.convert_to_tensor(X.astype(np.float16) * 100)
     out = bound(x)
     assert keras.backend.standardize_dtype(out.dtype) == "float16"
-    np.testing.assert_array_equal(out, x)
+    np.testing.assert_array_equal(to_numpy(out), to_numpy(x))
     assert keras.backend.standardize_dtype(bound(keras.ops.ones((2, 4), "int32")).dtype) == "float32"
 
 
@@ -402,7 +402,7 @@ def test_a_model_that_a_callback_does_not_fit(callback: Any, message: str) -> No
     before = state(model)
     with pytest.raises(ConfigError, match=message):
         fit(model, callback)
-    assert_same(state(model), before)
+    assert_same(state(model)[: len(before)], before)  # on torch, fit builds the optimizer before it calls callbacks
 
 
 @pytest.mark.parametrize("callback", [StartQuantization(1), FreezeRanges(1), BitWidthSchedule({1: 4})])
@@ -412,6 +412,7 @@ def test_a_model_without_trainable_quantizers(callback: Any) -> None:
             fit(compiled(model), callback)
 
 
+@needs_tensorflow  # elsewhere fit builds the model before it calls callbacks
 def test_an_unbuilt_model() -> None:
     with pytest.raises(InputError, match="expected a built model; layer 'quant_deep' isn't"):
         fit(compiled(Subclassed()), FreezeRanges(1))

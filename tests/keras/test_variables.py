@@ -219,3 +219,13 @@ def test_to_numpy_and_names():
     half = keras.ops.cast(np.ones(2), "bfloat16")
     assert to_numpy(half).dtype == ml_dtypes.bfloat16
     assert class_names(keras.layers.Conv2D(1, 1))[:3] == ["Conv2D", "BaseConv", "Layer"]
+
+
+def test_halves_of_a_bidirectional_layer_are_named_without_counting() -> None:
+    def paths() -> list[str]:
+        layer = keras.layers.Bidirectional(keras.layers.GRU(2))
+        layer.build((None, 4, 3))
+        return list(weights_of(layer))
+
+    assert paths() == paths()
+    assert paths()[0] == "forward_gru/gru_cell/kernel"
