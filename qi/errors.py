@@ -6,6 +6,9 @@ still catch it. Messages read "expected ...; received x=...; do ...": what was w
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class QiError(Exception):
     """Base of every error that QI raises on purpose.
@@ -53,3 +56,19 @@ class MissingDependencyError(QiError, ImportError):
 
 class QuantizationWarning(UserWarning):
     """The result is usable, but something about it deserves a look."""
+
+
+def warn(text: str) -> None:
+    """Gives a `QuantizationWarning` that points at the line that called QI, however deep within QI it is given.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as found:
+        ...     warnings.simplefilter("always")
+        ...     warn("half of the values are clipped")
+        >>> str(found[0].message)
+        'half of the values are clipped'
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, QuantizationWarning, stacklevel=level)

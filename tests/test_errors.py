@@ -35,3 +35,13 @@ def test_the_table_above_names_every_error_class() -> None:
 def test_the_warning_can_be_filtered_as_a_user_warning() -> None:
     assert issubclass(errors.QuantizationWarning, UserWarning)
     assert not issubclass(errors.QuantizationWarning, errors.QiError)
+
+
+def test_a_warning_points_at_the_first_line_outside_of_the_package() -> None:
+    inside: dict[str, object] = {"__name__": "qi.somewhere", "warn": errors.warn}
+    exec("def inner():\n    warn('odd')\ndef outer():\n    inner()\n", inside)
+    with pytest.warns(errors.QuantizationWarning, match="odd") as found:
+        inside["outer"]()  # type: ignore[operator]
+    here = inspect.currentframe()
+    assert here is not None
+    assert (found[0].filename, found[0].lineno) == (__file__, here.f_lineno - 3)

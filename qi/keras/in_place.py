@@ -21,7 +21,7 @@ from qi.keras.parts import parts_of
 from qi.keras.variables import is_builtin, own_variables, sub_layers
 from qi.keras.wrapper import KerasQuantizationWrapper
 
-__all__ = ["InPlaceModel", "attach", "copy_model", "detached", "wrappers_of"]
+__all__ = ["InPlaceModel", "attach", "copy_model", "detached", "unregistered", "wrappers_of"]
 
 
 class _Parts(keras.layers.Layer):
@@ -136,9 +136,61 @@ def _class_of(cls: Any) -> Any:
 keras.saving.register_keras_serializable(package="qi", name="InPlaceModel")(InPlaceModel)
 
 
-def detached(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The record of the float model of one that is quantized in place, and how it was built."""
-    return dict(model._qi_record), dict(model._qi_build)
+def detached(model: Any) -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
+    """The float model of one that is quantized in place, with weights of its own, its record and how it was built.
+
+    It is of the model's own classes, whether or not Keras knows them by name.
+    """
+    record, build = dict(model._qi_record), dict(model._qi_build)
+    with keras.saving.custom_object_scope(_made_of(model)):
+        copy = keras.saving.deserialize_keras_object(record)
+    build_by(copy, build)
+    return copy, record, build
+
+
+def _made_of(model: keras.Model) -> dict[str, Any]:
+    """The user's classes that a model and its layers are of and the functions that they hold, by their names with Keras."""
+    layers = [layer for layer in model._flatten_layers() if layer is not model]
+    found = [value for part in (model, *layers) for value in vars(part).values() if inspect.isfunction(value)]
+    found += [*(type(layer) for layer in layers), type(model).__bases__[-1]]  # what `_class_of` made that of
+    return {keras.saving.get_registered_name(thing): thing for thing in found if not _is_kerases(thing.__module__)}
+
+
+def _is_kerases(module: Any) -> bool:
+    return str(module).partition(".")[0] in ("keras", "keras_cv", "keras_hub", "keras_nlp")  # found by these names
+
+
+def unregistered(model: Any) -> str:
+    """What reading a file of a model that is quantized in place will need, where its classes aren't registered; "" else."""
+    names: dict[str, None] = {}
+
+    def walk(record: Any) -> None:
+        if isinstance(record, Mapping):
+            if "class_name" in record and (name := _unknown(record)):
+                names[name] = None
+            record = list(record.values())
+        for value in record if isinstance(record, list | tuple) else ():
+            walk(value)
+
+    walk(model._qi_record)
+    objects = ", ".join(f"{name!r}: {name.rpartition('>')[2]}" for name in names)
+    return objects and (
+        f"a file of this model will name what isn't registered with Keras ({', '.join(names)}); do decorate it with "
+        f"keras.saving.register_keras_serializable(), or read the file by load_model(path, custom_objects={{{objects}}})"
+    )
+
+
+def _unknown(record: Mapping[str, Any]) -> str:
+    """The name of a class or function, by its record, where Keras doesn't know it; else ""."""
+    if record["class_name"] != "function":
+        name = str(record.get("registered_name") or "")
+        known = _is_kerases(record.get("module")) or keras.saving.get_registered_object(name) is not None
+        return "" if known else name
+    try:
+        keras.saving.deserialize_keras_object(dict(record))
+    except (TypeError, ValueError):
+        return str(record.get("config"))
+    return ""
 
 
 def copy_model(model: keras.Model) -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:

@@ -20,20 +20,20 @@ from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.given import check_layers
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.in_place import attach, copy_model, detached, wrappers_of
-from qi.keras.layers import build_by
 from qi.keras.moving import MOVES, moved_by
 from qi.keras.parts import (
+    IN_PLACE,
     UNSEEN,
     AdaptWithin,
     Part,
-    cell_parts,
     outputs_seen,
     part_rows,
+    parts_in_place,
     parts_of,
     quantizers_within,
     recording,
 )
-from qi.keras.rows import activation_row, original_weights, weight_rows
+from qi.keras.rows import activation_row, original_weights, weight_rows, whole_rows
 from qi.keras.running import eagerly, stateless_call, translated
 from qi.keras.ties import Once
 from qi.keras.trace import input_shapes, is_shape
@@ -59,6 +59,7 @@ __all__ = [
 
 _MEASURED_ELEMENTS = 2**22  # of the activations that are kept to measure errors: 16 MiB
 _OWN = "the model holds it itself; a layer that holds it would be quantized"
+_BETWEEN = "what the call computes between layers isn't known, and stays in float"
 _INPUT = "models that are quantized in place get their inputs as they are"
 
 
@@ -71,7 +72,7 @@ class InPlace:
         record: of the float model, as Keras serializes it, and how it was `build`.
         book: the recipe's decisions.
         parts: by path.
-        cells: those of each recurrent part that rules speak of, by path below it.
+        cells: what is quantized within each part, by path below it: cells that rules speak of, parts of attentions.
         graph: the inputs alone, for who checks data.
         calibration: what was seen.
         kept: what the sample made of each part.
@@ -123,7 +124,7 @@ def prepare_in_place(model: keras.Model, recipe: RecipeLike) -> InPlace:
             "do start from the float model"
         )
     parts = {path: Part.of(layer, path, book, once=False) for path, layer in layers.items()}
-    cells = {path: cell_parts(layer, path, book) for path, layer in layers.items()}
+    cells = {path: parts_in_place(layer, path, book) for path, layer in layers.items()}
     graph = Graph(model.name, _values(shapes, "input"), [], [])
     return InPlace(copy, record, build, book, parts, cells, graph)
 
@@ -226,20 +227,20 @@ def put_quantizers(
         call.op = wrappers.get(path, part.layer)
         originals = {name: array for name, array in originals.items() if name not in known}
         weights.rows += once.noted(part.layer, path, weight_rows([call], originals, reasons, part.kind))
-    weights.rows += _own_rows(ready.copy)
+    weights.rows += _own_rows(ready.copy, ready.book)
     weights.refused += [row for row in weights.rows if not row.quantized and unasked(row, ready.book)]
     model = attach(ready.copy, wrappers, ready.record, ready.build)
     return model, weights, made
 
 
-def _own_rows(model: keras.Model) -> list[Row]:
+def _own_rows(model: keras.Model, book: RuleBook) -> list[Row]:
     """Rows of the variables that no layer of a model holds."""
     own = {id(variable) for variable in own_variables(model)}
     mine = {path: to_numpy(v) for path, v in weights_of(model).items() if id(v) in own}
-    nowhere = [Value((None, None), "float32")]
-    return weight_rows(
-        [Call(model, model.name, model.name, nowhere, nowhere)], mine, dict.fromkeys(mine, _OWN), type(model).__name__
-    )
+    nowhere, kind = [Value((None, None), "float32")], type(model).__name__
+    asked = {path: book.weights_for(model.name, kind, path) for path in mine}
+    reasons = {path: _OWN if decision.spec is not None else decision.reason for path, decision in asked.items()}
+    return weight_rows([Call(model, model.name, model.name, nowhere, nowhere)], mine, reasons, kind)
 
 
 def _weights_of(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
@@ -265,7 +266,12 @@ def quantized_rows(
         rows += [row for row in weights.rows if row.layer == path]
         for each in (*ready.cells[path].values(), part):
             rows += part_rows(each, made[each.path], ready.kept, after)
-    return rows
+        kept = IN_PLACE if is_builtin(part.layer) else ""
+        rows += whole_rows(
+            part.layer, path, part.kind, any(made[cell.path] for cell in ready.cells[path].values()), kept
+        )
+    name, kind = ready.copy.name, type(ready.copy).__name__.removeprefix("InPlace")
+    return [*rows, activation_row(name, kind, (), _BETWEEN, name="between")]
 
 
 def convert_in_place(model: keras.Model) -> keras.Model:
@@ -281,9 +287,7 @@ def convert_in_place(model: keras.Model) -> keras.Model:
             f"expected a model with trainable quantizers; received {model.name!r}, which has none or is converted already; "
             "do give what prepare_qat returned"
         )
-    record, build = detached(model)
-    copy = keras.saving.deserialize_keras_object(record)
-    build_by(copy, build)
+    copy, record, build = detached(model)
     theirs = weights_of(model)
     for path, variable in weights_of(copy).items():
         variable.assign(to_numpy(theirs[path]))  # an array of its own: training gives buffers away

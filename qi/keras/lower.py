@@ -28,6 +28,7 @@ from qi.keras.graph import Call, Graph, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.lower_activations import CARRIED
 from qi.keras.lowering import LOWERINGS, WAY_OUT, Site, real_dtype
+from qi.keras.variables import sub_layers
 from qi.keras.wrapper import KerasQuantizationWrapper
 
 __all__ = ["lower", "lower_both", "lower_graph"]
@@ -187,8 +188,7 @@ def _lowered(call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -
         return [_held(site, call.op.bound.current())]
     kind = site.kind
     if kind not in LOWERINGS.names():
-        what = "which has no lowering" if kind else "which is no layer of Keras' own"
-        raise site.refuse(what, _way_out(kind))
+        raise site.refuse(*_unknown(site.layer, kind))
     _check_arguments(site)
     site.cast_inputs()
     found = LOWERINGS.get(kind)(site)
@@ -198,6 +198,18 @@ def _lowered(call: Call, graph: QGraph, inputs: list[Tensor], names: set[str]) -
     return (
         [_held(site, quantizer, tensor) for quantizer, tensor in zip(held, outputs, strict=True)] if held else outputs
     )
+
+
+def _unknown(layer: Any, kind: str) -> tuple[str, str]:
+    """What is to say of a class without a lowering, and what to do about it."""
+    if kind:
+        return "which has no lowering", _way_out(kind)
+    if isinstance(layer, keras.Layer) and not layer.weights and not sub_layers(layer):
+        return (
+            "a layer of yours without layers inside, which isn't followed",
+            "call its keras.ops in the functional graph itself, or make it of Keras' layers",
+        )
+    return "which is no layer of Keras' own", _way_out(kind)
 
 
 def _way_out(kind: str) -> str:

@@ -28,6 +28,7 @@ from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import Decision, RuleBook, TensorSpec
 
 __all__ = [
+    "IN_PLACE",
     "UNSEEN",
     "AdaptWithin",
     "Part",
@@ -36,12 +37,14 @@ __all__ = [
     "inner_parts",
     "outputs_seen",
     "part_rows",
+    "parts_in_place",
     "parts_of",
     "quantizers_within",
     "recording",
 ]
 
-_MOVES = "it only moves values, which are on a grid before"
+_MOVES = "it only moves values, and leaves them as they come"
+IN_PLACE = "the call of the model isn't followed"
 UNSEEN = "the call never ran it on the calibration data"
 _MEASURED_ELEMENTS = 2**22  # of what parts give, kept to measure errors: 16 MiB
 
@@ -222,6 +225,13 @@ def inner_parts(layer: Any, path: str, book: RuleBook, whole: str = "") -> dict[
     for name, part in list(found.items()):
         found |= {f"{name}/{below}": cell for below, cell in cell_parts(part.layer, part.path, book).items()}
     return found
+
+
+def parts_in_place(layer: keras.layers.Layer, path: str, book: RuleBook) -> dict[str, Part]:
+    """What is quantized within a part of a model that is quantized in place, whose other parts have hooks of their own."""
+    if is_builtin(layer) and type(layer).__name__ in ATTENTIONS:
+        return inner_parts(layer, path, book, whole=IN_PLACE)
+    return cell_parts(layer, path, book)
 
 
 def cell_parts(layer: keras.layers.Layer, path: str, book: RuleBook) -> dict[str, Part]:

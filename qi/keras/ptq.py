@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.errors import QuantizationWarning, StrictError, UnsupportedError
+from qi.errors import StrictError, UnsupportedError, warn
 from qi.keras.assemble import Weights, insert_holders, wrap_layers
 from qi.keras.calibrate import Calibration, group_statistics, run
 from qi.keras.data import elements
@@ -19,6 +18,7 @@ from qi.keras.dormant import activation_quantizers
 from qi.keras.exact_graph import check_exact, make_exact
 from qi.keras.findings import findings, range_findings
 from qi.keras.graph import Graph, Value, build_model, build_tensors, follow_model
+from qi.keras.in_place import unregistered
 from qi.keras.in_place_quantize import (
     calibrate_in_place,
     prepare_in_place,
@@ -160,6 +160,7 @@ def _quantize_in_place(
     check_strict(weights, strict)
     rows = quantized_rows(ready, result, weights, made)
     told = [f"quantized in place, layer by layer, which no file for a runtime can be made of: {why}"]
+    told += [line for line in [unregistered(result)] if line]
     told += range_findings(rows, ready.calibration, ready.statistics)
     return result, _report(model, result, ready.book, rows, told, ready.calibration.settings)
 
@@ -229,6 +230,6 @@ def _report(
         quantized_file_bytes=size_on_disk(result),
     )
     for line in report.all_warnings:
-        warnings.warn(line, QuantizationWarning, stacklevel=3)
+        warn(line)
     report.attach(float_model=model, quantized_model=result, predict=predict, batches=elements)
     return report

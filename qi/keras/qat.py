@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.errors import ConfigError, QuantizationWarning, UnsupportedError
+from qi.errors import ConfigError, UnsupportedError, warn
 from qi.keras.assemble import Weights, Within, frozen_wrapper, insert_holders, wrap_layers
 from qi.keras.calibrate import group_statistics
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
@@ -23,6 +22,7 @@ from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales
 from qi.keras.given import check_copied
 from qi.keras.graph import Graph, build_model, build_tensors, flatten_model, follow_model, is_graph_model
 from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.in_place import unregistered
 from qi.keras.in_place_quantize import (
     calibrate_in_place,
     convert_in_place,
@@ -158,11 +158,7 @@ def _tell_refused(weights: Weights, strict: bool) -> None:
     check_strict(weights, strict)
     if weights.refused:
         row = weights.refused[0]
-        warnings.warn(
-            f"{len(weights.refused)} weight matrices stay in float: {row.layer}/{row.name} ({row.reason})",
-            QuantizationWarning,
-            stacklevel=3,
-        )
+        warn(f"{len(weights.refused)} weight matrices stay in float: {row.layer}/{row.name} ({row.reason})")
 
 
 def _wrapped(
@@ -348,4 +344,6 @@ def _prepare_in_place(
         lambda q, part: trainable_within(q, methods, fixed=part.fixed is not None),
     )
     _tell_refused(weights, strict)
+    if line := unregistered(result):
+        warn(line)
     return result

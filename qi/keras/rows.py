@@ -29,13 +29,14 @@ __all__ = [
     "in_graph_order",
     "original_weights",
     "weight_rows",
+    "whole_rows",
 ]
 
 _STATES = (
     "gates and states between the steps of a recurrent layer stay in float, here and in exported files; a rule for its cell "
     "quantizes the states"
 )
-_GATES = "within a recurrent cell only what it gives is quantized"
+_GATES = "inside a recurrent cell only its outputs and states are quantized; gates stay in float"
 
 
 def original_weights(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
@@ -123,10 +124,12 @@ def activation_rows(
             rows.append(activation_row(value_name(value), kind, value.shape, found, errors.get(id(value)), name=name))
         if call is None or group is None or value is not call.outputs[0]:
             continue
-        name, why = _inside(call, kept or {}, inner or {}, graph.whole)
-        if why:
-            kind = types.get(id(call), call.kind)
-            rows.append(Row(kind="activation", layer=value_name(value), layer_type=kind, name=name, **_in_float(why)))
+        op = call.op.layer if isinstance(call.op, KerasQuantizationWrapper) else call.op
+        quantized, path = bool(inner and inner.get(call.path)), call.path
+        kind = types.get(id(call), call.kind)
+        rows += whole_rows(
+            op, value_name(value), kind, quantized, (kept or {}).get(path, ""), graph.whole.get(path, "")
+        )
     return rows
 
 
@@ -157,22 +160,28 @@ def activation_row(
     return Row(kind="activation", layer=layer, layer_type=layer_type, name=name, shape=shape, **outcome)
 
 
-def _inside(
-    call: Call, kept: Mapping[str, str], inner: Mapping[str, Collection[str]], whole: Mapping[str, str]
-) -> tuple[str, str]:
-    """The name of what a layer that is called as a whole computes within, and why that stays in float; "" for others."""
-    op = call.op.layer if isinstance(call.op, KerasQuantizationWrapper) else call.op
-    if call.path in whole:
-        quantized = "what its parts give is quantized, what it computes between them isn't"
-        return "within", f"it is called as a whole, for {whole[call.path]}" + (
-            f"; {quantized}" if inner.get(call.path) else ""
-        )
+def whole_rows(op: Any, layer: str, layer_type: str, quantized: bool, kept: str = "", whole: str = "") -> list[Row]:
+    """A row of what stays in float within a layer that is called as a whole; none for layers that hold no others.
+
+    Args:
+        op: the layer or operation.
+        layer: its place.
+        layer_type: its class.
+        quantized: whether anything within it is quantized.
+        kept: why it wasn't taken apart, where it is an attention.
+        whole: why it wasn't followed, where it is a layer of a user's.
+    """
     parts = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
-    if any(isinstance(part, (keras.layers.RNN, keras.layers.Bidirectional)) for part in parts):
-        return ("gates", _GATES) if inner.get(call.path) else ("states", _STATES)
-    if type(op).__name__ in ATTENTIONS and call.path in kept:
-        return "scores", f"attention is kept whole: {kept[call.path]}"
-    return "", ""
+    if whole:
+        told = "; what its parts give is quantized, what it computes between them isn't" if quantized else ""
+        name, why = "within", f"it is called as a whole, for {whole}{told}"
+    elif any(isinstance(part, (keras.layers.RNN, keras.layers.Bidirectional)) for part in parts):
+        name, why = ("gates", _GATES) if quantized else ("states", _STATES)
+    elif kept and type(op).__name__ in ATTENTIONS:
+        name, why = "scores", f"attention is kept whole: {kept}"
+    else:
+        return []
+    return [Row(kind="activation", layer=layer, layer_type=layer_type, name=name, **_in_float(why))]
 
 
 def in_graph_order(

@@ -24,6 +24,16 @@ __all__ = ["input_shapes", "is_shape", "same_in_training", "trace_call", "trace_
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _COUNT = re.compile(r"_\d+$")
 _OWN = Path(__file__).parents[1]
+_BY_VALUES = {
+    "Cond": "cond, whose branches run by values",
+    "Switch": "switch, whose branches run by values",
+    "WhileLoop": "while_loop, whose steps run by values",
+    "ForiLoop": "fori_loop, whose function can't be followed",
+    "Map": "map, whose function can't be followed",
+    "Scan": "scan, whose function can't be followed",
+    "AssociativeScan": "associative_scan, whose function can't be followed",
+    "VectorizedMap": "vectorized_map, whose function can't be followed",
+}  # operations that are given functions: no graph tells what these call, and they hold tensors of the one call
 _ADVICE = (
     "do rebuild it as keras.Model(inputs, outputs), or wrap its layers with KerasQuantizationWrapper in its own call"
 )
@@ -178,10 +188,13 @@ def _followed(
     try:
         with _weights_unread(layer):
             outputs = layer.call(*args, **kwargs)
+        _check_functions(layer, outputs)
         functional = keras.Model(inputs, outputs, name=layer.name)
     except Exception as error:  # of users' code
         if isinstance(error, QiError):
             raise
+        if "Exception encountered when calling Cond.call()" in str(error):  # jax runs its branches already
+            raise _runs_by_values(layer, "Cond") from error
         raise UnsupportedError(
             f"expected a model whose call is made of layers and keras.ops; received {layer.name!r} of class "
             f"{type(layer).__name__}, whose call raised {type(error).__name__} on symbolic tensors{_place(error)}: "
@@ -194,6 +207,42 @@ def _followed(
             "some; do add them in a layer of their own"
         )
     return functional
+
+
+def _check_functions(layer: keras.layers.Layer, outputs: Any) -> None:
+    """Refuses operations that are given functions; before Keras looks, to which some of them seem to go around in circles."""
+    seen: set[int] = set()
+    left = keras.tree.flatten(outputs)
+    while left:
+        history = getattr(left.pop(), "_keras_history", None)
+        if history is None:
+            continue
+        operation, node = history.operation, history.operation._inbound_nodes[history.node_index]
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        left += node.arguments.keras_tensors
+        kind = type(operation)
+        if kind.__name__ in _BY_VALUES and kind.__module__.partition(".")[0] == "keras":
+            raise _runs_by_values(layer, kind.__name__)
+        if any(map(_holds_tensors, keras.tree.flatten((node.arguments.args, node.arguments.kwargs)))):
+            raise UnsupportedError(
+                f"expected a model whose call is made of layers and keras.ops; received {layer.name!r} of class "
+                f"{type(layer).__name__}, whose call gives {operation.name!r} a function that holds tensors; {_ADVICE}"
+            )
+
+
+def _runs_by_values(layer: keras.layers.Layer, kind: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"expected a model whose call is made of layers and keras.ops; received {layer.name!r} of class "
+        f"{type(layer).__name__}, whose call uses keras.ops.{_BY_VALUES[kind]}; {_ADVICE}"
+    )
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether it is a function written within a call, that speaks of the call's symbolic tensors."""
+    held = inspect.getclosurevars(value).nonlocals.values() if inspect.isfunction(value) else ()
+    return any(isinstance(each, keras.KerasTensor) for each in held)
 
 
 def _place(error: Exception) -> str:

@@ -35,7 +35,9 @@ class Rule:
         weight: Pattern for the weight's path within the layer: "kernel", "query/kernel". Such a rule speaks
             of these weights alone.
         weights: A `TensorSpec`, "float", or None for the recipe's default.
-        activations: Likewise, for the layer's outputs.
+        activations: Likewise, for the layer's outputs. What the cell of a recurrent layer hands from step to step is
+            quantized only where a rule speaks of the cell, not of its layer as well: "*/lstm_cell" or "LSTMCell";
+            "*/lstm_cell:1" is its second state.
 
     Raises:
         ConfigError: If neither `match` nor `layer_type` is given, if the rule decides nothing, or a value is

@@ -17,7 +17,7 @@ from keras import layers
 import qi
 from qi.errors import QuantizationWarning
 from qi.keras.hooks import observed
-from qi.keras.in_place import InPlaceModel, copy_model, wrappers_of
+from qi.keras.in_place import InPlaceModel, copy_model, unregistered, wrappers_of
 from qi.keras.parts import parts_of
 from qi.keras.variables import to_numpy
 from tests.keras.loops import Branches, Tied, built, x
@@ -135,3 +135,63 @@ def test_a_file_needs_the_class(quantized: keras.Model, tmp_path: Path, monkeypa
         keras.models.load_model(tmp_path / "model.keras")
     read = keras.models.load_model(tmp_path / "model.keras", custom_objects={"tests.loops>Branches": Branches})
     np.testing.assert_array_equal(read.predict(x(), verbose=0), quantized.predict(x(), verbose=0))
+
+
+def scaled(values: Any) -> Any:
+    return values * 0.5
+
+
+class Part(layers.Dense):
+    """A layer that Keras doesn't know by name."""
+
+
+class Unknown(keras.Model):
+    """A model that Keras doesn't know by name, made of what it doesn't know either."""
+
+    def __init__(self, function: Any = scaled, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.part, self.function = Part(5), keras.activations.get(function)
+        self.mix = self.add_weight(shape=(5, 5), name="mix")
+
+    def call(self, x: Any) -> Any:
+        return self.function(self.part(x) @ self.mix)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name, "function": keras.saving.serialize_keras_object(self.function)}
+
+
+NEEDED = "(Unknown, scaled)"
+READING = "load_model(path, custom_objects={'Unknown': Unknown, 'scaled': scaled})"
+
+
+def told(verb: Any, model: keras.Model) -> tuple[Any, list[warnings.WarningMessage]]:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", QuantizationWarning)
+        result = verb(model, "w8a8", x(), progress=False)
+    return result, [warning for warning in found if "registered" in str(warning.message)]
+
+
+def test_classes_that_are_not_registered_are_told_and_convert(tmp_path: Path) -> None:
+    training, (warning,) = told(qi.prepare_qat, built(Unknown(), x()))
+    assert NEEDED in str(warning.message)
+    assert READING in str(warning.message)
+    assert warning.filename == __file__
+    result = qi.convert(training)
+    np.testing.assert_array_equal(to_numpy(result(x())), to_numpy(training(x())))
+    assert isinstance(result, Unknown)
+    path = qi.save_model(result, tmp_path / "model.keras")
+    known = {"Unknown": Unknown, "scaled": scaled}
+    np.testing.assert_array_equal(to_numpy(qi.load_model(path, custom_objects=known)(x())), to_numpy(result(x())))
+
+
+def test_reports_tell_what_a_file_will_need() -> None:
+    (_, report), (warning,) = told(qi.quantize_model, built(Unknown(), x()))
+    assert str(warning.message) in report.warnings
+    assert warning.filename == __file__  # though it is given deeper down than for other models
+    with keras.saving.custom_object_scope({"Unknown": Unknown, "scaled": scaled}):
+        assert told(qi.quantize_model, built(Unknown(), x()))[1] == []
+
+
+def test_registered_classes_need_nothing(model: keras.Model, quantized: keras.Model) -> None:
+    assert unregistered(quantized) == ""
+    assert told(qi.prepare_qat, model)[1] == []

@@ -20,7 +20,7 @@ from qi.errors import ConfigError, InputError, QuantizationWarning, StrictError,
 from qi.keras.graph import follow_model
 from qi.keras.in_place import wrappers_of
 from qi.keras.variables import to_numpy
-from qi.recipes import FLOAT, Rule, get_recipe
+from qi.recipes import FLOAT, Rule, TensorSpec, get_recipe
 from tests.keras.loops import Branches, Tied, built, x
 
 pytestmark = pytest.mark.filterwarnings("ignore::qi.errors.QuantizationWarning")
@@ -57,13 +57,38 @@ def test_every_weight_and_output_has_a_row(model: keras.Model) -> None:
     assert {layer for layer, reason in outputs.items() if not reason} == {
         "first", "blocks/0", "blocks/1", "mix", "mix/inner", "head", "odds",
     }  # fmt: skip
-    assert outputs["drop"] == "it only moves values, which are on a grid before"
+    assert outputs["drop"] == "it only moves values, and leaves them as they come"
     assert outputs["rare"] == "the call never ran it on the calibration data"
     assert all(30 < rows[layer, "output"].sqnr_db < 70 for layer in ("first", "blocks/0", "head"))
     assert rows["head", "output"].total_sqnr_db < rows["head", "output"].sqnr_db
     assert rows["odds", "output"].range_hi == pytest.approx(255 / 256)  # the grid that softmax has everywhere
     assert any("quantized in place" in line for line in report.warnings)
     assert sqnr(model(x()), result(x())) > 25
+
+
+def test_what_lies_within_and_between_layers_has_rows() -> None:
+    ids = np.random.default_rng(0).integers(0, 6, (64, 6)).astype("int32")
+    tied = built(Tied(), ids)
+    recipe = get_recipe("w8a8").with_rules(Rule(layer_type="GRUCell", activations=TensorSpec(bits=8)))
+    result, report = quantized(tied, recipe, ids)
+    rows = {(row.layer, row.name): row for row in report.rows if row.kind == "activation"}
+    assert all(rows[f"attention/{part}", "output"].bits == 8 for part in ("query", "key", "value"))
+    assert rows["attention", "scores"].reason == "attention is kept whole: the call of the model isn't followed"
+    assert rows["memory/gru_cell", "output"].bits == 8
+    assert "gates stay in float" in rows["memory", "gates"].reason
+    assert "between layers isn't known" in rows[tied.name, "between"].reason
+    plain, report = quantized(tied, "w8a8", ids)
+    assert "a rule for its cell" in next(row for row in report.rows if row.name == "states").reason
+    assert sqnr(tied(ids), result(ids)) > 20
+    assert not np.array_equal(to_numpy(plain(ids)), to_numpy(result(ids)))
+
+
+def test_rules_speak_of_weights_that_the_model_holds_itself() -> None:
+    own = built(Branches(), x())
+    own.temperature.assign(1.0)
+    recipe = get_recipe("w8a8").with_rules(Rule(own.name, weights=FLOAT))
+    _, report = quantized(own, recipe, x())
+    assert "left in float by rule" in next(row for row in report.rows if row.name == "temperature").reason
 
 
 def test_the_given_model_is_left_alone(model: keras.Model) -> None:

@@ -226,8 +226,12 @@ def test_layers_that_nobody_knows_are_named() -> None:
     x = keras.Input((4,), name="x")
     dense = layers.Dense(4, name="dense")
     text = refusal(x, Mine(name="mine")(dense(x)))
-    assert "received 'mine' of class Mine, which is no layer of Keras' own; do write what it computes with" in text
-    assert "class Dense, which is no layer of Keras' own" in refusal(x, Dense(4, name="other")(dense(x)))
+    assert (
+        "received 'mine' of class Mine, a layer of yours without layers inside, which isn't followed; do call its"
+        in text
+    )
+    text = refusal(x, Dense(4, name="other")(dense(x)))
+    assert "class Dense, which is no layer of Keras' own; do write what it computes with" in text
     assert "received 'cumsum' of class Cumsum, which has no lowering; do train with another layer" in refusal(
         x, ops.cumsum(dense(x), 1)
     )

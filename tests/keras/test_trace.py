@@ -16,6 +16,7 @@ from qi.keras.graph import flatten_model
 from qi.keras.trace import same_in_training, trace_model
 from qi.keras.variables import to_numpy
 
+pytestmark = pytest.mark.filterwarnings("ignore:a file of this model will name")  # these classes are the tests' own
 X = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
 IDS = np.random.default_rng(1).integers(0, 50, (64, 7))
 
@@ -399,3 +400,70 @@ def test_a_model_that_trains_in_inference_is_quantized_in_place() -> None:
         trace_model(built(Trains(), X[:, 0, 0])),
     ):
         pass
+
+
+class Chooses(keras.Model):
+    """Functions given to an operation; they hold tensors of the call, and call layers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.other, self.head = (layers.Dense(6, name=name) for name in ("first", "other", "head"))
+
+    def call(self, x: Any) -> Any:
+        x = self.first(x)
+        chosen: dict[str, Any] = {
+            "cond": lambda: ops.cond(ops.mean(x) > 0, lambda: self.head(x), lambda: self.other(x)),
+            "cond back": lambda: self.head(ops.cond(ops.mean(x) > 0, lambda: x, lambda: x)),
+            "switch": lambda: ops.switch(ops.cast(ops.mean(x) > 0, "int32"), [self.head, self.other], x),
+            "while_loop": lambda: ops.while_loop(lambda y: ops.mean(y) < -9, lambda y: (y * 0.5,), (x,))[0],
+            "fori_loop": lambda: ops.fori_loop(0, 3, lambda _, y: y * 0.5, x),
+            "map": lambda: ops.map(lambda row: ops.tanh(row), x),
+            "vectorized_map": lambda: ops.vectorized_map(lambda row: ops.tanh(row), x),
+            "scan": lambda: ops.scan(lambda total, row: (total + row, row), ops.zeros((6,)), x)[1],
+            "associative_scan": lambda: ops.associative_scan(lambda a, b: a + b, x, axis=1),
+        }
+        return chosen[self.kind]() + self.head(x) + self.other(x)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+@pytest.mark.parametrize(
+    "kind", "cond,cond back,switch,while_loop,fori_loop,map,vectorized_map,scan,associative_scan".split(",")
+)
+def test_operations_that_are_given_functions_are_refused(kind: str) -> None:
+    with (
+        pytest.raises(UnsupportedError, match=rf"whose call uses keras\.ops\.{kind.split()[0]}, whose .*; do "),
+        trace_model(built(Chooses(kind), X[:, 0, 0])),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["cond", "cond back", "switch", "map"])
+def test_a_model_that_is_given_functions_is_quantized_in_place(kind: str) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    model = built(Chooses(kind), x)
+    result, report = quantized(model, "w8a8", x)
+    assert isinstance(result, Chooses)
+    assert f"whose call uses keras.ops.{kind.split()[0]}, whose" in " ".join(report.findings)
+    assert np.abs(to_numpy(result(x)) - to_numpy(model(x))).max() < 0.3
+
+
+def test_a_layer_given_a_function_that_holds_tensors_stays_whole() -> None:
+    class Applied(layers.Layer):
+        def call(self, x: Any, function: Any) -> Any:
+            return function(x)
+
+    class Applies(layers.Layer):
+        def __init__(self, holds: bool, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.holds, self.dense, self.applied = holds, layers.Dense(6), Applied(name="applied")
+
+        def call(self, x: Any) -> Any:
+            y = self.dense(x)
+            return self.applied(y, (lambda z: z + y) if self.holds else ops.tanh)
+
+    graph = flatten_model(around(Applies(True, name="applies")))
+    assert "whose call gives 'applied' a function that holds tensors" in graph.whole["applies"]
+    assert not flatten_model(around(Applies(False, name="applies"))).whole
