@@ -10,10 +10,11 @@ import keras
 import numpy as np
 
 from qi.errors import ConfigError, InputError
-from qi.keras.graph import Graph, Value
+from qi.keras.graph import Graph, Value, is_graph_model
+from qi.keras.trace import know_shapes
 from qi.keras.variables import to_numpy
 
-__all__ = ["CALIBRATION", "batches", "count_batches", "elements"]
+__all__ = ["CALIBRATION", "batches", "count_batches", "elements", "tell_shapes"]
 
 CALIBRATION = "calibration data"
 
@@ -61,6 +62,20 @@ def count_batches(data: Any, batch_size: int) -> int | None:
         return len(data)
     except (TypeError, NotImplementedError):
         return None
+
+
+def tell_shapes(model: Any, data: Any) -> None:
+    """Of a built model whose shapes Keras didn't keep, has `qi.keras.trace` take those of its data's first batch.
+
+    Data that looking would use up, as a generator, are left alone.
+    """
+    kept = not isinstance(model, keras.Model) or is_graph_model(model) or getattr(model, "_build_shapes_dict", None)
+    if kept or not model.built or data is None or isinstance(data, Iterator):
+        return
+    first = next(iter(_elements(data, 1, CALIBRATION)), None)
+    arrays = keras.tree.flatten(first)
+    if arrays and all(_is_array(array) and len(array.shape) for array in arrays):
+        know_shapes(model, keras.tree.map_structure(lambda array: (None, *map(int, array.shape[1:])), first))
 
 
 def _elements(data: Any, batch_size: int, what: str) -> Iterator[Any]:

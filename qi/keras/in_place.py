@@ -151,7 +151,8 @@ def detached(model: Any) -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
 def _made_of(model: keras.Model) -> dict[str, Any]:
     """The user's classes that a model and its layers are of and the functions that they hold, by their names with Keras."""
     layers = [layer for layer in model._flatten_layers() if layer is not model]
-    found = [value for part in (model, *layers) for value in vars(part).values() if inspect.isfunction(value)]
+    held = (value for part in (model, *layers) for value in vars(part).values())
+    found: list[Any] = [value for value in held if inspect.isfunction(value)]
     found += [*(type(layer) for layer in layers), type(model).__bases__[-1]]  # what `_class_of` made that of
     return {keras.saving.get_registered_name(thing): thing for thing in found if not _is_kerases(thing.__module__)}
 

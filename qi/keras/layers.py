@@ -160,6 +160,9 @@ def build_by(
     how = configs.get("") or {}
     if left and "input_shape" in how and getattr(layer.build, "_is_default", False):
         build_layer(layer, how["input_shape"])
+    for part in left:  # from the inside to the outside
+        nothing_more = getattr(part.build, "_is_default", False) and all(child.built for _, child in sub_layers(part))
+        part.built = part.built or nothing_more
 
 
 def _build_alone(layer: keras.layers.Layer, how: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from qi.errors import ConfigError, InputError, UnsupportedError
 from qi.keras.assemble import Within, copy_layers
 from qi.keras.attention import split_attention
 from qi.keras.calibrate import Calibration, collect, group_statistics
+from qi.keras.data import tell_shapes
 from qi.keras.exact import ExactGrid, ExactSums
 from qi.keras.exact_kernels import ExactRows
 from qi.keras.fingerprint import fingerprint
@@ -222,6 +223,7 @@ def calibrate(
     Raises:
         ConfigError: a recipe that quantizes no activations, besides what `quantize_model` raises.
     """
+    tell_shapes(model, data)
     graph, _ = follow_model(model)
     if graph is None:
         in_place = prepare_in_place(model, recipe)

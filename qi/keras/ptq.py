@@ -13,7 +13,7 @@ import numpy as np
 from qi.errors import StrictError, UnsupportedError, warn
 from qi.keras.assemble import Weights, insert_holders, wrap_layers
 from qi.keras.calibrate import Calibration, group_statistics, run
-from qi.keras.data import elements
+from qi.keras.data import elements, tell_shapes
 from qi.keras.dormant import activation_quantizers
 from qi.keras.exact_graph import check_exact, make_exact
 from qi.keras.findings import findings, range_findings
@@ -101,6 +101,7 @@ def quantize_model(
         ['bias', 'bias']
     """
     check_exact(exact)
+    tell_shapes(model, data)
     graph, why = follow_model(model)
     if graph is None:
         check_not_exact(model, exact)
@@ -160,7 +161,8 @@ def _quantize_in_place(
     check_strict(weights, strict)
     rows = quantized_rows(ready, result, weights, made)
     told = [f"quantized in place, layer by layer, which no file for a runtime can be made of: {why}"]
-    told += [line for line in [unregistered(result)] if line]
+    if line := unregistered(result):
+        told[0] += f"; {line}"
     told += range_findings(rows, ready.calibration, ready.statistics)
     return result, _report(model, result, ready.book, rows, told, ready.calibration.settings)
 

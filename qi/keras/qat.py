@@ -14,6 +14,7 @@ import numpy as np
 from qi.errors import ConfigError, UnsupportedError, warn
 from qi.keras.assemble import Weights, Within, frozen_wrapper, insert_holders, wrap_layers
 from qi.keras.calibrate import group_statistics
+from qi.keras.data import tell_shapes
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.dormant import activation_quantizers
 from qi.keras.exact_graph import check_exact, make_exact
@@ -120,6 +121,7 @@ def prepare_qat(
         raise ConfigError(f"expected batch_norm to be one of {_NORMS}; received batch_norm={batch_norm!r}")
     methods = TrainingMethods(method, activation_method, estimator, dict(estimator_options or {}))
     kind = _model_class(model)
+    tell_shapes(model, data)
     graph, _ = follow_model(model)
     if graph is None or _trains_otherwise(model):
         check_not_exact(model, exact)

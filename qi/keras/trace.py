@@ -13,14 +13,16 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 
 from qi.errors import InputError, QiError, UnsupportedError
 from qi.ir.graph import take_name
 
-__all__ = ["input_shapes", "is_shape", "same_in_training", "trace_call", "trace_model", "why_whole"]
+__all__ = ["input_shapes", "is_shape", "know_shapes", "same_in_training", "trace_call", "trace_model", "why_whole"]
 
+_KNOWN: WeakKeyDictionary[keras.Model, Any] = WeakKeyDictionary()
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _COUNT = re.compile(r"_\d+$")
 _OWN = Path(__file__).parents[1]
@@ -34,6 +36,7 @@ _BY_VALUES = {
     "AssociativeScan": "associative_scan, whose function can't be followed",
     "VectorizedMap": "vectorized_map, whose function can't be followed",
 }  # operations that are given functions: no graph tells what these call, and they hold tensors of the one call
+_UNKNOWN = "give arrays or a data set, or give its class a build(self, input_shape) that builds its layers, and call it"
 _ADVICE = (
     "do rebuild it as keras.Model(inputs, outputs), or wrap its layers with KerasQuantizationWrapper in its own call"
 )
@@ -153,12 +156,18 @@ def _number(functional: keras.Model) -> None:
         operation.name = take_name(_COUNT.sub("", operation.name), taken)
 
 
+def know_shapes(model: keras.Model, shapes: Any) -> None:
+    """Remembers what a model takes: of a call that does one thing or another by a value, Keras keeps no shapes."""
+    _KNOWN[model] = shapes
+
+
 def input_shapes(model: keras.Model) -> Any:
-    """The structure of shapes that the model was built with."""
-    shapes = getattr(model, "_build_shapes_dict", None)
+    """The structure of shapes that the model was built with, or that its data were found to have."""
+    shapes = getattr(model, "_build_shapes_dict", None) or ({"": _KNOWN[model]} if model in _KNOWN else None)
     if not model.built or not shapes:
         raise InputError(
-            f"expected a built model; received {model.name!r}, whose input shape isn't known; do call it once on a batch"
+            f"expected a built model; received {model.name!r}, whose input shape isn't known; do "
+            f"{_UNKNOWN if model.built else 'call it once on a batch'}"
         )
     needed = [p.name for p in _parameters(model).values() if p.default is p.empty and p.kind not in _VARIADIC]
     if len(needed) > 1:

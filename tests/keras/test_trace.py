@@ -421,7 +421,7 @@ class Chooses(keras.Model):
             "map": lambda: ops.map(lambda row: ops.tanh(row), x),
             "vectorized_map": lambda: ops.vectorized_map(lambda row: ops.tanh(row), x),
             "scan": lambda: ops.scan(lambda total, row: (total + row, row), ops.zeros((6,)), x)[1],
-            "associative_scan": lambda: ops.associative_scan(lambda a, b: a + b, x, axis=1),
+            "associative_scan": lambda: ops.associative_scan(lambda a, b: a + b, x),
         }
         return chosen[self.kind]() + self.head(x) + self.other(x)
 
@@ -440,14 +440,15 @@ def test_operations_that_are_given_functions_are_refused(kind: str) -> None:
         pass
 
 
+@pytest.mark.filterwarnings("ignore:quantized in place")
 @pytest.mark.parametrize("kind", ["cond", "cond back", "switch", "map"])
 def test_a_model_that_is_given_functions_is_quantized_in_place(kind: str) -> None:
     x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
     model = built(Chooses(kind), x)
     result, report = quantized(model, "w8a8", x)
+    assert f"whose call uses keras.ops.{kind.split()[0]}, whose" in " ".join(report.warnings)
     assert isinstance(result, Chooses)
-    assert f"whose call uses keras.ops.{kind.split()[0]}, whose" in " ".join(report.findings)
-    assert np.abs(to_numpy(result(x)) - to_numpy(model(x))).max() < 0.3
+    assert np.abs(ops.convert_to_numpy(result(x) - model(x))).max() < 0.5
 
 
 def test_a_layer_given_a_function_that_holds_tensors_stays_whole() -> None:
@@ -462,7 +463,7 @@ def test_a_layer_given_a_function_that_holds_tensors_stays_whole() -> None:
 
         def call(self, x: Any) -> Any:
             y = self.dense(x)
-            return self.applied(y, (lambda z: z + y) if self.holds else ops.tanh)
+            return self.applied(y, function=(lambda z: z + y) if self.holds else ops.tanh)
 
     graph = flatten_model(around(Applies(True, name="applies")))
     assert "whose call gives 'applied' a function that holds tensors" in graph.whole["applies"]
