@@ -116,9 +116,9 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
         if source.suffix in (".h5", ".hdf5"):
             return load_h5(source, keras.models.load_model, **kwargs)
         return keras.models.load_model(source, **kwargs)
-    except QiError:
-        raise
     except _DAMAGE as error:
+        if isinstance(error, QiError) and source.suffix != ".keras":  # it names the file
+            raise
         raise FileFormatError(
             f"expected a readable Keras model; received {str(source)!r}{who_wrote(source)}: {error}"
         ) from error
