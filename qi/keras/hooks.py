@@ -36,14 +36,14 @@ def observed(
     parts: Mapping[str, keras.layers.Layer], see: Callable[[str, list[Any], list[Any]], None]
 ) -> Iterator[None]:
     """Hands the flat arguments and outputs of every call of a part to `see`, with the part's path."""
-    hooks = {}
+    hooks: dict[str, Hook] = {}
     for path, layer in parts.items():
         hooks[path] = hook = Hook(layer, functools.partial(_seen, path, layer.call, see))
         layer.call = hook
     try:
         yield
     finally:
-        for path, layer in parts.items():
+        for path, layer in reversed(parts.items()):  # a layer under two paths has two hooks, one in the other
             layer.call = hooks[path].original
 
 

@@ -204,7 +204,7 @@ def put_quantizers(
     """
     weights = Weights()
     wrappers: dict[str, KerasQuantizationWrapper] = {}
-    made = {path: part.quantizers() for path, part in ready.all_parts.items()}
+    made = {path: part.quantizers for path, part in ready.all_parts.items()}
     once = Once({path: part.layer for path, part in ready.parts.items()}, trains=adapt is not None)
     for path, part in ready.parts.items():
         originals = _weights_of(part.layer)
@@ -270,7 +270,7 @@ def quantized_rows(
         rows += whole_rows(
             part.layer, path, part.kind, any(made[cell.path] for cell in ready.cells[path].values()), kept
         )
-    name, kind = ready.copy.name, type(ready.copy).__name__.removeprefix("InPlace")
+    name, kind = ready.copy.name, type(ready.copy).__name__
     return [*rows, activation_row(name, kind, (), _BETWEEN, name="between")]
 
 

@@ -14,11 +14,11 @@ from qi.dispatch import resolve_path
 from qi.errors import ConfigError
 from qi.keras.bound import Bound, bind_quantizer
 from qi.keras.hooks import Hook
-from qi.keras.variables import sub_layers, unique_path
+from qi.keras.variables import layers_within
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.typing import Json
 
-__all__ = ["InnerQuantizers", "distinct", "layers_within", "unfuse"]
+__all__ = ["InnerQuantizers", "distinct", "unfuse"]
 
 _RUNNING: ContextVar[dict[int, Any] | None] = ContextVar("running", default=None)
 """What is given for training to the layers that run now, by the ``id`` of the quantizers within them."""
@@ -121,19 +121,3 @@ class InnerQuantizers:
         return {
             path: [None if b is None else b.quantizer.to_dict() for b in found] for path, found in self._found.items()
         }
-
-
-def layers_within(layer: Any) -> dict[str, Any]:
-    """All layers that a layer holds, at any depth, by path; each once."""
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
-
-    def walk(owner: Any, prefix: str) -> None:
-        for name, child in sub_layers(owner):
-            if id(child) not in seen:
-                seen.add(id(child))
-                found[unique_path(prefix + name, found)] = child
-                walk(child, f"{prefix}{name}/")
-
-    walk(layer, "")
-    return found

@@ -7,7 +7,6 @@ has kept MobileNets from being loaded. They are taken out of the records; the la
 from __future__ import annotations
 
 import json
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import h5py
 import keras
 
-from qi.errors import QuantizationWarning, UnsupportedError
+from qi.errors import UnsupportedError, warn
 
 __all__ = ["load_h5", "renewed", "who_wrote"]
 
@@ -126,11 +125,9 @@ def load_h5(path: Path, load: Callable[..., Any], **kwargs: Any) -> Any:
     except Exception as error:  # any: of the losses and metrics, unless it comes again without them
         model = load(path, compile=False, **kwargs)
         told = " ".join(str(error).split())[:200]
-        warnings.warn(
+        warn(
             f"{str(path)!r} is loaded without its losses and metrics, which this Keras can't read ({told}); do compile it "
-            "before training",
-            QuantizationWarning,
-            stacklevel=3,
+            "before training"
         )
         return model
 

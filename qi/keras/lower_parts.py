@@ -54,8 +54,9 @@ _ROWS = frozenset("Conv1D DepthwiseConv1D SeparableConv1D MaxPooling1D AveragePo
 @lowering("TimeDistributed")
 def _time_distributed(site: Site) -> Tensor:
     """Steps aren't samples here: they stay an axis of their own."""
-    layer, kind = site.layer.layer, site.within(site.layer.layer, site.x, site.shape).kind
+    layer = site.layer.layer
     inner = site.within(layer, site.x, site.shape)
+    kind = inner.kind
     if kind in _ALONG_THE_LAST:
         axes = np.ravel(getattr(layer, "axis", -1))
         if any(axis >= 0 and axis != len(site.x.shape) - 2 for axis in axes) or (axes < -1).any():

@@ -46,13 +46,7 @@ def _sliced(site: Site, keys: list[Any], suffix: str = "") -> Tensor:
         if step < 1:
             raise site.refuse(f"with step {step}")
         begin, end, strides = [*begin, start], [*end, stop], [*strides, step]
-    shape = tuple(
-        None if n is None else len(range(*slice(b, e, s).indices(n)))
-        for n, b, e, s in zip(site.x.shape, begin, end, strides, strict=True)
-    )
-    if shape == site.x.shape:
-        return site.x
-    return site.emit("slice", [site.x], shape, suffix=suffix, dtype=site.x.dtype, begin=begin, end=end, strides=strides)
+    return site.cut(site.x, begin, end, strides, suffix, dtype=site.x.dtype)
 
 
 @lowering("Split", "Unstack")

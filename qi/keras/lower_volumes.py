@@ -47,17 +47,6 @@ def _pads(site: Site, kernel: Three, strides: Three, dilation: Three, padding: s
     return [same_pads(n, k, s, d) for n, k, s, d in zip(sizes, kernel, strides, dilation, strict=True)]
 
 
-def _cut(site: Site, x: Tensor, begin: list[int], end: list[int | None], strides: list[int], suffix: str) -> Tensor:
-    """A slice; x itself where that is all of it."""
-    shape = tuple(
-        n if n is None else len(range(*slice(b, e, s).indices(n)))
-        for n, b, e, s in zip(x.shape, begin, end, strides, strict=True)
-    )
-    if shape == x.shape:
-        return x
-    return site.emit("slice", [x], shape, suffix=suffix, begin=begin, end=end, strides=strides)
-
-
 def _padded(site: Site, x: Tensor, pads: list[list[int]], suffix: str = "padded") -> Tensor:
     if not any(map(any, pads)):
         return x
@@ -83,7 +72,7 @@ def _taps(site: Site, x: Tensor, depth: Sequence[tuple[int, int, int]], above: i
     height = x.shape[2] or 0
     x = _padded(site, x, [[0, 0], [0, 0], [above, max(rows - above - height, 0)], [0, 0]])
     return [
-        _cut(site, x, [0, first, 0, 0], [None, first + (n - 1) * step + 1, rows, None], [1, step, 1, 1], f"slices_{i}")
+        site.cut(x, [0, first, 0, 0], [None, first + (n - 1) * step + 1, rows, None], [1, step, 1, 1], f"slices_{i}")
         for i, (first, n, step) in enumerate(depth)
     ]
 
@@ -98,7 +87,7 @@ def _beside(site: Site, taps: list[Tensor], width: int, channels: int, groups: i
     for first in range(0, channels, each):
         for i, t in enumerate(tall):
             end = [None, None, None, first + each]
-            parts.append(_cut(site, t, [0, 0, 0, first], end, [1] * 4, f"group_{first}_{i}"))
+            parts.append(site.cut(t, [0, 0, 0, first], end, [1] * 4, f"group_{first}_{i}"))
     return site.emit("concat", parts, (*tall[0].shape[:3], len(taps) * channels), suffix="beside", axis=3)
 
 
@@ -106,7 +95,7 @@ def _apart(site: Site, y: Tensor, rows: int, first: int = 0) -> Tensor:
     """The tall image of results as volumes, of `rows` rows an image, of which those from `first` on are wanted."""
     batch, depth, height, width, channels = site.shape
     y = site.reshape(y, (batch, depth, rows, _joined(width, channels)), "apart")
-    y = _cut(site, y, [0, 0, first, 0], [None, None, first + (height or 0), None], [1] * 4, "rows")
+    y = site.cut(y, [0, 0, first, 0], [None, None, first + (height or 0), None], [1] * 4, "rows")
     return site.reshape(y, site.shape, "")
 
 

@@ -115,6 +115,18 @@ class Site:
         inner._quantized = {path: self._quantized[of] for path, of in found.items() if of in self._quantized}
         return inner
 
+    def cut(
+        self, x: Tensor, begin: list[int], end: list[int | None], strides: list[int], suffix: str = "", **options: Any
+    ) -> Tensor:
+        """A slice, an entry an axis; x itself where that is all of it."""
+        shape = tuple(
+            n if n is None else len(range(*slice(b, e, s).indices(n)))
+            for n, b, e, s in zip(x.shape, begin, end, strides, strict=True)
+        )
+        if shape == x.shape:
+            return x
+        return self.emit("slice", [x], shape, suffix=suffix, begin=begin, end=end, strides=strides, **options)
+
     def refuse(self, what: str, way_out: str = WAY_OUT) -> UnsupportedError:
         """The error for something that can't be lowered."""
         return UnsupportedError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import keras
@@ -16,12 +16,12 @@ from qi.keras.attention import ATTENTIONS
 from qi.keras.choose import activation_quantizer
 from qi.keras.graph import Call, Value
 from qi.keras.hooks import observed
-from qi.keras.inner import distinct, layers_within, unfuse
+from qi.keras.inner import distinct, unfuse
 from qi.keras.plan import Group
 from qi.keras.rows import activation_row
 from qi.keras.running import eagerly
 from qi.keras.traits import Role, known_range, role_of
-from qi.keras.variables import is_builtin, own_variables, sub_layers, to_numpy, unique_path
+from qi.keras.variables import is_builtin, layers_within, own_variables, sub_layers, to_numpy, unique_path
 from qi.ledger import Row
 from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
@@ -152,8 +152,9 @@ class Part:
         spec = self.decision(index).spec
         return None if spec is None else Group(spec, self.fixed, names=[self.names[index]])
 
+    @cached_property
     def quantizers(self) -> list[BaseInferableQuantizer | None]:
-        """The quantizer of each output, None for those in float; an empty list where all are."""
+        """The quantizer of each output, None for those in float; an empty list where all are. To be asked after calibration."""
         groups = [self.group(index) for index in range(len(self.outputs))] if self.spec is not None else []
         made = [
             None if group is None else activation_quantizer(group, seen)
@@ -254,7 +255,7 @@ def quantizers_within(
 ) -> dict[str, list[BaseQuantizer | None]]:
     """The quantizers of parts of a layer by path, as a dispatcher takes them; `adapt` makes others of the inferable ones."""
     change = (lambda q, part: q) if adapt is None else adapt
-    found = {name: [q and change(q, part) for q in part.quantizers()] for name, part in parts.items()}
+    found = {name: [q and change(q, part) for q in part.quantizers] for name, part in parts.items()}
     return {name: quantizers for name, quantizers in found.items() if quantizers}
 
 

@@ -113,7 +113,7 @@ def quantize_model(
     merged = {group.key: group_statistics(group, seen) for group in ready.plan.groups}
     quantizers = activation_quantizers(ready.graph, ready.plan, merged)
     measured = _measured_values(ready, calibration)
-    made = {path: part.quantizers() for path, part in ready.parts.items()}
+    made = {path: part.quantizers for path, part in ready.parts.items()}
     before, before_within = _measure(ready, calibration, ready.tensors, measured)
     types = {id(call): describe(call) for call in ready.graph.calls}
     float_graph = Graph(

@@ -108,9 +108,9 @@ def why_whole(layer: Any, node: Any) -> str:
     Keras' own layers have rules of their own, and what is called with masks or in another precision does more than its
     sub-layers do.
     """
-    owner = (
-        next((cls for cls in type(layer).__mro__ if "call" in vars(cls)), object) if _is_model(layer) else type(layer)
-    )
+    owner = type(layer)
+    if isinstance(layer, keras.Model):
+        owner = next((cls for cls in owner.__mro__ if "call" in vars(cls)), object)
     if owner.__module__.partition(".")[0] in ("keras", "qi"):
         return "it isn't a layer of the user's own"
     children = layer._flatten_layers(include_self=False, recursive=False)
@@ -127,10 +127,6 @@ def why_whole(layer: Any, node: Any) -> str:
     if any("float" in t.dtype and t.dtype != layer.compute_dtype for t in node.arguments.keras_tensors):
         return "it casts what it is given"
     return ""
-
-
-def _is_model(layer: Any) -> bool:
-    return isinstance(layer, keras.Model)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ __all__ = [
     "class_names",
     "first_value",
     "is_builtin",
+    "layers_within",
     "names_within",
     "own_variables",
     "paths_within",
@@ -135,17 +136,25 @@ def sub_layers(layer: Any) -> list[tuple[str, Any]]:
     return [(name_of(child), child) for child in layer._flatten_layers(include_self=False, recursive=False)]
 
 
-def paths_within(layer: Any) -> dict[int, str]:
-    """The paths of all layers in a layer, by ``id``."""
-    found: dict[int, str] = {}
+def layers_within(layer: Any) -> dict[str, Any]:
+    """All layers that a layer holds, at any depth, by path; each once."""
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
 
     def walk(owner: Any, prefix: str) -> None:
         for name, child in sub_layers(owner):
-            found.setdefault(id(child), prefix + name)
-            walk(child, f"{prefix}{name}/")
+            if id(child) not in seen:
+                seen.add(id(child))
+                found[unique_path(prefix + name, found)] = child
+                walk(child, f"{prefix}{name}/")
 
     walk(layer, "")
     return found
+
+
+def paths_within(layer: Any) -> dict[int, str]:
+    """The paths of all layers in a layer, by ``id``."""
+    return {id(child): path for path, child in layers_within(layer).items()}
 
 
 def _namer(layer: Any) -> Callable[[Any], str]:

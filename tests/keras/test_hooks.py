@@ -48,3 +48,12 @@ def test_what_is_observed_is_let_go(fails: bool) -> None:
         np.testing.assert_array_equal(to_numpy(seen[0][2][0]), to_numpy(y))
     assert [path for path, _, _ in seen] == ["a"]
     assert layer.call.__func__ is layers.Dense.call
+
+
+def test_a_layer_under_two_paths_is_let_go_by_both() -> None:
+    layer, seen = layers.Dense(2), []
+    with observed({"a": layer, "b": layer}, lambda path, given, made: seen.append(path)):
+        layer(keras.ops.ones((1, 3)))
+    assert seen == ["a", "b"]
+    layer(keras.ops.ones((1, 3)))
+    assert seen == ["a", "b"], "a hook is left"

@@ -12,7 +12,7 @@ from keras import layers, ops
 
 import qi
 from qi.errors import ConfigError
-from qi.keras.inner import distinct, layers_within, unfuse
+from qi.keras.inner import distinct, unfuse
 from qi.keras.variables import to_numpy
 
 
@@ -107,14 +107,7 @@ def test_another_number_of_outputs_is_refused() -> None:
         wrapper(x(2, 5, 3))
 
 
-def test_each_layer_within_is_found_once() -> None:
-    stack = layers.RNN(layers.StackedRNNCells([layers.LSTMCell(3), layers.LSTMCell(2)]))
-    stack.build((None, 4, 3))
-    assert list(layers_within(stack)) == [
-        "stacked_rnn_cells",
-        "stacked_rnn_cells/lstm_cell",
-        "stacked_rnn_cells/lstm_cell_2",
-    ]
+def test_each_is_taken_once() -> None:
     a, b = object(), object()
     assert distinct([a, b, a]) == [a, b]
 

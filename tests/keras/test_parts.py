@@ -140,7 +140,7 @@ def test_parts_whose_outputs_arent_numbers_stay_in_float() -> None:
     part = Part.of(layers.Dense(2), "a", get_recipe("w8a8").resolve())
     part.see([], [ops.ones((2, 2), dtype="int32")])
     assert part.spec is None
-    assert not part.quantizers()
+    assert not part.quantizers
 
 
 def test_what_is_seen_is_all_that_runs() -> None:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from qi.errors import InputError
-from qi.keras.variables import add_parameter, build_layer, class_names, places_of, to_numpy, weights_of
+from qi.keras.variables import (
+    add_parameter,
+    build_layer,
+    class_names,
+    layers_within,
+    paths_within,
+    places_of,
+    to_numpy,
+    weights_of,
+)
 
 SEQUENCE = np.zeros((2, 5, 4), np.float32)
 
@@ -229,3 +238,11 @@ def test_halves_of_a_bidirectional_layer_are_named_without_counting() -> None:
 
     assert paths() == paths()
     assert paths()[0] == "forward_gru/gru_cell/kernel"
+
+
+def test_each_layer_within_is_found_once() -> None:
+    stack = keras.layers.RNN(keras.layers.StackedRNNCells([keras.layers.LSTMCell(3), keras.layers.LSTMCell(2)]))
+    stack.build((None, 4, 3))
+    found = layers_within(stack)
+    assert list(found) == ["stacked_rnn_cells", "stacked_rnn_cells/lstm_cell", "stacked_rnn_cells/lstm_cell_2"]
+    assert paths_within(stack) == {id(layer): path for path, layer in found.items()}
