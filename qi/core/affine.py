@@ -44,11 +44,11 @@ def _real(x: Any, xp: ArrayNamespace) -> Array:
     return x
 
 
-def _float(value: Any, xp: ArrayNamespace) -> Array:
-    """A parameter as a float32 array of the namespace."""
+def _float(value: Any, xp: ArrayNamespace, like: Array) -> Array:
+    """A parameter as a float32 array of the namespace, where `like` is."""
     if xp is not NUMPY and namespace_of(value) is NUMPY:
-        return xp.asarray(np.asarray(value, np.float32))
-    return xp.cast(value, "float32")
+        value = xp.asarray(np.asarray(value, np.float32))
+    return xp.cast(xp.beside(value, like), "float32")
 
 
 def _result_dtype(dtype: str) -> str:
@@ -116,13 +116,14 @@ def quantize(
         [0, 3, 6, 3, 15]
     """
     xp = namespace_of(x, scale, zero_point)
-    x, s = _real(x, xp), _float(scale, xp)
+    x = _real(x, xp)
+    s = _float(scale, xp, x)
     if isinstance(grid, LutGrid):
         u = xp.divide(xp.cast(x, "float32"), s)
         nearest_zero = int(_lut_index(np.zeros((), np.float32), grid, NUMPY))
         index = xp.cast(_lut_index(u, grid, xp), "int32")
         return xp.cast(xp.where(xp.isnan(u), nearest_zero, index), grid.storage_dtype.name)
-    z = _float(zero_point, xp)
+    z = _float(zero_point, xp, x)
     if rounding == "nearest" and _large(x, s, z, xp):
         return _in_blocks("quantize", x, s, z, grid, grid.storage_dtype)
     u = _clipped(x, s, z, grid, xp)
@@ -149,8 +150,8 @@ def dequantize(codes: Array, scale: Array, zero_point: Array, grid: Grid, *, dty
     if isinstance(grid, LutGrid):
         values = xp.asarray(np.asarray(grid.values, np.float32))
         steps = xp.take(values, xp.cast(codes, "int32"))
-        return xp.cast(xp.multiply(steps, _float(scale, xp)), dtype)
-    s, z = _float(scale, xp), _float(zero_point, xp)
+        return xp.cast(xp.multiply(steps, _float(scale, xp, codes)), dtype)
+    s, z = _float(scale, xp, codes), _float(zero_point, xp, codes)
     if _large(codes, s, z, xp):
         return _in_blocks("dequantize", codes, s, z, grid, numpy_dtype(dtype))
     return xp.cast(xp.multiply(xp.cast(codes, "float32") - z, s), dtype)
@@ -178,14 +179,15 @@ def fake_quantize(
         [-2.0, 0.5, 0.5]
     """
     xp = namespace_of(x, scale, zero_point)
-    x, s = _real(x, xp), _float(scale, xp)
+    x = _real(x, xp)
+    s = _float(scale, xp, x)
     if isinstance(grid, LutGrid):
         u = xp.divide(xp.cast(x, "float32"), s)
         u = xp.clip(u, np.float32(grid.values[0]), np.float32(grid.values[-1]))
         value = xp.take(xp.asarray(np.asarray(grid.values, np.float32)), _lut_index(u, grid, xp))
         value = surrogate(value, u, xp=xp)  # u - u is NaN where u is
     else:
-        z = _float(zero_point, xp)
+        z = _float(zero_point, xp, x)
         if rounding == "nearest" and _large(x, s, z, xp):
             return _in_blocks("fake_quantize", x, s, z, grid, numpy_dtype(_result_dtype(xp.dtype(x))))
         u = _clipped(x, s, z, grid, xp)
@@ -216,8 +218,9 @@ def requantize(
         [0, 10, 14]
     """
     xp = namespace_of(codes, scale, zero_point, new_scale, new_zero_point)
-    multiplier = xp.divide(_float(scale, xp), _float(new_scale, xp))
+    z, new_z = _float(zero_point, xp, codes), _float(new_zero_point, xp, codes)
+    multiplier = xp.divide(_float(scale, xp, codes), _float(new_scale, xp, codes))
     multiplier = xp.clip(multiplier, np.float32(0), np.finfo(np.float32).max)  # an infinite one would make 0 NaN
-    difference = xp.cast(codes, "int32") - xp.cast(_float(zero_point, xp), "int32")
-    q = xp.round(xp.multiply(xp.cast(difference, "float32"), multiplier)) + _float(new_zero_point, xp)
+    difference = xp.cast(codes, "int32") - xp.cast(z, "int32")
+    q = xp.round(xp.multiply(xp.cast(difference, "float32"), multiplier)) + new_z
     return xp.cast(xp.clip(q, np.float32(grid.qmin), np.float32(grid.qmax)), grid.storage_dtype.name)

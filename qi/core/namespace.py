@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from qi.errors import InputError
 from qi.typing import Array, Shape
 
-__all__ = ["NUMPY", "ArrayNamespace", "namespace_of", "numpy_dtype"]
+__all__ = ["NUMPY", "ArrayNamespace", "namespace_of", "numpy_dtype", "to_numpy"]
 
 
 # Same name and meaning everywhere.
@@ -27,12 +27,16 @@ _COMMON = set("floor ceil abs sqrt log2 exp2 tanh minimum maximum where isnan re
 
 
 class ArrayNamespace(Protocol):
-    """About twenty functions with numpy's spelling; `cast` and `asarray` take numpy dtype names."""
+    """About twenty functions with numpy's spelling; `cast` and `asarray` take numpy dtype names.
+
+    ``beside(x, like)`` is x on the device of the tensor `like`; frameworks that see to devices themselves leave x as it is.
+    """
 
     name: str
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array: ...
     def frozen(self, x: np.ndarray) -> Array: ...
+    def beside(self, x: Any, like: Array) -> Any: ...
     def cast(self, x: Array, dtype: str) -> Array: ...
     def dtype(self, x: Array) -> str: ...
     def divide(self, a: Array, b: Array) -> Array: ...
@@ -78,6 +82,10 @@ class _Numpy:
 
     @staticmethod
     def frozen(x: np.ndarray) -> np.ndarray:
+        return x
+
+    @staticmethod
+    def beside(x: Any, like: np.ndarray) -> Any:
         return x
 
     @staticmethod
@@ -160,6 +168,9 @@ class _Keras:
                 return tf.Variable(x, trainable=False)
         return x if self._keras.backend.backend() == "jax" else self._ops.convert_to_tensor(x)
 
+    def beside(self, x: Any, like: Array) -> Any:
+        return x
+
     def divide(self, a: Array, b: Array) -> Array:
         """``a / b``; for JAX in a form that XLA leaves alone.
 
@@ -214,85 +225,164 @@ class _Keras:
 
 
 class _Torch:
-    """Raw torch tensors."""
+    """Raw torch tensors. Numbers and numpy arrays among the arguments go to the device of the tensors."""
 
     name = "torch"
 
     def __init__(self) -> None:
         torch = sys.modules["torch"]
         self._torch = torch
-        for name in _COMMON | {"round", "divide", "multiply", "zeros_like"}:
+        for name in (_COMMON - {"minimum", "maximum"}) | {"round", "zeros_like"}:
             setattr(self, name, getattr(torch, name))
+        self._keeping, self._repeating = _autograd_functions(torch)
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
-        if isinstance(x, np.ndarray):  # torch warns about read-only memory, which shared parameters are
-            x = x.copy()
-        return self._torch.as_tensor(x, dtype=None if dtype is None else getattr(self._torch, dtype))
+        kind = None if dtype is None else self._kind(dtype)
+        if isinstance(x, self._torch.Tensor):
+            return x if kind is None else x.to(kind)
+        if isinstance(x, (np.ndarray, np.generic)):  # torch warns about read-only memory, which shared parameters are
+            x = x.copy() if self._torch.compiler.is_compiling() else np.array(x, x.dtype.newbyteorder("="))
+        return self._torch.as_tensor(x, dtype=kind, device="cpu")  # not on a default device that x isn't on
 
     def frozen(self, x: np.ndarray) -> Array:
-        return self._torch.tensor(x)
+        """The array itself: a tensor made while a function is traced (``torch.export``, a fake mode) would outlive the trace."""
+        return x
+
+    def beside(self, x: Any, like: Array) -> Array:
+        x, device = self.asarray(x), getattr(like, "device", None)
+        return x.to(device) if isinstance(like, self._torch.Tensor) and x.device.type == "cpu" != device.type else x
+
+    def _kind(self, name: str) -> Any:
+        kind = getattr(self._torch, name, None)
+        if not isinstance(kind, self._torch.dtype):
+            raise InputError(f"expected the name of a dtype, such as 'bfloat16'; received dtype={name!r}")
+        return kind
+
+    def _both(self, a: Array, b: Array) -> tuple[Array, Array]:
+        return self.beside(a, b), self.beside(b, a)
 
     def cast(self, x: Array, dtype: str) -> Array:
-        return self.asarray(x).to(getattr(self._torch, dtype))
+        return self.asarray(x).to(self._kind(dtype))
 
     def dtype(self, x: Array) -> str:
         return str(x.dtype).removeprefix("torch.")
 
+    def divide(self, a: Array, b: Array) -> Array:
+        return self._torch.divide(*self._both(a, b))
+
+    def multiply(self, a: Array, b: Array) -> Array:
+        return self._torch.multiply(*self._both(a, b))
+
+    def minimum(self, a: Array, b: Array) -> Array:
+        return self._torch.minimum(*self._both(a, b))
+
+    def maximum(self, a: Array, b: Array) -> Array:
+        return self._torch.maximum(*self._both(a, b))
+
     def clip(self, x: Array, lo: Array, hi: Array) -> Array:
-        return self._torch.clamp(x, self.asarray(lo, "float32"), self.asarray(hi, "float32"))
+        """Within ``[lo, hi]``; at an end the gradient is x's alone, as `where` gives it, unlike that of clamp for tensors."""
+        where = self._torch.where
+        lo, hi = (self.beside(end, x).to(x.dtype) for end in (lo, hi))
+        if not (lo.requires_grad or hi.requires_grad):
+            return self._torch.clamp(x, lo, hi)
+        x = where(x < lo, lo, x)
+        return where(x > hi, hi, x)
 
     def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
-        return self._torch.sum(x, dim=axis, keepdim=keepdims) if axis is not None else self._torch.sum(x)
+        return self._torch.sum(x, dim=_axes(x, axis), keepdim=keepdims) if x.ndim and axis != () else x
 
     def max(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
-        return self._torch.amax(x, dim=() if axis is None else axis, keepdim=keepdims)
+        return self._torch.amax(x, dim=_axes(x, axis), keepdim=keepdims) if x.ndim and axis != () else x
 
     def min(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
-        return self._torch.amin(x, dim=() if axis is None else axis, keepdim=keepdims)
+        return self._torch.amin(x, dim=_axes(x, axis), keepdim=keepdims) if x.ndim and axis != () else x
 
     def repeat(self, x: Array, repeats: int, axis: int) -> Array:
         return self._torch.repeat_interleave(x, repeats, dim=axis)
 
     def searchsorted(self, sorted_values: Array, x: Array) -> Array:
-        return self._torch.searchsorted(sorted_values, x.contiguous())
+        return self._torch.searchsorted(self.beside(sorted_values, x), x.contiguous())
 
     def take(self, values: Array, indices: Array) -> Array:
-        return values[indices]
+        return self.beside(values, indices)[indices.long()]  # uint8 would be a mask
 
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
 
     def custom_gradient(self, function: Callable[..., Any], *args: Array) -> Array:
+        """``function(*args)[0]`` with the gradients that ``function(*args)[1]`` gives.
+
+        Eagerly, what the function computed is kept until the backward pass. Transforms (``torch.func``) and compilers can't see
+        what a closure keeps: for them the backward pass calls the function again.
+        """
         torch = self._torch
+        compiling, transformed = torch.compiler.is_compiling(), torch._C._are_functorch_transforms_active()
+        learns = torch.is_grad_enabled() and any(array.requires_grad for array in args)
+        if compiling and not (learns or transformed):  # torch.compile takes such a call for one with a context
+            result: Array = function(*args)[0]
+            return result
+        return (self._repeating if compiling or transformed else self._keeping).apply(function, *args)
 
-        class Apply(torch.autograd.Function):  # type: ignore[misc,name-defined]
-            @staticmethod
-            def forward(ctx: Any, *given: Array) -> Array:
-                result, ctx.gradient = function(*given)
-                return result
 
-            @staticmethod
-            def backward(ctx: Any, upstream: Array) -> Any:
-                return ctx.gradient(upstream)
+def _axes(x: Array, axis: Any) -> Any:
+    return tuple(range(x.ndim)) if axis is None else axis
 
-        return Apply.apply(*args)
+
+def _autograd_functions(torch: Any) -> tuple[Any, Any]:
+    """Two ``torch.autograd.Function`` of ``(function, *args)``: one keeps the gradient's closure, one calls the function again."""
+
+    class Keeping(torch.autograd.Function):  # type: ignore[misc,name-defined]
+        @staticmethod
+        def forward(ctx: Any, function: Callable[..., Any], *args: Array) -> Array:
+            result, ctx.gradient = function(*args)
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Array) -> Any:
+            return None, *ctx.gradient(upstream)
+
+    class Repeating(torch.autograd.Function):  # type: ignore[misc,name-defined]
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(function: Callable[..., Any], *args: Array) -> Array:
+            return function(*args)[0]
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Array) -> None:
+            ctx.function = inputs[0]
+            ctx.save_for_backward(*inputs[1:])
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Array) -> Any:
+            return None, *ctx.function(*ctx.saved_tensors)[1](upstream)
+
+    return Keeping, Repeating
 
 
 NUMPY: ArrayNamespace = _Numpy()  # type: ignore[assignment]
 
 
-@lru_cache(maxsize=1)
-def _keras() -> ArrayNamespace:
-    return _Keras()  # type: ignore[return-value]
+# Dictionaries rather than functools.lru_cache, which torch.compile warns of and traces through.
+_MADE: dict[str, ArrayNamespace] = {"numpy": NUMPY}
+_OF_TYPES: dict[type, str] = {}
 
 
-@lru_cache(maxsize=1)
-def _torch() -> ArrayNamespace:
-    return _Torch()  # type: ignore[return-value]
+def _made(name: str) -> ArrayNamespace:
+    """The namespace of that name, made when a first array asks for it."""
+    if name not in _MADE:
+        made: Any = _Keras() if name == "keras" else _Torch()
+        _MADE[name] = made
+    return _MADE[name]
 
 
-@lru_cache(maxsize=256)
 def _namespace_of_type(kind: type) -> str:
+    if kind not in _OF_TYPES:
+        _OF_TYPES[kind] = _look_up(kind)
+    return _OF_TYPES[kind]
+
+
+def _look_up(kind: type) -> str:
     if hasattr(kind, "__qi_namespace__"):
         return "its own"
     if kind in (int, float, bool, list, tuple) or issubclass(kind, (np.ndarray, np.generic)):
@@ -323,10 +413,22 @@ def namespace_of(*arrays: Any) -> ArrayNamespace:
         >>> namespace_of(np.zeros(3)).name
         'numpy'
     """
-    kinds = {_namespace_of_type(type(array)) for array in arrays}  # type: ignore[arg-type]  # classes are hashable
+    kinds = {_namespace_of_type(type(array)) for array in arrays}
     if "its own" in kinds:
         own: ArrayNamespace = next(array.__qi_namespace__ for array in arrays if hasattr(array, "__qi_namespace__"))
         return own
-    if "keras" in kinds:
-        return _keras()
-    return _torch() if "torch" in kinds else NUMPY
+    return _made(next((name for name in ("keras", "torch") if name in kinds), "numpy"))
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """The values of any array or tensor: torch's from whatever device, without their graph, and bfloat16 as float32.
+
+    Example:
+        >>> to_numpy([1.0, 2.0]).tolist()
+        [1.0, 2.0]
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        x = x.detach().cpu()
+        x = x.float() if x.dtype == torch.bfloat16 else x
+    return np.asarray(x)

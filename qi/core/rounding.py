@@ -59,4 +59,4 @@ def stochastic(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> A
         )
     # Compared with the fraction, not added to u: in float32, 65534 + 0.999 is 65535, an integer moved.
     lower = xp.floor(u)
-    return lower + xp.cast(xp.cast(xp.asarray(noise), "float32") < u - lower, "float32")
+    return lower + xp.cast(xp.cast(xp.beside(xp.asarray(noise), u), "float32") < u - lower, "float32")

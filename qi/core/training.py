@@ -89,12 +89,13 @@ def train_quantize(
         return xp.multiply(value, scale), gradient
 
     dtype = xp.dtype(x)
-    given = [xp.cast(a, "float32") for a in (x, scale, *(() if zero_point is None else (zero_point,)))]
+    parameters = (scale,) if zero_point is None else (scale, zero_point)
+    given = [xp.cast(x, "float32"), *(xp.cast(xp.beside(a, x), "float32") for a in parameters)]
     return xp.cast(xp.custom_gradient(forward, *given), dtype if "float" in dtype else "float32")
 
 
 def _add_noise(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:
-    return u + (xp.cast(xp.asarray(noise), "float32") - np.float32(0.5))
+    return u + (xp.cast(xp.beside(xp.asarray(noise), u), "float32") - np.float32(0.5))
 
 
 def _sum_to(x: Array, like: Array, xp: ArrayNamespace) -> Array:

@@ -7,7 +7,7 @@ number of outputs, and serialization. A wrapper only executes what is bound here
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from qi.dispatch.policy import LayerPolicy, Slot
 from qi.errors import ConfigError, FileFormatError
@@ -21,8 +21,8 @@ MAIN = "*"  # stands for the main weight of whatever layer the dispatcher is lat
 _VERSION = 1
 
 
-def resolve_path(path: str, candidates: Iterable[str], what: str = "one weight") -> str:
-    """The one candidate that is `path` or ends with ``/path``.
+def resolve_path(path: str, candidates: Iterable[str], what: str = "one weight", separator: str = "/") -> str:
+    """The one candidate that is `path` or ends with ``/path`` (with whatever separates the parts of paths in place of "/").
 
     Raises:
         ConfigError: none or several do; the message lists the candidates.
@@ -34,7 +34,7 @@ def resolve_path(path: str, candidates: Iterable[str], what: str = "one weight")
     names = list(candidates)
     if path in names:
         return path
-    found = [name for name in names if name.endswith("/" + path)]
+    found = [name for name in names if name.endswith(separator + path)]
     if len(found) == 1:
         return found[0]
     problem = "is ambiguous" if found else "doesn't exist"
@@ -84,6 +84,8 @@ class NodeQuantizationDispatcher:
         >>> dispatcher.num_weight_quantizers, dispatcher.num_act_quantizers
         (1, 0)
     """
+
+    separator: ClassVar[str] = "/"
 
     def __init__(
         self,
@@ -204,7 +206,7 @@ class NodeQuantizationDispatcher:
             wanted = path
             if path == MAIN:
                 wanted = policy.slots[0].path if policy and policy.slots else self._only(shapes, layer)
-            found = resolve_path(wanted, shapes)
+            found = resolve_path(wanted, shapes, separator=self.separator)
             if found in bound:
                 raise ConfigError(f"expected one quantizer a weight; received two for {found!r} of {layer!r}")
             slot = slots.get(found) if slots is not None else policy.slot(found) if policy else None

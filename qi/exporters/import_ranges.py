@@ -166,8 +166,9 @@ class _Import:
             InputError: a file of another model.
         """
         from qi.keras.fold import split_activations
-        from qi.keras.plan import ActivationPlan, plan_activations
+        from qi.keras.plan import plan_activations
         from qi.keras.weights import has_policy
+        from qi.recipes.plan import ActivationPlan
 
         split_activations(graph, has_policy, fused=("linear",))
         split_swish(graph, self.file)
@@ -202,7 +203,8 @@ class _Import:
 
     def _decide(self, value: Any, given: tuple[CallView, list[QParams | None]] | None, plan: Any, usual: Any) -> None:
         """What becomes of a value: a scale of its own, that of an input, or none."""
-        from qi.keras.traits import Role, role_of
+        from qi.keras.traits import role_of
+        from qi.recipes.plan import Role
 
         if not value.is_float:
             plan.floats[id(value)] = f"holds {value.dtype}, not real numbers"
@@ -234,8 +236,9 @@ class _Import:
             self.missing[value_name(value)] = why
 
     def _group(self, value: Any, params: QParams, plan: Any) -> Any:
-        from qi.keras.plan import Group, value_name
+        from qi.keras.plan import value_name
         from qi.recipes import TensorSpec
+        from qi.recipes.plan import Group
 
         group = Group(TensorSpec(bits=_grid(params).bits, method="uniform"), None, [value], [value_name(value)])
         plan.groups.append(group)

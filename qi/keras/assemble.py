@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from typing import Any
 
 import keras
@@ -16,17 +15,18 @@ from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.layers import copy_operations
 from qi.keras.moving import MOVES, moved_by
 from qi.keras.outputs import OutputNames, name_outputs
-from qi.keras.plan import ActivationPlan
 from qi.keras.rows import original_weights, weight_rows
 from qi.keras.separable import weight_in_rules
 from qi.keras.ties import Once
 from qi.keras.weights import weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger import Row
+from qi.ledger.findings import unasked
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RuleBook
+from qi.recipes.plan import ActivationPlan
 
-__all__ = ["Weights", "Within", "copy_layers", "frozen_wrapper", "insert_holders", "unasked", "wrap_layers"]
+__all__ = ["Weights", "Within", "copy_layers", "frozen_wrapper", "insert_holders", "wrap_layers"]
 
 
 @dataclass(eq=False)
@@ -136,20 +136,8 @@ def wrap_layers(
         originals = {name: array for name, array in originals.items() if name not in known}
         rows = once.noted(op, path, weight_rows(calls, originals, reasons, types[id(calls[0])]))
         result.rows += rows
-        result.refused += [row for row in rows if not row.quantized and unasked(row, book)]
+        result.refused += [row for row in rows if not row.quantized and unasked(row, book.recipe.weights is not None)]
     return result
-
-
-def unasked(row: Row, book: RuleBook) -> bool:
-    """Whether a weight stays in float though it is a matrix and no rule wants it so."""
-    rows = prod(size or 1 for size in row.shape[:-1]) if row.shape is not None and len(row.shape) > 1 else 1
-    matrix = rows > 1 and row.name.rpartition("/")[2] != "bias"
-    return (
-        matrix
-        and "not real numbers" not in row.reason
-        and "by rule" not in row.reason
-        and (book.recipe.weights is not None)
-    )
 
 
 def insert_holders(

@@ -9,15 +9,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.errors import ConfigError, InputError
 from qi.keras.data import batches, count_batches
 from qi.keras.graph import Graph, Value, build_model
 from qi.keras.parts import UNSEEN, Part, recording
-from qi.keras.plan import Group, value_name
+from qi.keras.plan import value_name
 from qi.keras.running import fixed_batch, stateless_call, translated
 from qi.observers import TensorStatistics
 
-__all__ = ["Calibration", "collect", "group_statistics", "run"]
+__all__ = ["Calibration", "collect", "run"]
 
 _WATCHED_ELEMENTS = 2**27  # activations held at once: 512 MiB, whatever the batch
 
@@ -128,29 +127,3 @@ def _observe(statistics: list[TensorStatistics], arrays: list[np.ndarray]) -> No
     """Updates each statistic; once it returns, nothing holds the arrays."""
     for seen, array in zip(statistics, arrays, strict=bool(statistics)):  # none are watched where only parts are
         seen.update(array)
-
-
-def group_statistics(group: Group, statistics: Mapping[str, TensorStatistics]) -> TensorStatistics | None:
-    """The statistics of all values of a group together; None where its range is fixed.
-
-    Raises:
-        ConfigError: a value wasn't calibrated.
-        InputError: none of the values seen was finite.
-    """
-    if group.fixed is not None:
-        return None
-    missing = [name for name in group.names if name not in statistics]
-    if missing:
-        raise ConfigError(
-            f"expected statistics for {missing}; received those of {len(statistics)} other values; "
-            "do calibrate with this very model"
-        )
-    merged = statistics[group.names[0]]
-    for name in group.names[1:]:
-        merged = merged.merge(statistics[name])
-    if not merged.count:
-        raise InputError(
-            f"expected finite activations; the float model gave none at {group.names} ({merged.nonfinite} NaN or infinite); "
-            "do look at the range of data and weights"
-        )
-    return merged

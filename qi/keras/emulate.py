@@ -8,11 +8,10 @@ import keras
 import numpy as np
 
 from qi.errors import ConfigError
-from qi.ir import QGraph, Tensor, run
+from qi.ir import QGraph, run
 from qi.ir.kinds import TARGETS
-from qi.ir.passes import fuse
+from qi.ir.lowered import in_real_numbers, shown
 from qi.ir.routing import route
-from qi.ir.twin import real_values
 from qi.keras.data import batches, count_batches
 from qi.keras.graph import flatten_model
 from qi.keras.lower import lower
@@ -78,19 +77,13 @@ def emulate(
     parts: list[list[np.ndarray]] = []
     for flat, _ in batches(x, graph, batch_size, "samples"):
         found = run(routed, flat)
-        parts.append([_shown(tensor, found[tensor.name], target, raw) for tensor in routed.outputs])
+        parts.append([shown(tensor, found[tensor.name], target, raw) for tensor in routed.outputs])
         bar.update(len(parts), finalize=False)
     bar.update(len(parts), finalize=True)
     arrays = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
     nested = keras.tree.pack_sequence_as(graph.outputs, arrays)
     single = isinstance(nested, (list, tuple)) and len(nested) == 1
     return nested[0] if single else nested  # as Keras' own models do
-
-
-def _shown(tensor: Tensor, array: np.ndarray, target: str, raw: bool) -> np.ndarray:
-    if not tensor.quantized or not raw:
-        return real_values(tensor, array)
-    return (array + 128).astype(np.uint8) if target == "onnxruntime" else array.astype(np.int8)
 
 
 def model_inputs(qmodel: keras.Model, x: Any, batch_size: int = 64) -> list[np.ndarray]:
@@ -114,20 +107,3 @@ def named_outputs(qmodel: keras.Model, outputs: Any) -> dict[str, Any]:
 def float_graph(qmodel: keras.Model) -> QGraph:
     """The same operations with the same weights, all in real numbers: what an export without quantization would hold."""
     return in_real_numbers(lower(qmodel, fused=False))
-
-
-def in_real_numbers(graph: QGraph) -> QGraph:
-    """A graph that isn't fused without its quantizers, fused; it is changed in place."""
-    for op in list(graph.ops):
-        if op.kind == "quantize":
-            graph.ops.remove(op)
-            graph.substitute(op.y, op.x)
-        op.inputs = [_real_constant(t) for t in op.inputs]
-    return fuse(graph)
-
-
-def _real_constant(tensor: Tensor) -> Tensor:
-    if not tensor.constant or not tensor.quantized:
-        return tensor
-    values = tensor.values()
-    return Tensor(tensor.name, tensor.shape, tensor.dtype, data=values)

@@ -24,8 +24,9 @@ from qi.keras.exact_softmax import ExactFixedSoftmax
 from qi.keras.fold import FUSED_ACTIVATIONS, activation_name, split_activation
 from qi.keras.graph import Call, Graph, Value, build_model, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
-from qi.keras.traits import Role, is_fusable_activation, role_of
+from qi.keras.traits import is_fusable_activation, role_of
 from qi.keras.wrapper import KerasQuantizationWrapper
+from qi.recipes.plan import Role
 
 __all__ = ["check_exact", "make_exact"]
 

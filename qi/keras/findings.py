@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +13,10 @@ from qi.keras.fold import activation_name
 from qi.keras.graph import Graph
 from qi.keras.prepare import Prepared
 from qi.ledger import Row
+from qi.ledger.findings import range_findings
 from qi.observers import TensorStatistics
 
-__all__ = ["findings", "range_findings"]
-
-_FEW_SAMPLES = 32
-_SATURATED = 0.02
-_DESTROYED_DB = 10.0  # below this the error has more than 30 % of the signal's amplitude
+__all__ = ["findings"]
 
 
 def findings(
@@ -35,7 +31,7 @@ def findings(
         seen: statistics by group.
     """
     return [
-        *range_findings(rows, calibration, seen),
+        *range_findings(rows, calibration.samples, seen),
         *_shared(ready.notes, rows),
         *_misnamed(ready.given),
         *_lambdas(ready.given),
@@ -89,36 +85,3 @@ def _weights_read(function: Any) -> list[str]:
 
 def _has_weights(value: Any) -> bool:
     return isinstance(value, keras.layers.Layer) and bool(value.weights)
-
-
-def range_findings(rows: list[Row], calibration: Calibration, seen: Mapping[str, TensorStatistics]) -> list[str]:
-    """Sentences on calibration, ranges and errors; the arguments are those of `findings`."""
-    found = []
-    if seen and 0 < calibration.samples < _FEW_SAMPLES:
-        found.append(
-            f"only {calibration.samples} calibration samples; ranges need at least {_FEW_SAMPLES}, better some hundreds"
-        )
-    clipped = [row for row in rows if (row.clipped_share or 0) > _SATURATED]
-    if clipped:
-        worst = max(clipped, key=lambda row: row.clipped_share or 0)
-        found.append(
-            f"{len(clipped)} activation ranges saturate: {worst.layer} clips {100 * (worst.clipped_share or 0):.1f} % of its "
-            "values; do use range minmax or more bits there"
-        )
-    # A signal of zeros has no ratio (-inf), and nothing that an error could destroy.
-    ratios = {row.layer: row.total_sqnr_db for row in rows if row.total_sqnr_db is not None}
-    lost = {layer: ratio for layer, ratio in ratios.items() if -math.inf < ratio < _DESTROYED_DB}
-    if lost:
-        layer = min(lost, key=lambda layer: lost[layer])
-        found.append(
-            f"{len(lost)} activations drown in error (total SQNR below {_DESTROYED_DB:g} dB): {layer} has "
-            f"{lost[layer]:.1f} dB; do use more bits, or leave the first of them in float by a rule"
-        )
-    broken = {name: statistics.nonfinite for name, statistics in seen.items() if statistics.nonfinite}
-    if broken:
-        worst_name = max(broken, key=lambda name: broken[name])
-        found.append(
-            f"{len(broken)} activations hold NaN or infinities in the float model, which their ranges leave out: "
-            f"{broken[worst_name]} values of {worst_name}; do look at the range of data and weights"
-        )
-    return found

@@ -43,7 +43,7 @@ def observed(
     try:
         yield
     finally:
-        for path, layer in reversed(parts.items()):  # a layer under two paths has two hooks, one in the other
+        for path, layer in reversed(list(parts.items())):  # a layer under two paths has two hooks, one in the other
             layer.call = hooks[path].original
 
 

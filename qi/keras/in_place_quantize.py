@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from qi.errors import ConfigError, UnsupportedError
-from qi.keras.assemble import Weights, unasked
+from qi.keras.assemble import Weights
 from qi.keras.calibrate import Calibration
 from qi.keras.data import batches, count_batches
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
@@ -41,6 +41,7 @@ from qi.keras.variables import is_builtin, own_variables, to_numpy, weights_of
 from qi.keras.weights import weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger import Row
+from qi.ledger.findings import unasked
 from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RecipeLike, RuleBook, get_recipe
@@ -228,7 +229,9 @@ def put_quantizers(
         originals = {name: array for name, array in originals.items() if name not in known}
         weights.rows += once.noted(part.layer, path, weight_rows([call], originals, reasons, part.kind))
     weights.rows += _own_rows(ready.copy, ready.book)
-    weights.refused += [row for row in weights.rows if not row.quantized and unasked(row, ready.book)]
+    weights.refused += [
+        row for row in weights.rows if not row.quantized and unasked(row, ready.book.recipe.weights is not None)
+    ]
     model = attach(ready.copy, wrappers, ready.record, ready.build)
     return model, weights, made
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from qi.core import QTensor
 from qi.errors import InputError, UnsupportedError
-from qi.keras.choose import describe_granularity
 from qi.keras.exact_plain import plain
 from qi.keras.graph import flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.variables import weights_of
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger.numbers import format_bytes, format_number, format_ratio, format_share
+from qi.ledger.outcomes import describe_granularity
 from qi.ledger.table import table
 from qi.quantizers import BaseInferableQuantizer
 from qi.typing import Json

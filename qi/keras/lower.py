@@ -19,9 +19,9 @@ import qi.keras.lower_products
 import qi.keras.lower_recurrent
 import qi.keras.lower_shapes
 import qi.keras.lower_volumes  # noqa: F401 - the modules register what they lower
-from qi.core import IntGrid, QParams
 from qi.errors import ConfigError, InputError, UnsupportedError
-from qi.ir.graph import Op, QGraph, Tensor, take_name
+from qi.ir.graph import Op, QGraph, Tensor
+from qi.ir.lowered import part_outputs, signed_qparams
 from qi.ir.passes import fuse
 from qi.keras.exact_plain import plain
 from qi.keras.graph import Call, Graph, flatten_model
@@ -105,7 +105,7 @@ def lower_graph(graph: Graph, *, fused: bool = True) -> tuple[QGraph, dict[int, 
         for value, tensor in zip(call.outputs, _sound(call, result, given, names), strict=True):
             tensors[id(value)] = tensor
     result.outputs = [tensors[id(value)] for value in graph.flat_outputs()]
-    _part_outputs(result, names)
+    part_outputs(result, names)
     _name_outputs(result, graph.output_names)
     if fused:
         fuse(result)
@@ -119,15 +119,6 @@ def _open_batch(graph: Graph) -> None:
     for value in [*graph.flat_inputs(), *(value for call in graph.calls for value in call.outputs)]:
         if len(sizes) == 1 and value.shape and value.shape[0] in sizes:
             value.shape = (None, *value.shape[1:])
-
-
-def _part_outputs(graph: QGraph, names: set[str]) -> None:
-    """Gives an output that is an input a tensor of its own, as files need it."""
-    for tensor in graph.inputs:
-        if any(t is tensor for t in graph.outputs):
-            same = Tensor(take_name(tensor.name, names), tensor.shape, tensor.dtype)
-            graph.ops.append(Op("reshape", [tensor], [same], {"shape": list(tensor.shape)}, tensor.name))
-            graph.outputs = [same if t is tensor else t for t in graph.outputs]
 
 
 def _name_outputs(graph: QGraph, names: Sequence[str]) -> None:
@@ -248,16 +239,6 @@ def _held(site: Site, quantizer: Any, tensor: Tensor | None = None) -> Tensor:
     qparams = quantizer.qparams((1,))
     if qparams.scale.size != 1:
         raise site.refuse("whose activation has several scales", "give it one")
-    value = Tensor(site.name(), x.shape, x.dtype, _int8(qparams))
+    value = Tensor(site.name(), x.shape, x.dtype, signed_qparams(qparams))
     site.graph.ops.append(Op("quantize", [x], [value], {}, site.call.path))
     return value
-
-
-def _int8(qparams: QParams) -> QParams:
-    """One scale, a signed grid: unsigned codes move down by half of their range, which changes no number."""
-    grid = qparams.grid
-    if not isinstance(grid, IntGrid):
-        raise UnsupportedError(f"expected activations on an integer grid; received {grid}")
-    shift = 0 if grid.signed else 1 << (grid.bits - 1)
-    zero_point = qparams.zero_point.reshape(()) - shift
-    return QParams(qparams.scale.reshape(()), zero_point, IntGrid(grid.bits, narrow=grid.narrow))

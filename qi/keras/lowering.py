@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from qi.core import PerChannel, PerGroup, QParams, QTensor
+from qi.core import QParams, QTensor
 from qi.errors import UnsupportedError
 from qi.ir.graph import Op, QGraph, Tensor, take_name
 from qi.ir.kinds import TARGETS
+from qi.ir.lowered import changed_qparams
 from qi.ir.told import told
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call
@@ -157,7 +158,7 @@ class Site:
         qparams = tensor.qparams
         codes = change(tensor.codes)
         if qparams.scale.size > 1:
-            qparams = _changed(qparams, change, codes.shape, tensor.codes.shape)
+            qparams = changed_qparams(qparams, change, codes.shape, tensor.codes.shape)
         else:
             qparams = QParams(qparams.scale.reshape(()), qparams.zero_point.reshape(()), qparams.grid)
         return Tensor(name, codes.shape, "float32", qparams, codes)
@@ -226,50 +227,3 @@ class Site:
         if any(n is None for n in tensor.shape[1:]):
             raise self.refuse(f"whose input has open sizes {tensor.shape}", "give the model an Input of fixed sizes")
         return tuple(int(n) for n in tensor.shape[1:] if n is not None)
-
-
-def _changed(
-    qparams: Any, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], old: tuple[int, ...]
-) -> Any:
-    """Parameters of a weight whose axes were changed."""
-    granularity = qparams.granularity
-    single = isinstance(granularity, PerGroup) and granularity.size == 1  # a scale for each of two axes
-    if isinstance(granularity, PerGroup) and not single:
-        return _changed_groups(qparams, change, shape, old)
-    if not single and not isinstance(granularity, PerChannel):
-        raise UnsupportedError(f"expected one scale or one for each channel; received {granularity}")
-    scale, zero_point = (change(array) for array in (qparams.scale, qparams.zero_point))
-    axes = [axis for axis, n in enumerate(scale.shape) if n > 1]
-    if single and len(axes) == 2:
-        return QParams(scale, zero_point, qparams.grid, PerGroup(axes[0], 1, axes[1]))
-    if len(axes) != 1 or scale.shape[axes[0]] != shape[axes[0]]:
-        raise UnsupportedError(f"expected scales along one axis of {shape}; received {scale.shape}")
-    return QParams(scale, zero_point, qparams.grid, PerChannel(axes[0]))
-
-
-def _changed_groups(
-    qparams: Any, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], old: tuple[int, ...]
-) -> Any:
-    """Parameters of a weight with a scale for each group, whose axes were changed: new axes are found by numbering the old."""
-    granularity, rank = qparams.granularity, len(old)
-    scale, zero_point = (change(array) for array in (qparams.scale, qparams.zero_point))
-    grouped, channel = (
-        _varying(
-            change(np.broadcast_to(np.arange(old[axis]).reshape([-1 if i == axis else 1 for i in range(rank)]), old))
-        )
-        for axis in (granularity.axis % rank, granularity.channel_axis % rank)
-    )
-    if channel is not None and qparams.scale.shape[granularity.axis] == 1:  # one group: a scale for each channel
-        return QParams(scale, zero_point, qparams.grid, PerChannel(channel))
-    if grouped is None or channel is None or grouped == channel:
-        raise UnsupportedError(f"expected groups along one axis of {shape}; received {granularity} of {old}")
-    made = PerGroup(grouped, granularity.size, channel)
-    if scale.shape != made.param_shape(shape):
-        raise UnsupportedError(f"expected scales of shape {made.param_shape(shape)}; received {scale.shape}")
-    return QParams(scale, zero_point, qparams.grid, made)
-
-
-def _varying(array: np.ndarray) -> int | None:
-    """The one axis along which an array isn't constant."""
-    found = [axis for axis, n in enumerate(array.shape) if n > 1 and (array.take(0, axis) != array.take(1, axis)).any()]
-    return found[0] if len(found) == 1 else None

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from qi.keras.graph import Call, Graph, Value
-from qi.keras.traits import Role, is_softmax, role_of
+from qi.keras.traits import is_softmax, role_of
+from qi.recipes.plan import Role
 
 __all__ = ["masked_scores"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import keras
 
 from qi.keras.graph import Call, Graph, Value
-from qi.keras.plan import ActivationPlan
+from qi.recipes.plan import ActivationPlan
 
 __all__ = ["OutputNames", "name_outputs"]
 

@@ -13,19 +13,19 @@ import numpy as np
 
 from qi.core import sqnr_db
 from qi.keras.attention import ATTENTIONS
-from qi.keras.choose import activation_quantizer
 from qi.keras.graph import Call, Value
 from qi.keras.hooks import observed
 from qi.keras.inner import distinct, unfuse
-from qi.keras.plan import Group
 from qi.keras.rows import activation_row
 from qi.keras.running import eagerly
-from qi.keras.traits import Role, known_range, role_of
+from qi.keras.traits import known_range, role_of
 from qi.keras.variables import is_builtin, layers_within, own_variables, sub_layers, to_numpy, unique_path
 from qi.ledger import Row
 from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import Decision, RuleBook, TensorSpec
+from qi.recipes.choose import activation_quantizer
+from qi.recipes.plan import Group, Role
 
 __all__ = [
     "IN_PLACE",

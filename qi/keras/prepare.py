@@ -13,7 +13,7 @@ import numpy as np
 from qi.errors import ConfigError, InputError, UnsupportedError
 from qi.keras.assemble import Within, copy_layers
 from qi.keras.attention import split_attention
-from qi.keras.calibrate import Calibration, collect, group_statistics
+from qi.keras.calibrate import Calibration, collect
 from qi.keras.data import tell_shapes
 from qi.keras.exact import ExactGrid, ExactSums
 from qi.keras.exact_kernels import ExactRows
@@ -25,7 +25,7 @@ from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.in_place_quantize import calibrate_in_place, prepare_in_place
 from qi.keras.merges import split_merges
 from qi.keras.parts import AdaptWithin, Part, inner_parts, quantizers_within
-from qi.keras.plan import ActivationPlan, plan_activations
+from qi.keras.plan import plan_activations
 from qi.keras.rows import original_weights
 from qi.keras.running import fixed_batch
 from qi.keras.separable import split_separable
@@ -35,6 +35,7 @@ from qi.keras.weights import has_policy, weight_quantizers
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.observers import CalibratedStatistics, TensorStatistics, load_statistics
 from qi.recipes import RecipeLike, RuleBook, get_recipe
+from qi.recipes.plan import ActivationPlan, group_statistics
 
 __all__ = ["Prepared", "calibrate", "gather_statistics", "prepare", "stored_statistics"]
 

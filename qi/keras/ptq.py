@@ -10,13 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.errors import StrictError, UnsupportedError, warn
-from qi.keras.assemble import Weights, insert_holders, wrap_layers
-from qi.keras.calibrate import Calibration, group_statistics, run
+from qi.errors import UnsupportedError, warn
+from qi.keras.assemble import insert_holders, wrap_layers
+from qi.keras.calibrate import Calibration, run
 from qi.keras.data import elements, tell_shapes
 from qi.keras.dormant import activation_quantizers
 from qi.keras.exact_graph import check_exact, make_exact
-from qi.keras.findings import findings, range_findings
+from qi.keras.findings import findings
 from qi.keras.graph import Graph, Value, build_model, build_tensors, follow_model
 from qi.keras.in_place import unregistered
 from qi.keras.in_place_quantize import (
@@ -31,10 +31,12 @@ from qi.keras.rows import activation_rows, describe, errors_of, in_graph_order
 from qi.keras.running import predict
 from qi.keras.saving import size_on_disk
 from qi.ledger import QuantizationReport, Row
+from qi.ledger.findings import check_strict, range_findings
 from qi.observers import TensorStatistics
 from qi.recipes import RecipeLike, RuleBook
+from qi.recipes.plan import group_statistics
 
-__all__ = ["check_not_exact", "check_strict", "quantize_model"]
+__all__ = ["check_not_exact", "quantize_model"]
 
 
 def quantize_model(
@@ -121,7 +123,7 @@ def quantize_model(
     )
 
     weights = wrap_layers(ready.graph, ready.book, ready.kept, ready.notes, types, inner=ready.within())
-    check_strict(weights, strict)
+    check_strict(weights.refused, strict)
     held = insert_holders(ready.graph, ready.plan, quantizers)
     tensors = build_tensors(ready.graph)
     result = build_model(ready.graph, tensors)
@@ -158,12 +160,12 @@ def _quantize_in_place(
     ready = prepare_in_place(model, recipe)
     calibrate_in_place(ready, data, statistics, batch_size, progress)
     result, weights, made = put_quantizers(ready)
-    check_strict(weights, strict)
+    check_strict(weights.refused, strict)
     rows = quantized_rows(ready, result, weights, made)
     told = [f"quantized in place, layer by layer, which no file for a runtime can be made of: {why}"]
     if line := unregistered(result):
         told[0] += f"; {line}"
-    told += range_findings(rows, ready.calibration, ready.statistics)
+    told += range_findings(rows, ready.calibration.samples, ready.statistics)
     return result, _report(model, result, ready.book, rows, told, ready.calibration.settings)
 
 
@@ -199,16 +201,6 @@ def _measure(
     alone = {part.path: part for path, parts in ready.inner.items() if path not in often for part in parts.values()}
     within = outputs_seen(alone, lambda: arrays.extend(call(calibration.sample)))
     return arrays[: len(values)], within
-
-
-def check_strict(weights: Weights, strict: bool) -> None:
-    """Refuses weight matrices that stay in float though no rule says so, where that is asked for."""
-    if strict and weights.refused:
-        lines = "\n".join(f"  {row.layer}/{row.name} {row.shape}: {row.reason}" for row in weights.refused)
-        raise StrictError(
-            f"expected every weight matrix to be quantized (strict=True); received {len(weights.refused)} that stay in "
-            f"float:\n{lines}\ndo leave them in float by a rule, or pass strict=False"
-        )
 
 
 def _report(

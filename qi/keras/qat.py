@@ -13,7 +13,6 @@ import numpy as np
 
 from qi.errors import ConfigError, UnsupportedError, warn
 from qi.keras.assemble import Weights, Within, frozen_wrapper, insert_holders, wrap_layers
-from qi.keras.calibrate import group_statistics
 from qi.keras.data import tell_shapes
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.dormant import activation_quantizers
@@ -32,16 +31,18 @@ from qi.keras.in_place_quantize import (
 )
 from qi.keras.layers import copy_operation, rebuild_layer
 from qi.keras.prepare import Prepared, gather_statistics, prepare, stored_statistics
-from qi.keras.ptq import check_not_exact, check_strict
+from qi.keras.ptq import check_not_exact
 from qi.keras.rows import describe
 from qi.keras.sites import quantizer_sites
 from qi.keras.trace import same_in_training
-from qi.keras.trainables import TrainingMethods, trainable_quantizer, trainable_within
 from qi.keras.variables import weights_of
 from qi.keras.wrapper import KerasQuantizationWrapper
+from qi.ledger.findings import check_strict
 from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer, BaseTrainableQuantizer
+from qi.quantizers.trainables import TrainingMethods, trainable_quantizer, trainable_within
 from qi.recipes import RecipeLike
+from qi.recipes.plan import group_statistics
 
 __all__ = ["convert", "prepare_qat"]
 
@@ -157,7 +158,7 @@ def _check_trains_exactly(model: keras.Model, batch_norm: str) -> None:
 
 
 def _tell_refused(weights: Weights, strict: bool) -> None:
-    check_strict(weights, strict)
+    check_strict(weights.refused, strict)
     if weights.refused:
         row = weights.refused[0]
         warn(f"{len(weights.refused)} weight matrices stay in float: {row.layer}/{row.name} ({row.reason})")

@@ -9,17 +9,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.core import IntGrid, QTensor, sqnr_db
+from qi.core import sqnr_db
 from qi.keras.attention import ATTENTIONS
-from qi.keras.choose import describe_granularity
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.macs import multiply_accumulates
-from qi.keras.plan import ActivationPlan, Group, value_name
+from qi.keras.plan import value_name
 from qi.keras.variables import to_numpy, weights_of
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger import Row
-from qi.observers import TensorStatistics, clipped_share
+from qi.ledger.outcomes import in_float, quantized_activation, quantized_weight
+from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer
+from qi.recipes.plan import ActivationPlan, Group
 
 __all__ = [
     "activation_row",
@@ -69,9 +70,9 @@ def weight_rows(
     rows = []
     for path, array in originals.items():
         if path in tensors:
-            outcome = _quantized_weight(array, tensors[path], quantizers[path])
+            outcome = quantized_weight(array, tensors[path], quantizers[path])
         else:
-            outcome = _in_float(reasons.get(path, "no rule of the recipe covers it")) | {"size_after": array.nbytes}
+            outcome = in_float(reasons.get(path, "no rule of the recipe covers it")) | {"size_after": array.nbytes}
         rows.append(
             Row(
                 kind="weight",
@@ -153,10 +154,14 @@ def activation_row(
         name: what it is of the layer.
     """
     if isinstance(found, str):
-        outcome = _in_float(found)
+        outcome = in_float(found)
     else:
         own, total = errors or (None, None)
-        outcome = _quantized_activation(*found) | {"sqnr_db": own, "total_sqnr_db": total}
+        group, quantizer, seen = found
+        outcome = quantized_activation(quantizer, seen, group.fixed is not None) | {
+            "sqnr_db": own,
+            "total_sqnr_db": total,
+        }
     return Row(kind="activation", layer=layer, layer_type=layer_type, name=name, shape=shape, **outcome)
 
 
@@ -181,7 +186,7 @@ def whole_rows(op: Any, layer: str, layer_type: str, quantized: bool, kept: str 
         name, why = "scores", f"attention is kept whole: {kept}"
     else:
         return []
-    return [Row(kind="activation", layer=layer, layer_type=layer_type, name=name, **_in_float(why))]
+    return [Row(kind="activation", layer=layer, layer_type=layer_type, name=name, **in_float(why))]
 
 
 def in_graph_order(
@@ -222,54 +227,6 @@ def errors_of(
         for value, exact, quantized in zip(values, before, after, strict=True)
         if exact.size
     }
-
-
-# A row's remaining fields --------------------------------------------------------------------------------------------
-
-
-def _in_float(reason: str) -> dict[str, Any]:
-    return {"status": "float", "reason": reason}
-
-
-def _quantized_weight(array: np.ndarray, tensor: QTensor, quantizer: BaseInferableQuantizer) -> dict[str, Any]:
-    scale = tensor.qparams.scale
-    return _described(quantizer, array.ndim, float(scale.min()), float(scale.max())) | {
-        "size_after": tensor.nbytes,
-        "sqnr_db": sqnr_db(array, tensor.dequantize()),
-    }
-
-
-def _quantized_activation(
-    group: Group, quantizer: BaseInferableQuantizer, seen: TensorStatistics | None
-) -> dict[str, Any]:
-    scale = float(np.max(quantizer.parameters((1,))["scale"]))
-    fields = _described(quantizer, 1, scale, scale)
-    if seen is None or group.fixed is not None:
-        return fields
-    # Half a step beyond the last code still rounds to it.
-    lo, hi = fields["range_lo"] - scale / 2, fields["range_hi"] + scale / 2
-    return fields | {"clipped_share": float(clipped_share(seen, lo, hi))}
-
-
-def _described(quantizer: BaseInferableQuantizer, rank: int, scale_min: float, scale_max: float) -> dict[str, Any]:
-    return {
-        "status": "quantized",
-        "bits": quantizer.num_bits,
-        "method": quantizer.quantization_method[0].value,
-        "granularity": describe_granularity(quantizer, rank),
-        "grid": _grid(quantizer),
-        "scale_min": scale_min,
-        "scale_max": scale_max,
-        "range_lo": float(np.min(quantizer.min_range)),
-        "range_hi": float(np.max(quantizer.max_range)),
-    }
-
-
-def _grid(quantizer: BaseInferableQuantizer) -> str:
-    grid = quantizer.grid
-    if isinstance(grid, IntGrid):
-        return f"{'' if grid.signed else 'u'}int{grid.bits} {grid.qmin}..{grid.qmax}"
-    return f"table of {grid.levels} values"
 
 
 def _macs(calls: Sequence[Call], path: str, shape: tuple[int, ...]) -> int | None:

@@ -1,33 +1,15 @@
-"""What an operation does to the grid of its input: the table behind the rules that keep a deployed graph integer.
-
-Four roles matter; every other operation gives its output a quantizer of its own:
-
-* KEEPS: its output holds only values of its (single) input, or 0: the output is on the input's grid already.
-* SAME: its output must share the input's scale, but is computed, so it is quantized again (average pooling).
-* JOINS: all inputs and the output share one scale (concatenation; the greater or the less of two).
-* FIXED: its output range is known, and runtimes demand exactly that grid (softmax, sigmoid, tanh).
-"""
+"""What an operation of Keras does to the grid of its input: the table behind the rules that keep a deployed graph integer."""
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
 from qi.keras.attention import BandSoftmax
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call
+from qi.recipes.plan import Role
 
-__all__ = ["Role", "fuses_activation", "is_fusable_activation", "is_softmax", "known_range", "multiplies", "role_of"]
-
-
-class Role(Enum):
-    """How an operation's output relates to the grid of its inputs."""
-
-    OWN = "own"
-    KEEPS = "keeps"
-    SAME = "same"
-    JOINS = "joins"
-    FIXED = "fixed"
+__all__ = ["fuses_activation", "is_fusable_activation", "is_softmax", "known_range", "multiplies", "role_of"]
 
 
 _KEEPS = frozenset(

@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.keras.choose import weight_quantizer
 from qi.keras.slots import SlotChoice, layer_policy, slots_of
 from qi.quantizers import BaseInferableQuantizer
 from qi.recipes import RuleBook
+from qi.recipes.choose import weight_quantizer
 
 __all__ = ["has_policy", "layer_policy", "weight_quantizers"]
 

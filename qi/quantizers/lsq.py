@@ -57,7 +57,7 @@ class LSQQuantizer(BaseTrainableQuantizer):
     def gradient_scale(self, shape: Shape) -> float:
         """``1 / sqrt(n qmax)`` for a tensor of `shape` (the first size of an activation is the batch)."""
         if self.quantization_target is QuantizationTarget.ACTIVATION:
-            count = prod(size for size in shape[1:] if size is not None)
+            count = prod([size for size in shape[1:] if size is not None])  # a list: torch compiles no generator here
         else:
             count = prod(shape) // max(1, prod(self.granularity(len(shape)).param_shape(shape)))
         return float(1 / np.sqrt(max(1, count) * max(1, self.grid.qmax)))

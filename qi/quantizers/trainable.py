@@ -9,7 +9,7 @@ import numpy as np
 
 from qi.core import IntGrid, SymmetricRule, asymmetric_params, power_of_two, symmetric_scale
 from qi.core.estimators import check_estimator
-from qi.core.namespace import NUMPY, namespace_of
+from qi.core.namespace import NUMPY, namespace_of, to_numpy
 from qi.core.training import train_quantize
 from qi.errors import ConfigError, InputError, NotCalibratedError
 from qi.quantizers.base import BaseInferableQuantizer, BaseQuantizer
@@ -256,7 +256,7 @@ class BaseTrainableQuantizer(BaseQuantizer):
         """
         if not self.enabled:
             raise ConfigError(f"expected an enabled quantizer; {self!r} leaves its tensor in float")
-        values = {name: np.asarray(value) for name, value in variables.items()}
+        values = {name: to_numpy(value) for name, value in variables.items()}
         bad = [name for name, value in values.items() if not np.all(np.isfinite(value))]
         if bad:
             raise InputError(f"expected finite variables; received NaN or infinity in {bad}; training diverged")
@@ -283,7 +283,7 @@ class BaseTrainableQuantizer(BaseQuantizer):
 
     def initialize(self, x: Array) -> Self:
         """Makes variables of its own (numpy arrays) for tensors like x, to be used without a layer."""
-        values = np.asarray(x)
+        values = to_numpy(x)
         self._bound = {item.name: item.value for item in self.declare(values.shape, values)}
         return self
 
@@ -307,7 +307,7 @@ class BaseTrainableQuantizer(BaseQuantizer):
 
     def convert2inferable(self) -> BaseInferableQuantizer:
         """The inferable quantizer for its current variables."""
-        return self.to_inferable({name: np.asarray(value) for name, value in self.variables.items()})
+        return self.to_inferable({name: to_numpy(value) for name, value in self.variables.items()})
 
     def __call__(self, x: Array, training: bool = False, noise: Callable[[Array], Array] | None = None) -> Array:
         """Fake-quantizes x with the variables it is bound to; see `apply`."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qi.quantizers import BaseTrainableQuantizer
-from qi.testing import configs, finite, forward, gradients, models  # noqa: F401  each registers its clauses
+from qi.testing import configs, finite, forward, gradients, models, torch_models  # noqa: F401  each registers its clauses
 from qi.testing.cases import cases_of
-from qi.testing.registry import CLAUSES
+from qi.testing.engines import running_on
+from qi.testing.registry import CLAUSES, ON_TORCH
 
 __all__ = ["ContractSummary", "check_quantizer"]
 
@@ -38,6 +39,7 @@ def check_quantizer(
     *,
     bits: Sequence[int] = (2, 4, 8),
     clauses: Sequence[str] | None = None,
+    on: str = "keras",
     **options: Any,
 ) -> ContractSummary:
     """Checks that a trainable quantizer class keeps the contract.
@@ -58,12 +60,14 @@ def check_quantizer(
     * ``mixed``: ``mixed_float16`` works.
 
     The last four and ``engines``, ``gradients``, ``finite`` and ``positive`` import Keras, and run on its backend: TensorFlow,
-    JAX or torch.
+    JAX or torch. With ``on="torch"`` they run on tensors and modules of torch instead, eager and traced by ``torch.compile``,
+    without Keras; ``saving`` is then about ``state_dict``, ``mixed`` about bfloat16, float16 and autocast.
 
     Args:
         cls: the class, decorated with `qi.mark_quantizer`.
         bits: which numbers of bits to try.
         clauses: names; all by default.
+        on: "keras" or "torch".
         options: more constructor arguments, such as ``estimator="ewgs"``.
 
     Returns:
@@ -71,7 +75,8 @@ def check_quantizer(
 
     Raises:
         ContractError: a clause doesn't hold; the message names it, the configuration and the numbers.
-        ConfigError: not a registered trainable quantizer, or an unknown clause.
+        ConfigError: not a registered trainable quantizer, an unknown clause, or another `on`.
+        MissingDependencyError: ``on="torch"`` without torch.
 
     Example:
         >>> import qi
@@ -80,4 +85,7 @@ def check_quantizer(
     """
     cases = cases_of(cls, bits, options)
     wanted = {name: CLAUSES.get(name) for name in (CLAUSES.names() if clauses is None else clauses)}
-    return ContractSummary(cls.__name__, len(cases), {name: clause(cases) for name, clause in wanted.items()})
+    if on == "torch":
+        wanted |= {name: clause for name, clause in ON_TORCH.items() if name in wanted}
+    with running_on(on):
+        return ContractSummary(cls.__name__, len(cases), {name: clause(cases) for name, clause in wanted.items()})

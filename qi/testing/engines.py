@@ -1,14 +1,18 @@
-"""The backend that Keras runs on, as the contract runs it: results eagerly and compiled, and gradients."""
+"""The backend that Keras runs on, or torch by itself, as the contract runs it: results eagerly and compiled, and gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from qi.errors import UnsupportedError
+from qi.core.namespace import to_numpy
+from qi.errors import ConfigError, UnsupportedError
+from qi.optional import require
 from qi.quantizers import BaseTrainableQuantizer
 
 __all__ = [
@@ -19,6 +23,8 @@ __all__ = [
     "gradients_of",
     "keras_here",
     "model_gradients",
+    "running_on",
+    "torch_here",
     "ways_to_train",
 ]
 
@@ -26,8 +32,11 @@ ENGINES: dict[str, tuple[str, ...]] = {
     "tensorflow": ("tensorflow eager", "tf.function", "XLA"),
     "jax": ("jax eager", "jax.jit"),
     "torch": ("torch eager",),  # torch.compile needs a compiler of C++ on the machine
+    "torch tensors": ("torch tensors", "torch.compile"),  # traced and differentiated, and run without such a compiler
 }
-"""The ways to run a function, by Keras' backend."""
+"""The ways to run a function, by Keras' backend; "torch tensors" are those of torch without Keras."""
+
+_ON: ContextVar[str] = ContextVar("on", default="keras")
 
 _WAYS: dict[str, tuple[dict[str, bool], ...]] = {
     "tensorflow": ({"run_eagerly": True}, {}, {"jit_compile": True}),
@@ -56,9 +65,42 @@ def keras_here() -> tuple[Any, str]:
     return keras, backend
 
 
+@contextmanager
+def running_on(framework: str) -> Iterator[None]:
+    """Within it, clauses run on Keras' backend ("keras") or on tensors of torch without Keras ("torch").
+
+    Raises:
+        ConfigError: another name.
+        MissingDependencyError: torch isn't installed.
+    """
+    if framework not in ("keras", "torch"):
+        raise ConfigError(f"expected on='keras' or on='torch'; received on={framework!r}")
+    if framework == "torch":
+        torch_here()
+    token = _ON.set(framework)
+    try:
+        yield
+    finally:
+        _ON.reset(token)
+
+
+def torch_here() -> Any:
+    """The package torch.
+
+    Raises:
+        MissingDependencyError: it isn't installed.
+    """
+    return require("torch", "torch", "the contract on torch tensors")
+
+
+def _backend() -> str:
+    """A key of `ENGINES`."""
+    return "torch tensors" if _ON.get() == "torch" else keras_here()[1]
+
+
 def engines_here() -> tuple[str, ...]:
-    """The names of the engines of Keras' backend."""
-    return ENGINES[keras_here()[1]]
+    """The names of the engines that clauses run on now."""
+    return ENGINES[_backend()]
 
 
 def ways_to_train() -> tuple[dict[str, bool], ...]:
@@ -76,12 +118,15 @@ def _compiled(function: Callable[..., Any], engine: str) -> Any:
         import jax
 
         return jax.jit(function)
+    if engine == "torch.compile":
+        torch = torch_here()
+        torch.compiler.reset()  # it counts how often one piece of code is compiled
+        return torch.compile(function, backend="aot_eager", fullgraph=True)
     return function
 
 
 def evaluate(engine: str, jobs: Sequence[Job]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(result, result in training, transform) of every job, in one function that is compiled once."""
-    keras, _ = keras_here()
     quantizers = [job[0] for job in jobs]
 
     def run(given: Any) -> Any:
@@ -94,7 +139,7 @@ def evaluate(engine: str, jobs: Sequence[Job]) -> list[tuple[np.ndarray, np.ndar
             for quantizer, (variables, x, noise) in zip(quantizers, given, strict=True)
         ]
 
-    given = [(_tensors(variables), *map(keras.ops.convert_to_tensor, (x, noise))) for _, variables, x, noise in jobs]
+    given = [(_tensors(variables), _tensor(x), _tensor(noise)) for _, variables, x, noise in jobs]
     return [(as_numpy(a), as_numpy(b), as_numpy(c)) for a, b, c in _compiled(run, engine)(given)]
 
 
@@ -103,22 +148,28 @@ def _given(noise: Any, x: Any) -> Any:
     return noise
 
 
+def _tensor(x: np.ndarray) -> Any:
+    if _ON.get() == "torch":
+        return torch_here().tensor(np.array(x))
+    return keras_here()[0].ops.convert_to_tensor(np.array(x))
+
+
 def _tensors(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    keras, _ = keras_here()
-    return {name: keras.ops.convert_to_tensor(value) for name, value in variables.items()}
+    return {name: _tensor(value) for name, value in variables.items()}
 
 
 def as_numpy(x: Any) -> np.ndarray:
-    """A tensor or variable of Keras' backend as a numpy array."""
+    """A tensor or variable of the framework that clauses run on as a numpy array."""
+    if _ON.get() == "torch":
+        return to_numpy(x)
     keras, _ = keras_here()
     return np.asarray(keras.ops.convert_to_numpy(x))
 
 
 def gradients_of(job: Job, upstream: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     """(gradient of x, gradients of the variables, result) of ``sum(upstream * result)`` of a training step."""
-    keras, _ = keras_here()
     quantizer, variables, values, noise = job
-    names, fixed = list(variables), keras.ops.convert_to_tensor(noise)
+    names, fixed = list(variables), _tensor(noise)
 
     def run(x: Any, *held: Any) -> Any:
         named = dict(zip(names, held, strict=True))
@@ -132,9 +183,7 @@ def _pulled(
     function: Callable[..., Any], arrays: Sequence[np.ndarray], upstream: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """(result, gradient of each array) of ``sum(upstream * function(*arrays))``; 0 where an array has no influence."""
-    keras, backend = keras_here()
-    tensors = [keras.ops.convert_to_tensor(np.array(array)) for array in arrays]
-    weights = keras.ops.convert_to_tensor(upstream)
+    backend, tensors, weights = _backend(), [_tensor(array) for array in arrays], _tensor(upstream)
     if backend == "tensorflow":
         import tensorflow as tf
 

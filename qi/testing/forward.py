@@ -60,7 +60,7 @@ def forward(cases: Sequence[Case]) -> int:
 
 @CLAUSES.register("engines")
 def engines(cases: Sequence[Case]) -> int:
-    """Keras' backend, eager and however it compiles, gives numpy's bits, in training and outside of it."""
+    """The framework, eager and however it compiles, gives numpy's bits, in training and outside of it."""
     found = list(points(cases))
     names = engines_here()
     for engine in names:

@@ -14,20 +14,20 @@ from qi.testing.cases import Case
 from qi.testing.engines import as_numpy, keras_here, model_gradients, ways_to_train
 from qi.testing.registry import CLAUSES, expect, expect_close, expect_same
 
-__all__ = ["mixed", "modes", "saving", "training"]
+__all__ = ["INPUTS", "OUTPUTS", "STEPS", "chosen", "mixed", "modes", "problem", "saving", "training"]
 
-_INPUTS, _OUTPUTS, _BATCH = 6, 3, 64
-_STEPS = 30
+INPUTS, OUTPUTS, _BATCH = 6, 3, 64
+STEPS = 30
 
 
-def _problem() -> tuple[np.ndarray, np.ndarray]:
+def problem() -> tuple[np.ndarray, np.ndarray]:
     """Inputs and the outputs of a linear function of them."""
     rng = np.random.default_rng(8)
-    x = rng.normal(size=(_BATCH, _INPUTS)).astype(np.float32)
-    return x, x @ rng.uniform(-0.5, 0.5, (_INPUTS, _OUTPUTS)).astype(np.float32)
+    x = rng.normal(size=(_BATCH, INPUTS)).astype(np.float32)
+    return x, x @ rng.uniform(-0.5, 0.5, (INPUTS, OUTPUTS)).astype(np.float32)
 
 
-def _chosen(cases: Sequence[Case]) -> list[Case]:
+def chosen(cases: Sequence[Case]) -> list[Case]:
     """Each target, method and main layout once, with the middle number of bits: a model holds them side by side."""
     bits = sorted({case.bits for case in cases})
     bits = [b for b in bits if b >= 3] or bits
@@ -40,11 +40,11 @@ def _model(cases: Sequence[Case], policy: str = "float32") -> Any:
     keras, _ = keras_here()
     from qi.keras import KerasActivationQuantizationHolder, KerasNodeQuantizationDispatcher, KerasQuantizationWrapper
 
-    inputs, outputs = keras.Input((_INPUTS,)), []
+    inputs, outputs = keras.Input((INPUTS,)), []
     for i, case in enumerate(cases):
-        kernel = np.random.default_rng(i).uniform(-0.8, 0.8, (_INPUTS, _OUTPUTS))
-        dense = keras.layers.Dense(_OUTPUTS, name=f"dense_{i}", dtype=policy)
-        dense.build((None, _INPUTS))
+        kernel = np.random.default_rng(i).uniform(-0.8, 0.8, (INPUTS, OUTPUTS))
+        dense = keras.layers.Dense(OUTPUTS, name=f"dense_{i}", dtype=policy)
+        dense.build((None, INPUTS))
         dense.kernel.assign(kernel)
         if case.target is QuantizationTarget.WEIGHTS:
             dispatcher = KerasNodeQuantizationDispatcher(case.quantizer())
@@ -58,7 +58,7 @@ def _model(cases: Sequence[Case], policy: str = "float32") -> Any:
 def _compiled(cases: Sequence[Case], rate: float = 0.02, **how: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """The model, its inputs and the outputs it should have."""
     keras, _ = keras_here()
-    model, (x, y) = _model(cases), _problem()
+    model, (x, y) = _model(cases), problem()
     model.compile(keras.optimizers.Adam(rate), "mse", **{"jit_compile": False} | how)
     return model, x, np.tile(y, len(cases))
 
@@ -66,16 +66,16 @@ def _compiled(cases: Sequence[Case], rate: float = 0.02, **how: Any) -> tuple[An
 def _losses(model: Any, cases: Sequence[Case], x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The mean squared error of each branch."""
     errors = as_numpy(model(x)) - y
-    return np.asarray(np.mean(errors.reshape(len(x), len(cases), _OUTPUTS) ** 2, axis=(0, 2)))
+    return np.asarray(np.mean(errors.reshape(len(x), len(cases), OUTPUTS) ** 2, axis=(0, 2)))
 
 
 @CLAUSES.register("training")
 def training(cases: Sequence[Case]) -> int:
     """The loss of a toy problem falls by a fifth in 30 steps of Adam."""
-    cases = _chosen(cases)
+    cases = chosen(cases)
     model, x, y = _compiled(cases)
     before = _losses(model, cases, x, y)
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         model.train_on_batch(x, y)
     for case, first, last in zip(cases, before, _losses(model, cases, x, y), strict=True):
         expect(
@@ -94,7 +94,7 @@ def _state(model: Any) -> dict[str, np.ndarray]:
 def saving(cases: Sequence[Case]) -> int:
     """Saved after a few steps of Adam and reloaded, a model trains on as the original does, bit for bit, and converts."""
     keras, _ = keras_here()
-    cases = _chosen(cases)
+    cases = chosen(cases)
     model, x, y = _compiled(cases)
     for _ in range(3):
         model.train_on_batch(x, y)
@@ -118,7 +118,7 @@ def saving(cases: Sequence[Case]) -> int:
 @CLAUSES.register("modes")
 def modes(cases: Sequence[Case]) -> int:
     """Three training steps, in every way that the backend runs them, agree to rounding."""
-    cases = list({(case.target, case.method): case for case in _chosen(cases)}.values())  # the last layout: per channel
+    cases = list({(case.target, case.method): case for case in chosen(cases)}.values())  # the last layout: per channel
     random = any(case.quantizer().needs_noise for case in cases)
     found = []
     for how in ways_to_train():
@@ -145,8 +145,8 @@ def mixed(cases: Sequence[Case]) -> int:
         wanted = ops.cast(quantizer.apply(ops.cast(half, "float32"), variables), "float16")
         found = as_numpy(quantizer.apply(half, variables))
         expect_same(found, as_numpy(wanted), "mixed", case, "the float32 result in float16")
-    cases = _chosen(cases)
-    model, (x, y) = _model(cases, "mixed_float16"), _problem()
+    cases = chosen(cases)
+    model, (x, y) = _model(cases, "mixed_float16"), problem()
     loss = lambda results: sum(ops.mean(ops.square(ops.subtract(ops.cast(result, "float32"), y))) for result in results)
     results, gradients = model_gradients(model, x, loss)
     for case, result in zip(cases, map(as_numpy, results), strict=True):

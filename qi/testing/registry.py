@@ -12,11 +12,14 @@ from qi.registry import Registry
 from qi.testing.cases import Case
 from qi.typing import Array
 
-__all__ = ["CLAUSES", "Clause", "expect", "expect_close", "expect_same", "fail"]
+__all__ = ["CLAUSES", "ON_TORCH", "Clause", "expect", "expect_close", "expect_same", "fail"]
 
 Clause = Callable[[Sequence[Case]], int]
 CLAUSES: Registry[Clause] = Registry("clause of the contract")
 """Functions ``(cases) -> number of checks made``; all cases are of one class. They raise `ContractError`."""
+
+ON_TORCH: Registry[Clause] = Registry("clause of the contract on torch")
+"""What stands in for some of `CLAUSES` with ``on="torch"``: those on models, made of torch modules."""
 
 
 def fail(clause: str, where: Any, problem: str) -> NoReturn:

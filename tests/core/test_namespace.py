@@ -40,7 +40,7 @@ CALLS = {
     "searchsorted": lambda xp, x, p: xp.searchsorted(xp.asarray(np.float32([-1, 0, 1])), x),
     "take": lambda xp, x, p: xp.take(xp.asarray(np.float32([5, 6, 7])), xp.cast(p, "int32") % 3),
     "stop_gradient": lambda xp, x, p: xp.stop_gradient(x),
-    "frozen": lambda xp, x, p: xp.frozen(POSITIVE) * x,
+    "frozen": lambda xp, x, p: xp.multiply(xp.frozen(POSITIVE), x),
     "cast to an integer": lambda xp, x, p: xp.cast(x, "int8"),
 }
 INEXACT = {

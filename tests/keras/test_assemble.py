@@ -13,7 +13,7 @@ from qi.keras.assemble import copy_layers, insert_holders, wrap_layers
 from qi.keras.fold import fold_batch_norms
 from qi.keras.graph import Call, Graph, build_model, build_tensors, flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder as Holder
-from qi.keras.plan import ActivationPlan, plan_activations
+from qi.keras.plan import plan_activations
 from qi.keras.ptq import quantize_model
 from qi.keras.traits import is_fusable_activation
 from qi.keras.variables import to_numpy
@@ -21,6 +21,7 @@ from qi.keras.wrapper import KerasQuantizationWrapper as Wrapper
 from qi.ledger import QuantizationReport
 from qi.quantizers import ActivationUniformInferableQuantizer
 from qi.recipes import FLOAT, Rule, get_recipe
+from qi.recipes.plan import ActivationPlan
 from tests.keras.models import MODELS, build, execute, given, samples, settle
 
 pytestmark = pytest.mark.filterwarnings("ignore::qi.errors.QuantizationWarning")

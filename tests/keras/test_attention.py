@@ -14,10 +14,11 @@ from qi.keras.attention import BandSoftmax, split_attention
 from qi.keras.graph import Call, Graph, flatten_model
 from qi.keras.prepare import prepare
 from qi.keras.separable import weight_in_rules
-from qi.keras.traits import Role, known_range, role_of
+from qi.keras.traits import known_range, role_of
 from qi.keras.variables import to_numpy
 from qi.keras.verify import check_copies
 from qi.recipes import FLOAT
+from qi.recipes.plan import Role
 from tests.keras.models import execute, samples, settle
 
 QUERIES, KEYS = (6, 8), (5, 8)

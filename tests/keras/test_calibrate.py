@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from qi.errors import ConfigError, InputError
-from qi.keras.calibrate import Calibration, collect, group_statistics, run
+from qi.keras.calibrate import Calibration, collect, run
 from qi.keras.graph import Graph, Value, build_tensors, flatten_model
-from qi.keras.plan import Group, value_name
+from qi.keras.plan import value_name
 from qi.observers import TensorStatistics
 from qi.recipes import TensorSpec
+from qi.recipes.plan import Group, group_statistics
 from tests.keras.models import build, samples
 
 module = importlib.import_module("qi.keras.calibrate")  # as an attribute of the package, that is the function

@@ -8,9 +8,10 @@ import pytest
 from keras import layers
 
 from qi import calibrate, convert, emulate, prepare_qat, quantize_model
-from qi.keras.calibrate import group_statistics
-from qi.keras.dormant import activation_quantizers, dormant_ranges
+from qi.keras.dormant import activation_quantizers, largest_weight
 from qi.keras.prepare import Prepared, prepare
+from qi.recipes.dormant import dormant_ranges
+from qi.recipes.plan import group_statistics
 from tests.keras.models import settle
 
 X = np.random.default_rng(0).normal(0.2, 1, (64, 8, 8, 3)).astype("float32")
@@ -67,7 +68,7 @@ def test_the_range_follows_from_what_comes_after_it() -> None:
     model = branches(asleep=2)
     ready, seen = planned(model, X)
     names = {id(group): group.key for group in ready.plan.groups}
-    found = {names[key]: size for key, size in dormant_ranges(ready.graph, ready.plan, seen).items()}
+    found = {names[key]: size for key, size in dormant_ranges(ready.graph, ready.plan, seen, largest_weight).items()}
     gain = {name: 16 * np.abs(model.get_layer(name).get_weights()[0]).max() for name in ("after", "dead1")}
     after = float(max(-seen["after"].lo, seen["after"].hi))
     assert found == pytest.approx({"dead1": after / gain["after"], "dead0": after / gain["after"] / gain["dead1"]})
@@ -78,14 +79,14 @@ def test_it_scales_with_the_model() -> None:
     kernel, bias = large.get_layer("after").get_weights()
     large.get_layer("after").set_weights([kernel, 1000 * bias])
     (first,), (second,) = (
-        dormant_ranges(r.graph, r.plan, s).values() for r, s in (planned(small, X), planned(large, X))
+        dormant_ranges(r.graph, r.plan, s, largest_weight).values() for r, s in (planned(small, X), planned(large, X))
     )
     assert second == pytest.approx(1000 * first)
 
 
 def test_where_nothing_sleeps_nothing_is_asked() -> None:
     ready, seen = planned(branches(asleep=0), X)
-    assert dormant_ranges(ready.graph, ready.plan, seen) == {}
+    assert dormant_ranges(ready.graph, ready.plan, seen, largest_weight) == {}
 
 
 def test_a_model_of_zeros_has_scale_1() -> None:

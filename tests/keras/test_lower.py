@@ -9,14 +9,13 @@ import pytest
 from keras import layers, ops
 
 import qi
-from qi.core import IntGrid, QParams
 from qi.errors import InputError, UnsupportedError
 from qi.ir import QGraph, run, validate
 from qi.ir.linear import LINEAR
 from qi.ir.routing import route
 from qi.ir.twin import real_values
 from qi.keras.graph import flatten_model
-from qi.keras.lower import _int8, lower, lower_both
+from qi.keras.lower import lower, lower_both
 from qi.keras.lower_activations import CARRIED
 from tests.keras.lowered import agrees, in_integers, kinds, refusal, weights_only
 from tests.keras.models import build, samples, settle
@@ -181,13 +180,6 @@ def test_real_numbers_are_float32_whatever_the_model_computes_in(policy: str) ->
     data = samples(model, 3)
     expected, found = np.asarray(qmodel(data), "float32"), run(graph, [data], "litert")[graph.outputs[0].name]
     np.testing.assert_allclose(found, expected, rtol=0, atol=0.02 * np.abs(expected).max())
-
-
-def test_codes_without_a_sign_move_down() -> None:
-    found = _int8(QParams(np.float32([0.5]), np.asarray([3]), IntGrid(8, signed=False)))
-    assert (found.scale, found.zero_point, found.grid) == (0.5, -125, IntGrid(8))
-    kept = _int8(QParams(np.float32([0.5]), np.asarray([3]), IntGrid(4, narrow=True)))
-    assert (kept.zero_point, kept.grid) == (3, IntGrid(4, narrow=True))
 
 
 class Mine(layers.Layer):

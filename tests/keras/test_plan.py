@@ -9,9 +9,10 @@ from keras import layers
 
 from qi.keras.fold import fold_batch_norms, split_activations
 from qi.keras.graph import Graph, Value, flatten_model
-from qi.keras.plan import ActivationPlan, Group, plan_activations, value_name
+from qi.keras.plan import plan_activations, value_name
 from qi.keras.weights import has_policy
 from qi.recipes import FLOAT, Rule, TensorSpec, get_recipe
+from qi.recipes.plan import ActivationPlan, Group
 from tests.keras.models import MODELS, given
 
 

@@ -9,7 +9,8 @@ from keras import layers, ops
 
 from qi.keras import traits
 from qi.keras.graph import Call, flatten_model
-from qi.keras.traits import Role, fuses_activation, is_fusable_activation, known_range, multiplies, role_of
+from qi.keras.traits import fuses_activation, is_fusable_activation, known_range, multiplies, role_of
+from qi.recipes.plan import Role
 
 IMAGE, STEPS, FLAT = (6, 6, 4), (6, 4), (4,)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from qi.errors import ConfigError
-from qi.keras.trainables import TrainingMethods, trainable_quantizer
 from qi.quantizers import (
     ActivationPOTInferableQuantizer,
     ActivationSymmetricInferableQuantizer,
@@ -18,6 +17,7 @@ from qi.quantizers import (
     WeightsSymmetricInferableQuantizer,
     WeightsUniformInferableQuantizer,
 )
+from qi.quantizers.trainables import TrainingMethods, trainable_quantizer
 
 W = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 A = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)

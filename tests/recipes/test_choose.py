@@ -7,11 +7,12 @@ from hypothesis import given, settings, strategies as st
 from qi.core import IntGrid, PerTensor
 from qi.dispatch import Slot
 from qi.errors import ConfigError
-from qi.keras.choose import activation_quantizer, describe_granularity, weight_quantizer
-from qi.keras.plan import Group
+from qi.ledger.outcomes import describe_granularity
 from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer
 from qi.recipes import TensorSpec
+from qi.recipes.choose import activation_quantizer, weight_quantizer
+from qi.recipes.plan import Group
 
 KERNEL = Slot("kernel")
 RNG = np.random.default_rng(0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
-from qi.core import IntGrid, PerChannel, PerGroup, SymmetricRule, power_of_two, symmetric_scale
-from qi.dispatch import Slot
+from qi.core import IntGrid, SymmetricRule, power_of_two, symmetric_scale
 from qi.errors import ConfigError
-from qi.keras.plan import Group
 from qi.observers import TensorStatistics, select_range, select_weight_threshold
 from qi.quantizers import (
     BaseInferableQuantizer,
@@ -17,12 +16,27 @@ from qi.quantizers import (
     QuantizationTarget,
     get_inferable_quantizer_class,
 )
-from qi.recipes import TensorSpec
+from qi.recipes.plan import Group
+from qi.recipes.spec import TensorSpec
 
-__all__ = ["activation_quantizer", "describe_granularity", "weight_quantizer"]
+__all__ = ["Axes", "activation_quantizer", "weight_quantizer"]
 
 
-def weight_quantizer(weight: np.ndarray, spec: TensorSpec, slot: Slot) -> BaseInferableQuantizer:
+class Axes(Protocol):
+    """Where a weight's channels lie, and along which axis groups run; `qi.dispatch.Slot` is one."""
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis with a scale an index."""
+        ...
+
+    @property
+    def input_axis(self) -> int | None:
+        """The axis of groups; None where they make no sense."""
+        ...
+
+
+def weight_quantizer(weight: np.ndarray, spec: TensorSpec, slot: Axes) -> BaseInferableQuantizer:
     """The quantizer of a weight as its spec asks.
 
     Symmetric weights lie on a narrow grid (-127..127), which integer kernels need; their scale is absmax / qmax.
@@ -32,7 +46,9 @@ def weight_quantizer(weight: np.ndarray, spec: TensorSpec, slot: Slot) -> BaseIn
         spec: bits, method, granularity and range.
         slot: the weight's axes. Groups along an axis that the slot doesn't name fall back to channels.
     """
-    cls: Any = get_inferable_quantizer_class(QuantizationTarget.WEIGHTS, QuantizationMethod(spec.method))
+    cls: Callable[..., BaseInferableQuantizer] = get_inferable_quantizer_class(
+        QuantizationTarget.WEIGHTS, QuantizationMethod(spec.method)
+    )
     arguments: dict[str, Any] = {"num_bits": spec.bits, "input_rank": weight.ndim}
     if spec.granularity != "per_tensor":
         arguments |= {"per_channel": True, "channel_axis": slot.channel_axis % weight.ndim}
@@ -69,7 +85,9 @@ def activation_quantizer(
         dormant: the magnitude that the range reaches, either way, where all that was seen is 0; 0 leaves it at scale 1.
     """
     spec = group.spec
-    cls: Any = get_inferable_quantizer_class(QuantizationTarget.ACTIVATION, QuantizationMethod(spec.method))
+    cls: Callable[..., BaseInferableQuantizer] = get_inferable_quantizer_class(
+        QuantizationTarget.ACTIVATION, QuantizationMethod(spec.method)
+    )
     symmetric = spec.method != "uniform"
     grid = IntGrid(spec.bits, signed=symmetric)
     if group.fixed is not None:
@@ -101,11 +119,3 @@ def _search(spec: TensorSpec) -> tuple[SymmetricRule, dict[str, Any]]:
     if spec.method != "power_of_two":
         return SymmetricRule.QMAX, options
     return SymmetricRule.EDGE, options | ({"power_of_two": True} if spec.range == "mse" else {})
-
-
-def describe_granularity(quantizer: BaseInferableQuantizer, rank: int) -> str:
-    """The granularity in words, for reports."""
-    granularity = quantizer.granularity(rank)
-    if isinstance(granularity, PerGroup):
-        return f"per group of {granularity.size} (axis {granularity.axis})"
-    return f"per channel (axis {granularity.axis})" if isinstance(granularity, PerChannel) else "per tensor"
