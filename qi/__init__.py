@@ -96,6 +96,11 @@ _MODULE_TO_NAMES = {
         "quantize_model",
         "save_model",
     ),
+    "qi.torch": (
+        "PytorchActivationQuantizationHolder",
+        "PytorchNodeQuantizationDispatcher",
+        "PytorchQuantizationWrapper",
+    ),
     # Modules that share a name with their function: whoever imports one by itself hides the other in `qi.keras`.
     "qi.keras.emulate": ("emulate",),
     "qi.keras.lower": ("lower",),
@@ -126,6 +131,7 @@ _PACKAGES = (
     "recipes",
     "report",
     "testing",
+    "torch",
 )
 _EXPORTS = {name: module for module, names in _MODULE_TO_NAMES.items() for name in names}
 

@@ -36,7 +36,7 @@ class ArrayNamespace(Protocol):
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array: ...
     def frozen(self, x: np.ndarray) -> Array: ...
-    def beside(self, x: Any, like: Array) -> Any: ...
+    def beside(self, x: Any, like: Array, /) -> Any: ...
     def cast(self, x: Array, dtype: str) -> Array: ...
     def dtype(self, x: Array) -> str: ...
     def divide(self, a: Array, b: Array) -> Array: ...
@@ -85,7 +85,7 @@ class _Numpy:
         return x
 
     @staticmethod
-    def beside(x: Any, like: np.ndarray) -> Any:
+    def beside(x: Any, _like: np.ndarray) -> Any:
         return x
 
     @staticmethod
@@ -168,7 +168,7 @@ class _Keras:
                 return tf.Variable(x, trainable=False)
         return x if self._keras.backend.backend() == "jax" else self._ops.convert_to_tensor(x)
 
-    def beside(self, x: Any, like: Array) -> Any:
+    def beside(self, x: Any, _like: Array) -> Any:
         return x
 
     def divide(self, a: Array, b: Array) -> Array:
@@ -248,7 +248,7 @@ class _Torch:
         """The array itself: a tensor made while a function is traced (``torch.export``, a fake mode) would outlive the trace."""
         return x
 
-    def beside(self, x: Any, like: Array) -> Array:
+    def beside(self, x: Any, like: Array, /) -> Array:
         x, device = self.asarray(x), getattr(like, "device", None)
         return x.to(device) if isinstance(like, self._torch.Tensor) and x.device.type == "cpu" != device.type else x
 
@@ -329,7 +329,7 @@ def _axes(x: Array, axis: Any) -> Any:
 
 
 def _autograd_functions(torch: Any) -> tuple[Any, Any]:
-    """Two ``torch.autograd.Function`` of ``(function, *args)``: one keeps the gradient's closure, one calls the function again."""
+    """Two ``torch.autograd.Function`` of ``(function, *args)``: one keeps the gradient's closure, one calls function again."""
 
     class Keeping(torch.autograd.Function):  # type: ignore[misc,name-defined]
         @staticmethod
@@ -349,7 +349,7 @@ def _autograd_functions(torch: Any) -> tuple[Any, Any]:
             return function(*args)[0]
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Array) -> None:
+        def setup_context(ctx: Any, inputs: Any, output: Array) -> None:  # noqa: ARG004  torch names it
             ctx.function = inputs[0]
             ctx.save_for_backward(*inputs[1:])
 

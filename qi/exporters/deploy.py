@@ -1,4 +1,4 @@
-"""export: a quantized Keras model as a file that a runtime runs with the very same numbers, and the proof that it does."""
+"""export: a quantized model as a file that a runtime runs with the very same numbers, and the proof that it does."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 from qi.errors import QuantizationWarning, StrictError
 from qi.exporters.code_io import check_codes
 from qi.exporters.formats import Format, format_of, path_of
+from qi.exporters.fronts import front_of
 from qi.exporters.integers import export_integers
 from qi.exporters.manifest import Options, manifest
 from qi.exporters.proof import Proof, coded, made_samples, prove
@@ -24,6 +25,7 @@ from qi.exporters.report import ExportReport, told_difference
 from qi.files import check_place, write_atomically
 from qi.ir import QGraph
 from qi.ir.kinds import KINDS
+from qi.ir.lowered import in_real_numbers
 from qi.ir.routing import route
 from qi.ir.unquantized import told_real
 
@@ -53,9 +55,12 @@ def export(
     between. Its own runtime then runs the samples, and every output is compared with `qi.emulate`'s.
 
     Args:
-        qmodel: from `qi.quantize_model` or `qi.convert`.
+        qmodel: from `qi.quantize_model` or `qi.convert`, or from `qi.torch`: such a model's files take and give tensors as it
+            does, images with channels first.
         path: ends in ".tflite" or ".onnx". It is written whole or not at all, and not before the runtime has run it.
-        samples: inputs to compare on, as ``predict`` takes them; by default 64 seeded ones, uniform over the calibrated range.
+        samples: inputs to compare on, as ``predict`` takes them; by default 64 seeded ones, uniform over the calibrated range. A
+            torch model takes a tensor or array, a tuple of them, or a dict by its arguments' names; one that was traced without
+            sample inputs needs them.
         format: "litert" or "onnx", where the path doesn't tell; or "integers": then the path is a folder, for kernels of other
             hardware, and the report an `IntegersReport`.
         integer_io: whether the file takes and gives codes (int8; ONNX: uint8) in place of real numbers; inputs and outputs that
@@ -96,27 +101,25 @@ def export(
         >>> report.exact, report.float_operations
         (True, ())
     """
-    from qi.keras.emulate import in_real_numbers, model_inputs
-    from qi.keras.lower import lower, lower_both
-
     options = Options(integer_io, integer_only, packed, opset, dynamic).checked()
     target = path_of(path, format)
+    front = front_of(qmodel, samples)
     if format == "integers":
-        arrays = None if samples is None else model_inputs(qmodel, samples)
+        arrays = None if samples is None else front.inputs(samples)
         unfit = {"integer_io": integer_io, "opset": opset}
-        lowered = lower(qmodel)
+        lowered = front.lower()
         left = _left_real(route(lowered, "reference", integer_only=True), strict) if integer_only else []
         return replace(export_integers(lowered, path, samples=arrays, packed=packed, unfit=unfit), warnings=tuple(left))
     kind = format_of(target, format, ("integers",))
     check_place(target)
-    graph, plain_graph = lower_both(qmodel)
+    graph, plain_graph = front.lower_both()
     routed = route(graph, kind.target, **options.arithmetic)
     left = _left_real(routed, strict) if integer_only else []
     left += check_codes(routed) if integer_io else []
     data = written(routed, kind, options)
     plain = kind.write(route(in_real_numbers(plain_graph), kind.target), Options(opset=opset), b"")
 
-    arrays = made_samples(routed) if samples is None else model_inputs(qmodel, samples)
+    arrays = made_samples(routed) if samples is None else front.inputs(samples)
     source = "seeded, over the calibrated range" if samples is None else "given"
     proof = prove(data, routed, kind, arrays, source=source, options=options)
     found = _warnings(routed, proof, kind, strict)

@@ -12,6 +12,7 @@ from typing import Any
 from qi.errors import ConfigError, FileFormatError, InputError, UnsupportedError
 from qi.exporters.deploy import written
 from qi.exporters.formats import Format, format_of, path_of
+from qi.exporters.fronts import front_of
 from qi.exporters.isolated import run_isolated
 from qi.exporters.manifest import Options, options_of
 from qi.exporters.proof import Proof, made_samples, prove
@@ -125,16 +126,14 @@ def verify(
         >>> found.exact, found.identical
         (True, True)
     """
-    from qi.keras.emulate import model_inputs
-    from qi.keras.lower import lower
-
     if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
         raise ConfigError(f"expected threads from 1 to {_MOST_THREADS}; received threads={threads!r}")
     kind = format_of(path_of(path), format)
     data = read_limited(path, _MOST)
     text, takes_codes = kind.read(data)
-    graph = lower(qmodel)
-    arrays = None if samples is None else model_inputs(qmodel, samples)
+    front = front_of(qmodel, samples)
+    graph = front.lower()
+    arrays = None if samples is None else front.inputs(samples)
     try:
         asked = {"integer_only": integer_only, "packed": packed, "dynamic": dynamic}
         known = {name: value for name, value in asked.items() if value is not None}

@@ -30,7 +30,8 @@ def positive(variable: Array) -> Array:
     between compilers.
     """
     xp = namespace_of(variable)
-    return xp.clip(xp.abs(variable), TINY, HUGE)
+    # Made here: torch.export takes numpy's numbers outside of a function for inputs, and loses their values.
+    return xp.clip(xp.abs(variable), np.float32(2.0**-100), np.float32(2.0**100))
 
 
 class BaseTrainableQuantizer(BaseQuantizer):

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qi.core.namespace import NUMPY, namespace_of
+from qi.core.namespace import NUMPY, namespace_of, to_numpy
 from qi.errors import InputError
 from tests.backends import BACKENDS
 
@@ -170,3 +170,117 @@ def test_asking_about_numpy_arrays_imports_no_framework(checkout):
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == ""
+
+
+def torch_namespace():
+    import torch
+
+    return torch, namespace_of(torch.zeros(1))
+
+
+def test_clip_of_torch_gives_x_the_gradient_at_both_ends():
+    torch, xp = torch_namespace()
+    for learned in (False, True):
+        x = torch.tensor([-3.0, -1.0, 0.0, 2.0, 3.0], requires_grad=True)
+        lo, hi = (torch.tensor(v, requires_grad=learned) for v in (-1.0, 2.0))
+        xp.clip(x, lo, hi).sum().backward()
+        assert x.grad.tolist() == [0, 1, 1, 1, 0]
+        assert (lo.grad, hi.grad) == (1, 1) if learned else lo.grad is None  # not 2: nothing of the elements at the ends
+
+
+def test_reductions_of_torch_take_numpys_axes():
+    torch, xp = torch_namespace()
+    x = torch.tensor(X)
+    for name in ("sum", "max", "min"):
+        for axis, keepdims in ((None, True), (None, False), ((), False), (-1, True), ((0, 1), False)):
+            wanted = getattr(np, name)(X, axis=axis, keepdims=keepdims)
+            found = getattr(xp, name)(x, axis=axis, keepdims=keepdims)
+            np.testing.assert_array_equal(found.numpy(), wanted, strict=True)
+    assert xp.sum(torch.tensor(3.0), keepdims=True).shape == ()
+
+
+def test_numbers_and_arrays_mix_with_torch_tensors():
+    torch, xp = torch_namespace()
+    for name in ("divide", "multiply", "minimum", "maximum"):
+        for a, b in ((X, POSITIVE), (np.float32(2), POSITIVE)):
+            wanted = getattr(np, name)(a, b)
+            np.testing.assert_array_equal(getattr(xp, name)(a, torch.tensor(b)).numpy(), wanted, strict=True)
+            np.testing.assert_array_equal(getattr(xp, name)(torch.tensor(a), b).numpy(), wanted, strict=True)
+
+
+def test_a_table_is_indexed_by_codes_of_any_integer_dtype():
+    torch, xp = torch_namespace()
+    table = torch.tensor([5.0, 6.0, 7.0])
+    for dtype in (torch.uint8, torch.int8, torch.int32, torch.int64):
+        assert xp.take(table, torch.tensor([2, 0], dtype=dtype)).tolist() == [7, 5]
+
+
+def test_arrays_of_either_byte_order_become_tensors():
+    _, xp = torch_namespace()
+    assert xp.asarray(np.array([1.5, -2.0], ">f4")).tolist() == [1.5, -2.0]
+    assert xp.asarray(np.arange(3.0)[::-1]).tolist() == [2, 1, 0]
+
+
+def test_an_unknown_dtype_is_refused_by_torchs_namespace_too():
+    torch, xp = torch_namespace()
+    for name in ("float33", "nn"):
+        with pytest.raises(InputError, match=rf"name of a dtype.* received dtype='{name}'"):
+            xp.cast(torch.zeros(1), name)
+
+
+def test_constants_go_where_the_tensor_is_and_not_to_a_default_device():
+    torch, xp = torch_namespace()
+    far = torch.empty(3, device="meta")
+    assert xp.beside(np.float32([1, 2, 3]), far).device.type == "meta"
+    assert xp.beside(torch.zeros(3), np.zeros(3)).device.type == "cpu"
+    assert xp.searchsorted(torch.zeros(3), far).device.type == "meta"
+    assert xp.take(torch.zeros(3), far.long()).device.type == "meta"
+    with torch.device("meta"):
+        assert xp.asarray([1.0, 2.0]).tolist() == [1, 2]
+        assert xp.cast(np.float32(2), "float16").tolist() == 2
+
+
+def cubed(x, factor):
+    """x**3 with the gradients 2 x for x and 7 for the factor."""
+    return x * x * x * factor, lambda upstream: (upstream * 2 * x, upstream.sum() * 7)
+
+
+def test_custom_gradients_of_torch_eagerly_compiled_and_under_transforms():
+    torch, xp = torch_namespace()
+    x, factor = torch.tensor([1.0, -2.0, 3.0]), torch.tensor(0.5)
+    function = lambda x, factor: xp.custom_gradient(cubed, x, factor)
+    total = lambda x, factor: function(x, factor).sum()
+    leaves = [x.clone().requires_grad_(), factor.clone().requires_grad_()]
+    total(*leaves).backward()
+    found = {"eager": [leaf.grad for leaf in leaves]}
+    found["grad"] = torch.func.grad(total, argnums=(0, 1))(x, factor)
+    rows = torch.func.vmap(torch.func.grad(total, argnums=(0, 1)), in_dims=(0, None))(x[:, None], factor)
+    found["vmap"] = rows[0][:, 0], rows[1].sum()
+    for mine, scaled in found.values():
+        assert mine.tolist() == [2, -4, 6]
+        assert float(scaled) == 21
+    np.testing.assert_array_equal(torch.func.vmap(function, in_dims=(0, None))(x, factor), x**3 * factor)
+    assert function(x, factor).grad_fn is None
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch.compile itself
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_custom_gradients_are_traced_whole(backend):
+    torch, xp = torch_namespace()
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, f: xp.custom_gradient(cubed, x, f) + 1, backend=backend, fullgraph=True)
+    x, factor = torch.tensor([1.0, -2.0, 3.0]), torch.tensor(0.5)
+    np.testing.assert_array_equal(compiled(x, factor), x**3 * factor + 1)
+    leaves = [x.clone().requires_grad_(), factor.clone().requires_grad_()]
+    compiled(*leaves).sum().backward()
+    assert leaves[0].grad.tolist() == [2, -4, 6]
+    assert float(leaves[1].grad) == 21
+    with torch.no_grad():
+        assert not compiled(*leaves).requires_grad
+
+
+def test_values_of_any_tensor_as_numpy():
+    torch, _ = torch_namespace()
+    for tensor in (torch.nn.Parameter(torch.tensor(X)), torch.tensor(X), torch.tensor(X).to(torch.bfloat16), X, X.tolist()):
+        np.testing.assert_array_equal(to_numpy(tensor), X)
+    assert to_numpy(torch.zeros(1, dtype=torch.bfloat16)).dtype == np.float32

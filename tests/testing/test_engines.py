@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from qi.errors import UnsupportedError
+from qi.errors import ConfigError, MissingDependencyError, UnsupportedError
 from qi.quantizers import LSQQuantizer, StochasticQuantizer
 from qi.testing.cases import cases_of
 from qi.testing.engines import (
@@ -17,6 +17,8 @@ from qi.testing.engines import (
     gradients_of,
     keras_here,
     model_gradients,
+    running_on,
+    torch_here,
     ways_to_train,
 )
 from qi.testing.forward import uniform_noise
@@ -76,3 +78,44 @@ def test_another_backend_is_refused(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "openvino")
     with pytest.raises(UnsupportedError, match=r"expected Keras on one of .*; received backend='openvino'"):
         engines_here()
+
+
+def test_torch_tensors_are_engines_of_their_own_for_a_while():
+    import torch
+
+    before = engines_here()
+    with running_on("torch"):
+        assert engines_here() == ENGINES["torch tensors"]
+        assert torch_here() is torch
+        np.testing.assert_array_equal(as_numpy(torch.ones(2, requires_grad=True)), [1, 1])
+    assert engines_here() == before
+
+
+@pytest.mark.parametrize("engine", ENGINES["torch tensors"])
+def test_results_of_torch_tensors(engine):
+    case = cases_of(StochasticQuantizer, (4,))[0]
+    quantizer, variables = case.start()
+    x = case.values()
+    with running_on("torch"):
+        ((inference, training, _),) = evaluate(engine, [(quantizer, variables, x, uniform_noise(x))])
+    np.testing.assert_array_equal(inference, quantizer.apply(x, variables))
+    np.testing.assert_array_equal(training, quantizer.apply(x, variables, training=True, noise=uniform_noise))
+
+
+def test_gradients_of_torch_tensors():
+    case = cases_of(LSQQuantizer, (4,))[0]
+    quantizer, variables = case.start()
+    x = case.values()
+    with running_on("torch"):
+        for_x, found, _ = gradients_of((quantizer, variables | {"idle": np.ones(2, np.float32)}, x, x), np.ones_like(x))
+    assert set(np.unique(for_x)) <= {0, 1}
+    assert found["step"].any()
+    assert not found["idle"].any()
+
+
+def test_other_frameworks_are_refused_and_missing_ones_named(monkeypatch):
+    with pytest.raises(ConfigError, match=r"expected on='keras' or on='torch'; received on='mxnet'"), running_on("mxnet"):
+        pass
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(MissingDependencyError, match="needs torch"), running_on("torch"):
+        pass

@@ -1,0 +1,175 @@
+"""From a module to its graph: copied, followed, freed of operations in place, and checked against the module itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from qi.torch.pure import drop_in_place, keep_detached
+from qi.torch.tracer import Tracer, bind, named, placed
+from qi.torch.transformers import open_transformers
+
+__all__ = ["follow", "same_in_training", "set_shapes"]
+
+_CLOSE = 1e-3  # of the largest number: another order of sums is far below, another computation far above
+
+
+def follow(
+    module: torch.nn.Module, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+) -> tuple[fx.GraphModule | None, str]:
+    """The traced copy of a module, in eval mode, or None and why its forward can't be followed.
+
+    Args:
+        module: stays as it is; what is traced is a copy.
+        args: sample inputs, for the shapes; what else is among them (numbers, None) is fixed in the graph. None: every argument
+            without a default is a tensor.
+        kwargs: further sample inputs.
+    """
+    if args is not None and not isinstance(args, tuple):
+        args = (args,)
+    try:
+        copied = copy.deepcopy(module).eval()
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        return None, f"it can't be copied: {placed(error)}"
+    problem = _refused(copied)
+    if problem:
+        return None, problem
+    sampled = args is not None or bool(kwargs)
+    wanted = None
+    if sampled:
+        try:
+            wanted = _run(copied, args or (), kwargs or {})  # lazy modules get their shapes here
+        except Exception as error:  # whatever the user's code raises
+            return None, f"its forward fails on the sample inputs: {placed(error)}"
+    traced, problem = _traced(open_transformers(copied), args, kwargs)
+    if traced is None:
+        return None, problem
+    if sampled:
+        problem = _checked(traced, wanted, named(bind(copied.forward, args, kwargs)))
+        if problem:
+            return None, problem
+    return traced, ""
+
+
+def _refused(module: torch.nn.Module) -> str:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a ScriptModule, compiled already: do give the module that it was made of"
+    if hasattr(module, "_orig_mod"):
+        return "it is compiled by torch.compile: do give the module itself, and compile the result"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return (
+            "it has forward hooks of its own, which a traced graph would lose: do remove them, or wrap it into a module"
+        )
+    return ""
+
+
+def _traced(
+    module: torch.nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None
+) -> tuple[fx.GraphModule | None, str]:
+    try:
+        tracer = Tracer(bind(module.forward, args, kwargs))
+        nodes = tracer.trace(module)
+        traced = fx.GraphModule(tracer.root, nodes, type(module).__name__)
+    except Exception as error:  # whatever the user's code raises when it meets what stands for tensors
+        return None, f"its forward can't be followed: {placed(error)}"
+    traced.train(module.training)
+    problem = drop_in_place(traced)
+    if problem:
+        return None, problem
+    traced.graph.eliminate_dead_code()
+    keep_detached(traced)
+    return traced, ""
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Without gradients, on the plain path of attention, and with the random numbers of the process left alone."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _run(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with _calm():
+        return module(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes the shape and type of all that it gives."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        if isinstance(found, torch.Tensor):
+            n.meta["qi_shape"], n.meta["qi_dtype"] = tuple(found.shape), str(found.dtype).removeprefix("torch.")
+        else:
+            held = isinstance(found, tuple) and any(isinstance(part, (torch.Tensor, tuple)) for part in found)
+            n.meta["qi_shape"], n.meta["qi_dtype"] = None, "tuple" if held else type(found).__name__
+            if isinstance(found, (int, float)):
+                n.meta["qi_number"] = found
+        return found
+
+
+def set_shapes(module: fx.GraphModule, inputs: list[Any]) -> Any:
+    """Runs a traced module on inputs, one for each placeholder, and notes all shapes; gives its result."""
+    with _calm():
+        return _Shapes(module).run(*copy.deepcopy(inputs))
+
+
+def _checked(module: fx.GraphModule, wanted: Any, given: dict[str, Any]) -> str:
+    """Notes all shapes; says where the graph doesn't compute what the module does."""
+    inputs = [given[str(node.target)] for node in module.graph.nodes if node.op == "placeholder"]
+    try:
+        found = set_shapes(module, inputs)
+    except Exception as error:  # of the user's code
+        return f"its graph fails on the sample inputs: {placed(error)}"
+    pairs = list(zip(_tensors(wanted), _tensors(found), strict=False))
+    same = len(_tensors(wanted)) == len(_tensors(found)) and all(_alike(a, b) for a, b in pairs)
+    return "" if same else "its graph gives other numbers than its forward, which does what a graph can't show"
+
+
+def _tensors(held: Any) -> list[torch.Tensor]:
+    if isinstance(held, torch.Tensor):
+        return [held]
+    if isinstance(held, dict):
+        held = list(held.values())
+    if is_dataclass(held) and not isinstance(held, type):
+        held = [getattr(held, part.name) for part in fields(held)]
+    return [tensor for part in held for tensor in _tensors(part)] if isinstance(held, (list, tuple)) else []
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.dtype.is_floating_point:
+        return torch.equal(a, b)
+    finite = a[a.isfinite()].abs()
+    close = _CLOSE * float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=close, equal_nan=True)
+
+
+def same_in_training(
+    module: torch.nn.Module, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+) -> bool:
+    """Whether the forward of a module calls the same in training as in eval mode: what modules themselves do aside.
+
+    A graph follows the eval mode: ``if self.training`` and ``F.dropout(x, training=self.training)`` are lost on it.
+    """
+    graphs = []
+    for training in (False, True):
+        copied = copy.deepcopy(module).train(training)
+        traced, _ = _traced(open_transformers(copied), args, kwargs)
+        if traced is None:
+            return False
+        graphs.append([(n.op, n.target, str(n.args), str(n.kwargs)) for n in traced.graph.nodes])
+    return graphs[0] == graphs[1]

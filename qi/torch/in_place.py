@@ -1,0 +1,322 @@
+"""Modules whose forward can't be followed: quantized where they are, weights and outputs, module by module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from qi.core import sqnr_db
+from qi.engine.progress import Progress
+from qi.errors import InputError
+from qi.ledger import Row
+from qi.ledger.findings import range_findings, unasked
+from qi.ledger.outcomes import in_float, quantized_activation
+from qi.observers import TensorStatistics
+from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
+from qi.recipes import RecipeLike, RuleBook, TensorSpec, get_recipe
+from qi.recipes.choose import activation_quantizer
+from qi.recipes.plan import Group, Role
+from qi.torch.calibrate import quiet
+from qi.torch.data import Batch, Samples
+from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
+from qi.torch.graph import Call, Value
+from qi.torch.kinds import torch_class
+from qi.torch.traits import known_range, role_of
+from qi.torch.variables import to_numpy
+from qi.torch.weights import original_weights, weight_quantizers, weight_rows
+from qi.torch.wrapper import PytorchQuantizationWrapper
+
+__all__ = ["InPlace", "Part", "parts_of", "prepare_in_place", "put_wrappers", "quantize_in_place"]
+
+_CONTAINERS = ("Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict")
+_MOVES = "it only moves values, and leaves them as they come"
+_UNSEEN = "the forward never ran it on the calibration data"
+_HELD = "the module holds it itself and computes with it where no quantizer can be put"
+
+Wrap = Callable[[torch.nn.Module, Mapping[str, BaseQuantizer], list[BaseQuantizer]], PytorchQuantizationWrapper]
+Adapt = Callable[[BaseInferableQuantizer, bool], BaseQuantizer]
+
+
+@dataclass(eq=False)
+class Part:
+    """A module that is quantized as a whole.
+
+    Attributes:
+        path: in the model.
+        module: of the copy.
+        spec: how what it gives is quantized; None in float.
+        reason: why in float.
+        fixed: the range where it is known beforehand.
+        outputs: what was seen of each floating-point tensor that it gives.
+        before: these tensors on the first samples.
+    """
+
+    path: str
+    module: torch.nn.Module
+    spec: TensorSpec | None
+    reason: str
+    fixed: tuple[float, float] | None
+    outputs: list[TensorStatistics] = field(default_factory=list)
+    before: list[Any] = field(default_factory=list)
+
+    def quantizers(self) -> list[BaseInferableQuantizer]:
+        """One for each output; none in float."""
+        if self.spec is None:
+            return []
+        names = [f"{self.path}#{i}" for i in range(len(self.outputs))]
+        groups = [Group(self.spec, self.fixed, names=[name]) for name in names]
+        return [activation_quantizer(group, seen) for group, seen in zip(groups, self.outputs, strict=True)]
+
+
+@dataclass(eq=False)
+class InPlace:
+    """A copy of a module that is quantized in place, with its parts and what was seen of them."""
+
+    module: torch.nn.Module
+    parts: dict[str, Part]
+    book: RuleBook
+    seen: int = 0
+
+
+def parts_of(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The modules that are quantized as wholes, by path: those of `torch.nn`, and of the user's those with none within."""
+    found: dict[str, torch.nn.Module] = {}
+    known: set[int] = set()
+
+    def walk(owner: torch.nn.Module, path: str) -> None:
+        if id(owner) in known:
+            return
+        known.add(id(owner))
+        kind = torch_class(owner)
+        children = list(owner.named_children())
+        if (kind and kind not in _CONTAINERS) or (not children and kind not in _CONTAINERS and _computes(owner)):
+            found[path] = owner
+            return
+        for name, child in children:
+            walk(child, f"{path}.{name}" if path else name)
+
+    walk(module, "")
+    return found
+
+
+def _computes(module: torch.nn.Module) -> bool:
+    return type(module).forward is not torch.nn.Module.forward
+
+
+def prepare_in_place(module: torch.nn.Module, recipe: RecipeLike, samples: Samples | None, progress: bool) -> InPlace:
+    """A copy with its parts, calibrated.
+
+    Raises:
+        ConfigError: an unknown recipe.
+        InputError: the recipe quantizes activations and there are no samples, or the module can't be run on them.
+    """
+    made = copy.deepcopy(module)
+    book = get_recipe(recipe).resolve()
+    parts = {path: _part(path, inner, book) for path, inner in parts_of(made).items()}
+    ready = InPlace(made, parts, book)
+    watched = {path: part for path, part in parts.items() if part.spec is not None}
+    if not watched:
+        return ready
+    if samples is None:
+        raise InputError(
+            "expected calibration data; received None; this recipe quantizes activations and needs samples"
+        )
+    with Progress("calibrating", samples.length or 0, show=None if progress else False) as bar, _seeing(watched):
+        for batch in samples:
+            run(made, batch)
+            ready.seen += batch.count
+            bar.advance(1)
+    for part in watched.values():
+        if not part.outputs:
+            part.spec, part.reason = None, _UNSEEN
+        elif any(not seen.count for seen in part.outputs):
+            raise InputError(f"expected finite activations; the float model gave none at {part.path!r}")
+    return ready
+
+
+def run(module: torch.nn.Module, batch: Batch) -> Any:
+    """What a module gives on a batch, in eval mode, without gradients.
+
+    Raises:
+        InputError: it can't be run on it.
+    """
+    try:
+        with quiet(module):
+            return module(*batch.args, **batch.kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"expected samples that the module can be run on; it fails with: {text}") from error
+
+
+def _part(path: str, module: torch.nn.Module, book: RuleBook) -> Part:
+    node = fx.Graph().placeholder("x")
+    call = Call(node, module, path, type(module).__name__, [Value(node, "x", None)])
+    spec, reason = book.activations_for(path, type(module).__name__)
+    role = role_of(call) if torch_class(module) else Role.OWN
+    if spec is not None and role is Role.KEEPS:
+        spec, reason = None, _MOVES
+    return Part(path, module, spec, reason, known_range(call) if role is Role.FIXED else None)
+
+
+def floats_of(outputs: Any) -> list[torch.Tensor]:
+    """The floating-point tensors of an output, in their order."""
+    leaves = pytree.tree_leaves(outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+
+@contextmanager
+def _seeing(parts: Mapping[str, Part]) -> Iterator[None]:
+    """Records what parts give while a module runs."""
+
+    def see(part: Part, _: Any, __: Any, outputs: Any) -> None:
+        given = floats_of(outputs)
+        first = not part.outputs
+        if first:
+            part.outputs = [TensorStatistics() for _ in given]
+        for seen, tensor in zip(part.outputs, given, strict=False):
+            seen.update(to_numpy(tensor))
+
+    handles = [part.module.register_forward_hook(partial(see, part)) for part in parts.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def put_wrappers(ready: InPlace, wrap: Wrap, adapt: Adapt) -> tuple[torch.nn.Module, list[Row], list[Row]]:
+    """Puts wrappers in the place of the parts.
+
+    Args:
+        ready: its copy is changed.
+        wrap: makes one of a module, quantizers of weights and quantizers of outputs.
+        adapt: makes of an inferable quantizer of an output the one that is used; told whether its range is fixed.
+
+    Returns:
+        (the module; rows; those of matrices that stay in float though nobody asked for it)
+    """
+    root, rows, refused = ready.module, [], []
+    wanted = ready.book.recipe.weights is not None
+    for path, part in ready.parts.items():
+        kind, originals = type(part.module).__name__, original_weights(part.module)
+        quantizers, reasons = weight_quantizers(part.module, path, originals, ready.book)
+        given = part.quantizers()
+        now: torch.nn.Module = part.module
+        if quantizers or given:
+            now = wrap(part.module, quantizers, [adapt(q, part.fixed is not None) for q in given])
+            if path:
+                _replace(root, part.module, now)
+            else:
+                root = now
+        weights = weight_rows(now, path, kind, originals, reasons, {})
+        refused += [row for row in weights if not row.quantized and unasked(row, wanted)]
+        rows += weights
+        if not given:
+            rows.append(Row(kind="activation", layer=path, layer_type=kind, name="output", **in_float(part.reason)))
+        for i, (quantizer, seen) in enumerate(zip(given, part.outputs, strict=True)):
+            found = quantized_activation(quantizer, seen, part.fixed is not None)
+            place = f"{path}#{i}" if i else path
+            rows.append(Row(kind="activation", layer=place, layer_type=kind, name="output", **found))
+    held = _held(root, ready.book)
+    return root, [*rows, *held], [*refused, *(row for row in held if unasked(row, wanted))]
+
+
+def _replace(root: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> None:
+    """Puts a module in all places of another."""
+    for owner in [inner for inner in root.modules() if inner is not new]:
+        for name, child in list(owner._modules.items()):
+            if child is old:
+                setattr(owner, name, new)
+
+
+def _held(root: torch.nn.Module, book: RuleBook) -> list[Row]:
+    """Rows of the parameters that no part holds."""
+    rows = []
+    inside = {
+        id(parameter)
+        for inner in root.modules()
+        if isinstance(inner, PytorchQuantizationWrapper)
+        or (torch_class(inner) and torch_class(inner) not in _CONTAINERS)
+        for parameter in inner.parameters()
+    }
+    for path, parameter in root.named_parameters():
+        if id(parameter) in inside:
+            continue
+        owner, _, name = path.rpartition(".")
+        kind = type(root.get_submodule(owner)).__name__
+        spec, reason = book.weights_for(owner, kind, name)
+        size = parameter.numel() * parameter.element_size()
+        outcome = in_float(reason if spec is None else _HELD) | {"size_before": size, "size_after": size}
+        rows.append(
+            Row(kind="weight", layer=owner, layer_type=kind, name=name, shape=tuple(parameter.shape), **outcome)
+        )
+    return rows
+
+
+def frozen_part(
+    module: torch.nn.Module, weights: Mapping[str, BaseQuantizer], outputs: list[BaseQuantizer]
+) -> PytorchQuantizationWrapper:
+    """A wrapper that holds the weights of a module of its own quantized, and quantizes what it gives."""
+    wrapper = PytorchQuantizationWrapper(module, PytorchNodeQuantizationDispatcher(dict(weights), outputs))
+    return wrapper.freeze(in_place=True)
+
+
+def quantize_in_place(
+    module: torch.nn.Module, recipe: RecipeLike, samples: Samples | None, why: str, progress: bool
+) -> tuple[torch.nn.Module, RuleBook, list[Row], list[Row], list[str], dict[str, Any]]:
+    """(quantized copy, decisions, rows, refused rows, findings, settings) of a module whose forward can't be followed."""
+    ready = prepare_in_place(module, recipe, samples, progress)
+    batch = samples.first.head(16) if samples is not None and ready.seen else None
+    before = _given(ready.module, ready.parts, batch)
+    grids = {path: part.quantizers() for path, part in ready.parts.items()}
+    result, rows, refused = put_wrappers(ready, frozen_part, lambda quantizer, fixed: quantizer)
+    after = _given(result, {path: part for path, part in ready.parts.items() if grids[path]}, batch, wrapped=True)
+    rows = [_with_errors(row, grids, before, after) for row in rows]
+    told = [f"quantized in place, module by module, which no file for a runtime can be made of: {why}"]
+    seen = {part.path: part.outputs[0] for part in ready.parts.values() if part.spec is not None and part.fixed is None}
+    told += range_findings(rows, ready.seen, seen)
+    return result.eval(), ready.book, rows, refused, told, ({"calibration_samples": ready.seen} if ready.seen else {})
+
+
+def _given(
+    module: torch.nn.Module, parts: Mapping[str, Part], batch: Batch | None, wrapped: bool = False
+) -> dict[str, Any]:
+    """What parts give the last time that they are called on a batch: the first tensor, by path."""
+    found: dict[str, Any] = {}
+    if batch is None:
+        return found
+
+    def see(path: str, _: Any, __: Any, outputs: Any) -> None:
+        given = floats_of(outputs)
+        if given:
+            found[path] = to_numpy(given[0])
+
+    places = (
+        {path: module.get_submodule(path) for path in parts} if wrapped else {p: q.module for p, q in parts.items()}
+    )
+    handles = [inner.register_forward_hook(partial(see, path)) for path, inner in places.items()]
+    try:
+        run(module, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _with_errors(
+    row: Row, grids: Mapping[str, list[BaseInferableQuantizer]], before: Mapping[str, Any], after: Mapping[str, Any]
+) -> Row:
+    known = row.kind == "activation" and row.quantized and row.layer in before and row.layer in after
+    if not known or before[row.layer].shape != after[row.layer].shape or not before[row.layer].size:
+        return row
+    exact = before[row.layer]
+    own = sqnr_db(exact, grids[row.layer][0](exact))
+    return Row.from_dict(row.to_dict() | {"sqnr_db": own, "total_sqnr_db": sqnr_db(exact, after[row.layer])})

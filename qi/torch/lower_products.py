@@ -1,0 +1,88 @@
+"""Lowering of products of activations, and of attention written as one function."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from qi.ir.graph import Tensor
+from qi.torch.lower_merges import HIDDEN
+from qi.torch.lowering import Laid, Site, lowering
+
+__all__: list[str] = []
+
+
+def _turned(x: Laid) -> bool:
+    """Whether the tensor has torch's last two axes the other way round."""
+    rank = len(x.shape)
+    return x.flat is None and x.order == (*range(rank - 2), rank - 1, rank - 2)
+
+
+def _product(site: Site, a: Laid, b: Laid, shape: tuple[int | None, ...], suffix: str = "") -> Tensor:
+    """The matrix product of the last two axes; operands that lie turned round are taken so."""
+    if len(a.shape) != len(b.shape) or len(a.shape) < 3 or a.shape[:-2] != b.shape[:-2]:
+        raise site.refuse(
+            f"of stacks of matrices {a.shape} and {b.shape}",
+            "give both as many axes of equal sizes, with the batch in front",
+        )
+    turned = _turned(b)
+    given = [site.plain(a), b.tensor if turned else site.plain(b)]
+    return site.emit("batch_matmul", given, shape, suffix=suffix, transpose_a=False, transpose_b=turned)
+
+
+@lowering("matmul")
+def _matmul(site: Site) -> Laid:
+    a, b = site.args[0], site.option("other", 1, site.kwargs.get("mat2"))
+    if not isinstance(a, Laid) or not isinstance(b, Laid) or a.constant:
+        raise site.refuse("of a constant with an activation", "put the activation first")
+    if not b.constant:
+        return site.gives(_product(site, site.cast(a, "float32"), site.cast(b, "float32"), site.shape))
+    if len(b.shape) != 2:
+        raise site.refuse(f"with a constant of shape {b.shape}", "use a matrix")
+    matrix = site.constant("matrix", np.asarray(b.tensor.values()))
+    return site.gives(site.emit("dense", [site.plain(a), matrix], site.shape, activation="none"))
+
+
+@lowering("scaled_dot_product_attention")
+def _attention(site: Site) -> Laid:
+    """As scores, shares and their mix: in real numbers, for no quantizers stand between them."""
+    query, key, value = (site.option(name, i) for i, name in enumerate(("query", "key", "value")))
+    mask, dropout = site.option("attn_mask", 3), site.option("dropout_p", 4, 0.0)
+    if dropout:
+        raise site.refuse(f"with dropout_p={dropout}", "give it dropout_p=0 in inference")
+    if site.kwargs.get("enable_gqa", False):
+        raise site.refuse("with enable_gqa=True", "repeat keys and values before it")
+    scale = site.option("scale", 6)
+    factor = 1 / math.sqrt(int(query.shape[-1] or 1)) if scale is None else float(scale)
+    turned = Laid(site.plain(key), (*key.shape[:-2], key.shape[-1], key.shape[-2]), _last_turned(len(key.shape)))
+    scores_shape = (*query.shape[:-1], key.shape[-2])
+    scores = _product(site, query, turned, scores_shape, "products")
+    one = site.constant("scale", np.full((1,) * len(scores_shape), factor, np.float32))
+    scores = site.emit("mul", [scores, one], scores_shape, suffix="scores", activation="none")
+    hidden = _mask(site, mask, scores_shape)
+    if hidden is not None:
+        scores = site.emit("add", [scores, hidden], scores_shape, suffix="masked", activation="none")
+    shares = site.emit("softmax", [scores], scores_shape, suffix="shares", axis=len(scores_shape) - 1)
+    mix = Laid(shares, scores_shape, tuple(range(len(scores_shape))))
+    return site.gives(_product(site, mix, value, site.shape))
+
+
+def _last_turned(rank: int) -> tuple[int, ...]:
+    return (*range(rank - 2), rank - 1, rank - 2)
+
+
+def _mask(site: Site, mask: object, shape: tuple[int | None, ...]) -> Tensor | None:
+    """What is added to the scores: large negative numbers where a query doesn't see a key."""
+    if bool(site.option("is_causal", 5, False)):
+        seen = np.tril(np.ones([int(n or 0) for n in shape[-2:]], bool))
+    elif mask is None:
+        return None
+    elif isinstance(mask, Laid) and mask.tensor.data is not None:
+        seen = np.asarray(mask.tensor.values())
+    else:
+        raise site.refuse(
+            "with a mask that differs from sample to sample", "give sequences of one length, without masks"
+        )
+    added = np.where(seen, np.float32(0), HIDDEN) if seen.dtype == bool else np.maximum(seen, HIDDEN)
+    return site.constant("mask", added.reshape((1,) * (len(shape) - added.ndim) + added.shape).astype(np.float32))

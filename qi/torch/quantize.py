@@ -1,0 +1,319 @@
+"""Post-training quantization of torch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from qi.errors import warn
+from qi.ledger import QuantizationReport, Row
+from qi.ledger.findings import check_strict, range_findings, unasked
+from qi.ledger.outcomes import in_float, quantized_activation
+from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
+from qi.recipes import RecipeLike, RuleBook
+from qi.recipes.dormant import activation_quantizers
+from qi.torch.calibrate import SAMPLE, errors_of, values_of
+from qi.torch.data import Batch, Samples, predict
+from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
+from qi.torch.holder import PytorchActivationQuantizationHolder
+from qi.torch.in_place import quantize_in_place
+from qi.torch.macs import multiply_accumulates
+from qi.torch.prepare import Prepared, check_module, follow_module, gather, largest_weight, prepare
+from qi.torch.weights import original_weights, weight_quantizers, weight_rows
+from qi.torch.wrapper import PytorchQuantizationWrapper
+
+__all__ = ["Weights", "frozen_wrapper", "holder_name", "insert_holders", "quantize_model", "wrap_modules"]
+
+Wrap = Callable[[torch.nn.Module, Mapping[str, BaseInferableQuantizer]], PytorchQuantizationWrapper]
+
+
+@dataclass(eq=False)
+class Weights:
+    """What became of the parameters: rows, and those matrices that stay float though nobody asked for it."""
+
+    rows: list[Row] = field(default_factory=list)
+    refused: list[Row] = field(default_factory=list)
+
+
+def quantize_model(
+    module: torch.nn.Module,
+    recipe: RecipeLike = "w8a8",
+    data: Any = None,
+    *,
+    strict: bool = False,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> tuple[torch.nn.Module, QuantizationReport]:
+    """Quantizes a trained torch module: same arguments, same outputs, low-precision weights and activations.
+
+    As `qi.quantize_model` does for Keras: batch normalizations are folded, attentions taken apart, every matrix gets its own
+    scales, and one quantizer sits between any two operations that a deployed integer graph would fuse. The given module is left
+    as it is.
+
+    Args:
+        module: any. Its forward is followed by `torch.fx`, in eval mode; what comes back is a `torch.fx.GraphModule` with the
+            paths of the given module. Where the forward can't be followed (it branches on values, say), the copy keeps its
+            class, and the modules that it is made of are quantized where they are, weights and outputs; a warning tells why.
+        recipe: as of `qi.quantize_model`; rules name modules by their paths in ``named_modules()``.
+        data: samples that calibrate the activations, see `qi.torch.data.Samples`; weight-only recipes need none.
+        strict: raise where a weight matrix stays in float although no rule says so.
+        batch_size: for tensors, arrays and data sets.
+        progress: whether to show a progress bar when it takes long.
+
+    Returns:
+        (quantized module in eval mode, report). Its ``state_dict`` holds packed codes; `qi.torch.save_model` writes it.
+
+    Raises:
+        ConfigError: no module, an unknown recipe, an illegal batch size.
+        UnsupportedError: an already quantized module.
+        StrictError: with strict, a weight matrix stays in float; all are listed.
+        InputError: NaN in weights or data, data that the module can't be run on, or none where it is needed.
+
+    Example:
+        >>> import torch, qi
+        >>> _ = torch.manual_seed(0)
+        >>> module = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> x = torch.randn(64, 8)
+        >>> qmodule, report = qi.torch.quantize_model(module, "w8a8", x, progress=False)
+        >>> bool((qmodule(x) - module(x)).abs().max() < 0.05)
+        True
+        >>> [row.path for row in report.unquantized]
+        ['0/bias', '2/bias']
+    """
+    check_module(module)
+    samples = None if data is None else Samples(data, module, batch_size)
+    graph, why, kept = follow_module(module, samples)
+    if graph is None:
+        result, book, rows, refused, found, settings = quantize_in_place(module, recipe, samples, why, progress)
+        check_strict(refused, strict)
+    else:
+        ready = prepare(graph, kept, recipe, samples)
+        gather(ready, progress)
+        quantizers = activation_quantizers(ready.graph, ready.plan, ready.statistics, largest_weight)
+        batch = samples.first.head(SAMPLE) if samples is not None else None
+        before = _measured(ready, batch)
+        weights = wrap_modules(ready, frozen_wrapper)
+        check_strict(weights.refused, strict)
+        rows_of = partial(_activation_rows, ready, quantizers)
+        held = insert_holders(ready, quantizers)
+        result = ready.graph.module.eval()
+        rows = _in_order(ready, weights.rows, rows_of(_errors(ready, quantizers, before, held, batch)))
+        seen = {key: statistics for key, statistics in ready.statistics.items() if statistics is not None}
+        found = range_findings(rows, ready.seen, seen)
+        book, settings = ready.book, ({"calibration_samples": ready.seen} if ready.seen else {})
+    return result, _report(module, result, book, rows, found, settings)
+
+
+def frozen_wrapper(
+    module: torch.nn.Module, quantizers: Mapping[str, BaseInferableQuantizer]
+) -> PytorchQuantizationWrapper:
+    """A wrapper that holds the weights of a module of its own quantized."""
+    wrapper = PytorchQuantizationWrapper(module, PytorchNodeQuantizationDispatcher(dict(quantizers)))
+    return wrapper.freeze(in_place=True)
+
+
+def wrap_modules(ready: Prepared, wrap: Wrap) -> Weights:
+    """Wraps every module of the graph of which the recipe quantizes weights.
+
+    Args:
+        ready: its graph's modules are replaced at their paths.
+        wrap: makes the wrapper of a module and its quantizers.
+    """
+    result, graph = Weights(), ready.graph
+    several = list(graph.calls_of().values())
+    chosen = []
+    for calls in several:  # before the first is changed: others may hold the same parameters
+        module, path = calls[0].op, calls[0].path
+        originals = original_weights(module)
+        chosen.append((originals, *weight_quantizers(module, path, originals, ready.book, ready.kept.get(path, ""))))
+    held: dict[int, tuple[str, str, BaseInferableQuantizer]] = {}
+    for calls, (originals, quantizers, reasons) in zip(several, chosen, strict=True):
+        module, path = calls[0].op, calls[0].path
+        shared = _settle_ties(module, path, quantizers, reasons, held)
+        macs = {name: _macs(calls, name, array.shape) for name, array in originals.items()}
+        kind = ready.types.get(path, type(module).__name__)
+        now = module
+        if quantizers:
+            now = wrap(module, quantizers)
+            graph.module.set_submodule(path, now)
+        shown = {name: array for name, array in originals.items() if name not in shared}
+        rows = weight_rows(now, path, kind, shown, reasons, macs)
+        result.rows += rows
+        wanted = ready.book.recipe.weights is not None
+        result.refused += [row for row in rows if not row.quantized and unasked(row, wanted)]
+    graph.module.recompile()
+    return result
+
+
+def _settle_ties(
+    module: torch.nn.Module,
+    path: str,
+    quantizers: dict[str, BaseInferableQuantizer],
+    reasons: dict[str, str],
+    held: dict[int, tuple[str, str, BaseInferableQuantizer]],
+) -> set[str]:
+    """Gives parameters that an earlier module holds too the quantizer that they have there, or one of their own to none.
+
+    Returns:
+        the paths of those that have their row already.
+    """
+    shared = set()
+    for name, parameter in module.named_parameters():
+        known = held.get(id(parameter))
+        if known is None:
+            if name in quantizers:
+                held[id(parameter)] = (path, name, quantizers[name])
+            continue
+        shared.add(name)
+        quantizers[name] = known[2]
+        reasons.pop(name, None)
+    return shared
+
+
+def _macs(calls: list[Any], name: str, shape: tuple[int, ...]) -> int | None:
+    counts = [multiply_accumulates(call, name, shape) for call in calls]
+    return None if any(count is None for count in counts) else sum(count for count in counts if count is not None)
+
+
+def holder_name(value_name: str, taken: Mapping[str, Any] | set[str]) -> str:
+    """The path of the holder behind a value."""
+    name = value_name.replace("#", "_").replace(":", "_") + "_quant"
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f"{name}_{count}"
+    return unique
+
+
+def insert_holders(ready: Prepared, quantizers: Mapping[int, BaseQuantizer]) -> dict[str, Any]:
+    """Inserts one holder a group, called on each of its values that need it.
+
+    Args:
+        ready: its graph is changed.
+        quantizers: by ``id(group)``.
+
+    Returns:
+        the node that gives the quantized value, by the value's name.
+    """
+    graph, taken = ready.graph, {path for path, _ in ready.graph.module.named_modules()}
+    holders: dict[int, tuple[str, PytorchActivationQuantizationHolder]] = {}
+    device = next((p.device for p in graph.module.parameters()), None)
+    held = {}
+    for value in ready.values:
+        group = ready.plan.quantized.get(id(value))
+        if group is None:
+            continue
+        if id(group) not in holders:
+            name = holder_name(value.name, taken)
+            taken.add(name)
+            holders[id(group)] = name, PytorchActivationQuantizationHolder(quantizers[id(group)]).to(device)
+        name, holder = holders[id(group)]
+        held[value.name] = graph.insert_after(value, holder, name, recompile=False).node
+    graph.module.recompile()
+    return held
+
+
+def _measured(ready: Prepared, batch: Batch | None) -> dict[str, np.ndarray]:
+    """The values in the float graph that will be on a grid."""
+    if batch is None:
+        return {}
+    nodes = {value.name: value.node for value in ready.values if ready.plan.group_of(value) is not None}
+    return values_of(ready.graph, nodes, batch)
+
+
+def _errors(
+    ready: Prepared,
+    quantizers: Mapping[int, BaseInferableQuantizer],
+    before: Mapping[str, np.ndarray],
+    held: Mapping[str, Any],
+    batch: Batch | None,
+) -> dict[str, tuple[float, float]]:
+    if batch is None or not before:
+        return {}
+    nodes, grids = {}, {}
+    for value in _of_the_plan(ready):
+        group = ready.plan.group_of(value)
+        if group is not None and value.name in before:
+            nodes[value.name] = held.get(value.name, value.node)
+            grids[value.name] = quantizers[id(group)]
+    return errors_of(before, values_of(ready.graph, nodes, batch), grids)
+
+
+def _of_the_plan(ready: Prepared) -> Iterator[Any]:
+    """All values that the plan knows, holders' results not among them."""
+    yield from ready.graph.flat_inputs()
+    for call in ready.graph.calls:
+        if not isinstance(call.op, PytorchActivationQuantizationHolder):
+            yield from call.outputs
+
+
+def _activation_rows(
+    ready: Prepared,
+    quantizers: Mapping[int, BaseInferableQuantizer],
+    errors: Mapping[str, tuple[float, float]],
+) -> list[Row]:
+    rows = []
+    for value in _of_the_plan(ready):
+        if id(value) in ready.plan.fused:
+            continue
+        call, group = value.producer, ready.plan.group_of(value)
+        own, total = errors.get(value.name, (None, None))
+        if group is None:
+            outcome: dict[str, Any] = in_float(ready.plan.floats.get(id(value), "not planned"))
+        else:
+            seen = ready.statistics.get(group.key)
+            outcome = quantized_activation(quantizers[id(group)], seen, group.fixed is not None)
+            outcome |= {"sqnr_db": own, "total_sqnr_db": total}
+        kind = "Input" if call is None else ready.types.get(call.path, call.kind)
+        name, shape = ("input" if call is None else "output"), value.shape and (None, *value.shape[1:])
+        rows.append(Row(kind="activation", layer=value.name, layer_type=kind, name=name, shape=shape, **outcome))
+    return rows
+
+
+def _in_order(ready: Prepared, weights: list[Row], activations: list[Row]) -> list[Row]:
+    """The rows as data flow: the inputs, then each module's weights and what it gives."""
+    first: dict[str, int] = {}
+    made: dict[str, int] = {}
+    for place, call in enumerate(ready.graph.calls, start=1):
+        first.setdefault(call.path, place)
+        made |= {value.name: place for value in call.outputs}
+    placed = [(first.get(row.layer, 0), row) for row in weights]
+    placed += [(0 if row.name == "input" else made.get(row.layer, 0), row) for row in activations]
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
+
+def _report(
+    module: torch.nn.Module,
+    result: torch.nn.Module,
+    book: RuleBook,
+    rows: list[Row],
+    found: list[str],
+    settings: dict[str, Any],
+) -> QuantizationReport:
+    recipe = book.recipe
+    report = QuantizationReport(
+        recipe=recipe.name,
+        model=type(module).__name__,
+        description=str(recipe),
+        rows=tuple(rows),
+        unused_rules=book.unused_rules(),
+        warnings=found,
+        settings=settings,
+        float_file_bytes=_bytes(module),
+        quantized_file_bytes=_bytes(result),
+    )
+    for line in report.all_warnings:
+        warn(line)
+    report.attach(float_model=module, quantized_model=result, predict=predict)
+    return report
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    """Bytes of all tensors that a file of the state holds, shared ones once."""
+    held = {t.untyped_storage().data_ptr(): t for t in module.state_dict().values() if isinstance(t, torch.Tensor)}
+    return sum(t.numel() * t.element_size() for t in held.values())

@@ -1,0 +1,171 @@
+"""Following a module's forward by `torch.fx`: what is entered, what its arguments become, and why it can't be followed."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from qi.torch.kinds import torch_class
+
+__all__ = ["Tracer", "bind", "named", "placed", "tensors_in"]
+
+_ENTERED = frozenset("Sequential ModuleList ModuleDict ParameterList ParameterDict Module".split())
+_TORCH = str(Path(torch.__file__).parent)
+_OWN = str(Path(__file__).parent)
+
+
+class Tracer(fx.Tracer):
+    """Enters modules of the user's and containers; those of `torch.nn` stay whole.
+
+    Args:
+        bound: what the forward is called with: tensors, also within dicts, lists and tuples, become inputs; whatever else is
+            given stays as it is. `Tracer.INPUT` stands for a tensor that isn't at hand.
+    """
+
+    INPUT = object()
+
+    def __init__(self, bound: inspect.BoundArguments) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.bound = bound
+
+    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module becomes one call."""
+        if isinstance(m, torch.jit.ScriptModule):
+            return True
+        own = type(m).__module__
+        if own.startswith("qi.torch."):
+            return not own.endswith(".transformers")
+        kind = torch_class(m)
+        return bool(kind) and kind not in _ENTERED and "forward" not in vars(m)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters and buffers stand in the graph by their paths, so that what is computed of them alone isn't fixed."""
+        if not isinstance(attr_val, torch.Tensor) or isinstance(attr_val, torch.nn.Parameter):
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        path = next((name for name, held in self.root.named_buffers() if held is attr_val), None)
+        if path is None:
+            return attr_val
+        if path not in parameter_proxy_cache:
+            parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {})
+        return parameter_proxy_cache[path]
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """One input for each argument with a tensor in it, under the argument's name; the others as they are given."""
+        inputs = {name: self._argument(name, given) for name, given in named(self.bound).items()}
+        bound = inspect.BoundArguments(self.bound.signature, OrderedDict())
+        for name, given in self.bound.arguments.items():
+            kind = self.bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                bound.arguments[name] = tuple(inputs[f"{name}_{index}"] for index in range(len(given)))
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                bound.arguments[name] = {key: inputs[key] for key in given}
+            else:
+                bound.arguments[name] = inputs[name]
+        return lambda: self.root.forward(*bound.args, **bound.kwargs), []
+
+    def call_module(self, m: torch.nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An attention that is asked for no weights gives None for them, which forwards may look at."""
+        found = super().call_module(m, forward, args, kwargs)
+        weights = args[4] if len(args) > 4 else kwargs.get("need_weights", True)
+        whole = isinstance(found, fx.Proxy) and torch_class(m) == "MultiheadAttention"
+        return (found[0], None) if whole and weights is False else found
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Marks what is computed under `torch.no_grad`, which a graph can't say otherwise."""
+        node = super().create_node(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            node.meta["qi_no_grad"] = True
+        return node
+
+    def _argument(self, name: str, given: Any) -> Any:
+        if not tensors_in(given):
+            return given
+        proxy = self.create_proxy("placeholder", name, (), {})
+        return proxy if _is_tensor(given) else self._unpacked(name, given, proxy)
+
+    def _unpacked(self, name: str, given: Any, proxy: Any) -> Any:
+        """The structure that is given with inputs in the place of its tensors."""
+        proxy.node.meta["qi_packed"] = True
+
+        def held(key: Any, part: Any) -> Any:
+            if not tensors_in(part):
+                return part
+            inner = proxy[key]
+            path = f"{name}.{key}"
+            if not _is_tensor(part):
+                return self._unpacked(path, part, inner)
+            inner.node.meta["qi_input"] = path
+            return inner
+
+        if isinstance(given, dict):
+            return {key: held(key, part) for key, part in given.items()}
+        parts = [held(index, part) for index, part in enumerate(given)]
+        if isinstance(given, list):
+            return parts
+        return type(given)(*parts) if hasattr(given, "_fields") else tuple(parts)
+
+
+def _is_tensor(given: Any) -> bool:
+    return isinstance(given, torch.Tensor) or given is Tracer.INPUT
+
+
+def tensors_in(given: Any) -> bool:
+    """Whether a tensor is in an argument: itself, or within dicts, lists and tuples."""
+    if isinstance(given, dict):
+        return any(map(tensors_in, given.values()))
+    if isinstance(given, (list, tuple)):
+        return any(map(tensors_in, given))
+    return _is_tensor(given)
+
+
+def named(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """All arguments by the names that inputs have; those of ``*args`` are "args_0", "args_1"..."""
+    found: dict[str, Any] = {}
+    for name, given in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            found |= {f"{name}_{index}": held for index, held in enumerate(given)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            found |= given
+        else:
+            found[name] = given
+    return found
+
+
+def placed(error: BaseException) -> str:
+    """An error in one line, with the place in the user's code where it rose."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((_TORCH, _OWN, "<"))]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return text.rstrip(".") + place
+
+
+def bind(
+    forward: Callable[..., Any], args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None
+) -> inspect.BoundArguments:
+    """The arguments by their names; without `args`, whatever has no default is a tensor.
+
+    Raises:
+        TypeError: they don't fit.
+    """
+    signature = inspect.signature(forward)
+    if args is not None or kwargs:
+        bound = signature.bind(*(args or ()), **(kwargs or {}))
+    else:
+        needed = {
+            name: Tracer.INPUT
+            for name, parameter in signature.parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        }
+        bound = inspect.BoundArguments(signature, OrderedDict(needed))
+    bound.apply_defaults()
+    return bound

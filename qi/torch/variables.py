@@ -1,0 +1,113 @@
+"""Parameters of torch modules: finding them by path, reading them, and calling modules with other values for some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from qi.errors import InputError
+
+__all__ = [
+    "Place",
+    "aliases_of",
+    "call_with",
+    "class_names",
+    "parameter_at",
+    "parameters_of",
+    "places_of",
+    "to_numpy",
+    "to_tensor",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A parameter of a module, and whose it is.
+
+    `owners` are the modules that hold it, from the outermost to the one it belongs to, each with the parameter's dotted path
+    below it.
+    """
+
+    parameter: torch.nn.Parameter
+    owners: tuple[tuple[torch.nn.Module, str], ...]
+
+
+def class_names(module: torch.nn.Module) -> list[str]:
+    """Names along the method resolution order, nearest first: what policies and rules match."""
+    return [cls.__name__ for cls in type(module).__mro__]
+
+
+def parameters_of(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """All parameters by dotted path ("weight", "self_attn.in_proj_weight"); one that is shared within, by its first path.
+
+    Raises:
+        InputError: a lazy module, whose parameters don't exist before its first call.
+    """
+    found = dict(module.named_parameters())
+    lazy = [path for path, parameter in found.items() if torch.nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise InputError(
+            f"expected a module whose parameters exist; those of {type(module).__name__} at {lazy} are lazy; do call it once"
+        )
+    return found
+
+
+def aliases_of(module: torch.nn.Module) -> dict[str, str]:
+    """Every path of every parameter, and the one that `parameters_of` has it by."""
+    first: dict[int, str] = {}
+    return {
+        path: first.setdefault(id(parameter), path)
+        for path, parameter in module.named_parameters(remove_duplicate=False)
+    }
+
+
+def places_of(module: torch.nn.Module) -> dict[str, Place]:
+    """The parameters by the paths of `parameters_of`, with the modules that hold them."""
+    found = {}
+    for path, parameter in parameters_of(module).items():
+        parts, owner, owners = path.split("."), module, []
+        for i in range(len(parts)):
+            owners.append((owner, ".".join(parts[i:])))
+            owner = owner.get_submodule(parts[i]) if i + 1 < len(parts) else owner
+        found[path] = Place(parameter, tuple(owners))
+    return found
+
+
+def parameter_at(module: torch.nn.Module, path: str) -> torch.Tensor:
+    """The parameter at a dotted path; within ``torch.func.functional_call``, the tensor that stands in for it."""
+    owner, _, name = path.rpartition(".")
+    tensor: torch.Tensor = getattr(module.get_submodule(owner), name)
+    return tensor
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor's values as a numpy array of its own: in the tensor's dtype, float32 for bfloat16 and the like."""
+    tensor = torch.as_tensor(tensor).detach().cpu()
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+        tensor = tensor.float()
+    return np.array(tensor.resolve_conj().resolve_neg().numpy())
+
+
+def to_tensor(values: Any, like: torch.Tensor) -> torch.Tensor:
+    """Values as a tensor with the dtype and on the device of another."""
+    return torch.tensor(np.asarray(values)).to(device=like.device, dtype=like.dtype)
+
+
+def call_with(
+    module: torch.nn.Module, values: Mapping[str, torch.Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """What a module gives with other values for some of its parameters, by path; those stay as they are.
+
+    A parameter that several modules within share has the value in all of them.
+    """
+    try:
+        return torch.func.functional_call(module, dict(values), args, dict(kwargs))
+    finally:
+        # Recurrent modules keep a list of what they last ran with.
+        for inner in module.modules():
+            if isinstance(inner, torch.nn.RNNBase):
+                inner._update_flat_weights()

@@ -1,0 +1,108 @@
+"""Which parameters of a module are quantized, and why the others are not; the modules that take their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from qi.ledger import Row
+from qi.ledger.outcomes import in_float, quantized_weight
+from qi.quantizers import BaseInferableQuantizer
+from qi.recipes import RuleBook
+from qi.recipes.choose import weight_quantizer
+from qi.torch.policies import SlotChoice, slots_of
+from qi.torch.variables import parameters_of, to_numpy
+from qi.torch.wrapper import PytorchQuantizationWrapper
+
+__all__ = ["original_weights", "weight_quantizers", "weight_rows"]
+
+
+def original_weights(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """All parameters of a module by path."""
+    return {path: to_numpy(parameter) for path, parameter in parameters_of(module).items()}
+
+
+def weight_quantizers(
+    module: torch.nn.Module, path: str, weights: Mapping[str, np.ndarray], book: RuleBook, kept: str = ""
+) -> tuple[dict[str, BaseInferableQuantizer], dict[str, str]]:
+    """The quantizer of each parameter that gets one, and the reason of each that doesn't.
+
+    Rules may speak of the module ("encoder", "MultiheadAttention", "out_proj.weight") or of any module within it that holds the
+    parameter ("encoder.out_proj", "NonDynamicallyQuantizableLinear", "weight"): the first rule that matches decides.
+
+    Args:
+        module: it.
+        path: its place in the model.
+        weights: its float values by path.
+        book: the recipe's decisions.
+        kept: why it wasn't folded or taken apart.
+    """
+    quantizers: dict[str, BaseInferableQuantizer] = {}
+    reasons: dict[str, str] = {}
+    for name, choice in slots_of(module).items():
+        array = weights[name]
+        own = choice.why if choice.slot is None and _is_small(array) else ""
+        if not own and kept and choice.slot is None:
+            own = kept
+        spec, reason = (None, own) if own else book.weights_for(*_names(name, path, choice))
+        if spec is None:
+            reasons[name] = reason
+        elif choice.slot is None:
+            reasons[name] = choice.why
+        elif array.size == 0:
+            reasons[name] = "has no elements"
+        else:
+            quantizers[name] = weight_quantizer(array, spec, choice.slot)
+    return quantizers, reasons
+
+
+def _is_small(array: np.ndarray) -> bool:
+    """Biases, factors and slopes: no rule would bring them anything."""
+    return array.ndim < 2
+
+
+def _names(name: str, path: str, choice: SlotChoice) -> tuple[str, str, str, list[tuple[str, str, str]]]:
+    """What rules know a parameter by: first by the module of the model, then by each module within that."""
+    (first, _), *inner = choice.place.owners
+    within = []
+    for module, below in inner:
+        place = ".".join(part for part in (path, name[: -len(below) - 1]) if part)
+        within.append((place, type(module).__name__, below))
+    return path, type(first).__name__, name, within
+
+
+def weight_rows(
+    module: torch.nn.Module,
+    path: str,
+    kind: str,
+    originals: Mapping[str, np.ndarray],
+    reasons: Mapping[str, str],
+    macs: Mapping[str, int | None],
+) -> list[Row]:
+    """Rows of one module's parameters.
+
+    Args:
+        module: the wrapper, or the module where nothing of it is quantized.
+        path: its place in the model.
+        kind: its class with what was folded into it.
+        originals: float values by path, after folding.
+        reasons: why a path stays float.
+        macs: multiply-accumulates for one sample, by path.
+    """
+    wrapped: Any = module if isinstance(module, PytorchQuantizationWrapper) else None
+    if wrapped is not None and wrapped.trains:
+        wrapped = wrapped.convert2inferable()
+    tensors = wrapped.get_quantized_tensors() if wrapped is not None else {}
+    quantizers = wrapped.quantizers if wrapped is not None else {}
+    rows = []
+    for name, array in originals.items():
+        if name in tensors:
+            outcome = quantized_weight(array, tensors[name], quantizers[name])
+        else:
+            outcome = in_float(reasons.get(name, "no rule of the recipe covers it")) | {"size_after": array.nbytes}
+        common = {"layer": path, "layer_type": kind, "name": name, "shape": array.shape, "size_before": array.nbytes}
+        rows.append(Row(kind="weight", macs=macs.get(name), **common, **outcome))
+    return rows
