@@ -249,8 +249,9 @@ class _Torch:
         return x
 
     def beside(self, x: Any, like: Array, /) -> Array:
-        x, device = self.asarray(x), getattr(like, "device", None)
-        return x.to(device) if isinstance(like, self._torch.Tensor) and x.device.type == "cpu" != device.type else x
+        x = self.asarray(x)
+        moves = isinstance(like, self._torch.Tensor) and x.device.type == "cpu" != like.device.type
+        return x.to(like.device) if moves else x
 
     def _kind(self, name: str) -> Any:
         kind = getattr(self._torch, name, None)
@@ -274,19 +275,17 @@ class _Torch:
         return self._torch.multiply(*self._both(a, b))
 
     def minimum(self, a: Array, b: Array) -> Array:
-        return self._torch.minimum(*self._both(a, b))
+        """The lesser; at ties a has the gradient, as of TensorFlow, where torch's own gives each a half."""
+        a, b = self._both(a, b)
+        return self._torch.where((a <= b) | (a != a), a, b)
 
     def maximum(self, a: Array, b: Array) -> Array:
-        return self._torch.maximum(*self._both(a, b))
+        """The greater; at ties a has the gradient."""
+        a, b = self._both(a, b)
+        return self._torch.where((a >= b) | (a != a), a, b)
 
     def clip(self, x: Array, lo: Array, hi: Array) -> Array:
-        """Within ``[lo, hi]``; at an end the gradient is x's alone, as `where` gives it, unlike that of clamp for tensors."""
-        where = self._torch.where
-        lo, hi = (self.beside(end, x).to(x.dtype) for end in (lo, hi))
-        if not (lo.requires_grad or hi.requires_grad):
-            return self._torch.clamp(x, lo, hi)
-        x = where(x < lo, lo, x)
-        return where(x > hi, hi, x)
+        return self._torch.clamp(x, *(self.beside(end, x).to(x.dtype) for end in (lo, hi)))
 
     def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
         return self._torch.sum(x, dim=_axes(x, axis), keepdim=keepdims) if x.ndim and axis != () else x
@@ -331,7 +330,7 @@ def _axes(x: Array, axis: Any) -> Any:
 def _autograd_functions(torch: Any) -> tuple[Any, Any]:
     """Two ``torch.autograd.Function`` of ``(function, *args)``: one keeps the gradient's closure, one calls function again."""
 
-    class Keeping(torch.autograd.Function):  # type: ignore[misc,name-defined]
+    class Keeping(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(ctx: Any, function: Callable[..., Any], *args: Array) -> Array:
             result, ctx.gradient = function(*args)
@@ -341,7 +340,7 @@ def _autograd_functions(torch: Any) -> tuple[Any, Any]:
         def backward(ctx: Any, upstream: Array) -> Any:
             return None, *ctx.gradient(upstream)
 
-    class Repeating(torch.autograd.Function):  # type: ignore[misc,name-defined]
+    class Repeating(torch.autograd.Function):  # type: ignore[misc]
         generate_vmap_rule = True
 
         @staticmethod

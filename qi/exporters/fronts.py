@@ -43,7 +43,9 @@ def front_of(model: Any, samples: Any = None) -> Front:
         from qi.torch.lower_inputs import model_inputs as torch_inputs
 
         return Front(
-            partial(lower_torch, model, samples), partial(lower_both_torch, model, samples), partial(torch_inputs, model)
+            partial(lower_torch, model, samples),
+            partial(lower_both_torch, model, samples),
+            partial(torch_inputs, model),
         )
     from qi.keras.emulate import model_inputs
     from qi.keras.lower import lower, lower_both

@@ -9,12 +9,16 @@ import numpy as np
 import torch
 
 from qi.core import QParams
+from qi.core.namespace import namespace_of
 from qi.errors import ConfigError
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer, BaseTrainableQuantizer
 from qi.torch.variables import to_numpy
 from qi.typing import Shape
 
 __all__ = ["BoundQuantizer"]
+
+# Types are looked up once, here: compilers can't follow how a new one is.
+namespace_of(torch.empty(0), torch.nn.Parameter(torch.empty(0)))
 
 
 class BoundQuantizer(torch.nn.Module):

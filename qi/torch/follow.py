@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn.parameter import UninitializedParameter
 
 from qi.torch.pure import drop_in_place, keep_detached
-from qi.torch.tracer import Tracer, bind, named, placed
+from qi.torch.tracer import Tracer, bind, made_in_graphs, named, placed
 from qi.torch.transformers import open_transformers
 
-__all__ = ["follow", "same_in_training", "set_shapes"]
+__all__ = ["LARGE", "follow", "same_in_training", "set_shapes"]
 
+LARGE = 1e4  # beyond any score, and what exp makes 0: a mask
 _CLOSE = 1e-3  # of the largest number: another order of sums is far below, another computation far above
 
 
@@ -37,9 +39,6 @@ def follow(
         copied = copy.deepcopy(module).eval()
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         return None, f"it can't be copied: {placed(error)}"
-    problem = _refused(copied)
-    if problem:
-        return None, problem
     sampled = args is not None or bool(kwargs)
     wanted = None
     if sampled:
@@ -47,11 +46,15 @@ def follow(
             wanted = _run(copied, args or (), kwargs or {})  # lazy modules get their shapes here
         except Exception as error:  # whatever the user's code raises
             return None, f"its forward fails on the sample inputs: {placed(error)}"
-    traced, problem = _traced(open_transformers(copied), args, kwargs)
+    problem = _refused(copied)
+    if problem:
+        return None, problem
+    opened = open_transformers(copied)
+    traced, problem = _traced(opened, args, kwargs)
     if traced is None:
         return None, problem
     if sampled:
-        problem = _checked(traced, wanted, named(bind(copied.forward, args, kwargs)))
+        problem = _checked(traced, wanted, named(bind(opened.forward, args, kwargs)))
         if problem:
             return None, problem
     return traced, ""
@@ -62,6 +65,8 @@ def _refused(module: torch.nn.Module) -> str:
         return "it is a ScriptModule, compiled already: do give the module that it was made of"
     if hasattr(module, "_orig_mod"):
         return "it is compiled by torch.compile: do give the module itself, and compile the result"
+    if any(isinstance(held, UninitializedParameter) for held in module.parameters()):
+        return "its lazy modules have no shapes yet: do trace with sample inputs"
     if module._forward_hooks or module._forward_pre_hooks:
         return (
             "it has forward hooks of its own, which a traced graph would lose: do remove them, or wrap it into a module"
@@ -74,7 +79,9 @@ def _traced(
 ) -> tuple[fx.GraphModule | None, str]:
     try:
         tracer = Tracer(bind(module.forward, args, kwargs))
-        nodes = tracer.trace(module)
+        with made_in_graphs(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)  # unlike the runs: a random constant in the graph shall show
+            nodes = tracer.trace(module)
         traced = fx.GraphModule(tracer.root, nodes, type(module).__name__)
     except Exception as error:  # whatever the user's code raises when it meets what stands for tensors
         return None, f"its forward can't be followed: {placed(error)}"
@@ -112,6 +119,8 @@ class _Shapes(fx.Interpreter):
         found = super().run_node(n)
         if isinstance(found, torch.Tensor):
             n.meta["qi_shape"], n.meta["qi_dtype"] = tuple(found.shape), str(found.dtype).removeprefix("torch.")
+            if found.is_floating_point() and found.numel():
+                n.meta["qi_large"] = bool(found.abs().max() >= LARGE)
         else:
             held = isinstance(found, tuple) and any(isinstance(part, (torch.Tensor, tuple)) for part in found)
             n.meta["qi_shape"], n.meta["qi_dtype"] = None, "tuple" if held else type(found).__name__

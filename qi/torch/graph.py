@@ -19,7 +19,8 @@ from qi.torch.kinds import from_torch, kind_of, torch_class
 __all__ = ["Call", "Graph", "Value", "trace"]
 
 _NUMBERS = frozenset(
-    "getattr size dim ndim numel len item is_floating_point is_complex _assert get_device stride".split()
+    "shape dtype device layout itemsize requires_grad is_cuda size dim ndim numel nelement len item is_floating_point is_complex "
+    "assert get_device stride".split()
 )
 _INTEGERS = frozenset(
     "argmax argmin argsort long int short eq ne lt gt le ge logical_and logical_or logical_not isnan bool".split()

@@ -28,7 +28,7 @@ from qi.torch.calibrate import quiet
 from qi.torch.data import Batch, Samples
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.graph import Call, Value
-from qi.torch.kinds import torch_class
+from qi.torch.kinds import CONTAINERS, torch_class
 from qi.torch.traits import known_range, role_of
 from qi.torch.variables import to_numpy
 from qi.torch.weights import original_weights, weight_quantizers, weight_rows
@@ -36,7 +36,6 @@ from qi.torch.wrapper import PytorchQuantizationWrapper
 
 __all__ = ["InPlace", "Part", "parts_of", "prepare_in_place", "put_wrappers", "quantize_in_place"]
 
-_CONTAINERS = ("Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict")
 _MOVES = "it only moves values, and leaves them as they come"
 _UNSEEN = "the forward never ran it on the calibration data"
 _HELD = "the module holds it itself and computes with it where no quantizer can be put"
@@ -97,7 +96,7 @@ def parts_of(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
         known.add(id(owner))
         kind = torch_class(owner)
         children = list(owner.named_children())
-        if (kind and kind not in _CONTAINERS) or (not children and kind not in _CONTAINERS and _computes(owner)):
+        if (kind and kind not in CONTAINERS) or (not children and kind not in CONTAINERS and _computes(owner)):
             found[path] = owner
             return
         for name, child in children:
@@ -244,7 +243,7 @@ def _held(root: torch.nn.Module, book: RuleBook) -> list[Row]:
         id(parameter)
         for inner in root.modules()
         if isinstance(inner, PytorchQuantizationWrapper)
-        or (torch_class(inner) and torch_class(inner) not in _CONTAINERS)
+        or (torch_class(inner) and torch_class(inner) not in CONTAINERS)
         for parameter in inner.parameters()
     }
     for path, parameter in root.named_parameters():

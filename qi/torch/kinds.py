@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["from_torch", "kind_of", "torch_class"]
+__all__ = ["CONTAINERS", "from_torch", "kind_of", "torch_class"]
 
 _SYNONYMS = {
     "concat": "cat", "concatenate": "cat", "subtract": "sub", "multiply": "mul", "divide": "div", "truediv": "div",
@@ -22,6 +22,9 @@ _SYNONYMS = {
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.imatmul)
 _CLASSES = {"Module": "", "NonDynamicallyQuantizableLinear": "Linear"}
 _OF_TORCH = ("torch", "operator", "builtins", "math")
+CONTAINERS = frozenset("Module Sequential ModuleList ModuleDict ParameterList ParameterDict".split())
+"""Classes of `torch.nn` that compute nothing themselves."""
+
 _HARMLESS = frozenset(
     "__init__ extra_repr __repr__ reset_parameters _reset_parameters _get_name __getstate__ __deepcopy__".split()
 )

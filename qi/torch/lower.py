@@ -132,7 +132,7 @@ class _Lowering:
     def run(self, fused: bool) -> QGraph:
         """The integer graph."""
         for value in self.traced.inputs:
-            shape, dtype = self._told(value.node, "the input")
+            shape, dtype = self._told(value.node, value.name)
             tensor = Tensor(take_name(value.name, self.names), shape, real_dtype(dtype))
             self.result.inputs.append(tensor)
             self.values[value.node] = Laid(tensor, shape, plain_order(len(shape)))
@@ -141,6 +141,7 @@ class _Lowering:
                 self._outputs(node)
             elif node not in self.values and node in self.found:
                 self.values[node] = self._value(node)
+        _prune(self.result)
         part_outputs(self.result, self.names)
         structure = self.result.output_structure
         if not fused:
@@ -209,7 +210,12 @@ class _Lowering:
             first = first.astype(np.float32)
         tensor = Tensor(take_name(str(node), self.names), first.shape, real_dtype(str(first.dtype)), data=first)
         shape = (None, *first.shape[1:]) if rows else first.shape
-        return Laid(tensor, shape, plain_order(len(shape)))
+        laid = Laid(tensor, shape, plain_order(len(shape)))
+        op = self.traced.op_of(self.calls[node]) if node in self.calls else None
+        if not isinstance(op, PytorchActivationQuantizationHolder):
+            return laid
+        self.calls[node].op = op
+        return _held(Site(self.calls[node], self.result, self.names, ((), {}), [(shape, "float32")]), op.bound, laid)
 
     def _forms(self, call: Call) -> list[tuple[Shape, str]]:
         """(shape, type) of each tensor that a call gives."""
@@ -253,6 +259,16 @@ class _Lowering:
         return tensor.name
 
 
+def _prune(graph: QGraph) -> None:
+    """Leaves out what nothing takes, such as parts that were cut but aren't used."""
+    used = {id(tensor) for tensor in graph.outputs}
+    for op in reversed(list(graph.ops)):
+        if any(id(tensor) in used for tensor in op.outputs):
+            used.update(id(tensor) for tensor in op.inputs)
+        else:
+            graph.ops.remove(op)
+
+
 def _leaves(value: Any) -> list[Form]:
     if isinstance(value, Form):
         return [value]
@@ -261,20 +277,21 @@ def _leaves(value: Any) -> list[Form]:
 
 
 def _joint(path: str, forms: Sequence[Form]) -> tuple[Shape, str]:
-    """The shape of a tensor by what both runs gave: None for the batch, which is the first axis.
+    """The shape of a tensor by what both runs gave, with None for the batch.
 
     Raises:
-        UnsupportedError: another axis depends on the batch, or the first isn't its size.
+        UnsupportedError: there isn't one axis that has the batch's size.
     """
     shapes = [form.shape for form in forms]
-    batch = all(shape[:1] == (size,) for shape, size in zip(shapes, BATCHES, strict=True))
-    if not batch or shapes[0][1:] != shapes[1][1:]:
+    sizes = list(zip(*shapes, strict=True)) if len(shapes[0]) == len(shapes[1]) else []
+    differing = [axis for axis, pair in enumerate(sizes) if pair[0] != pair[1]]
+    if len(differing) != 1 or sizes[differing[0]] != BATCHES:
         raise UnsupportedError(
-            f"expected tensors with the samples of the batch along their first axis; received {path!r}, which gives shapes "
+            f"expected tensors with the samples of the batch along an axis of their own; received {path!r}, which gives shapes "
             f"{shapes[0]} and {shapes[1]} for {BATCHES[0]} and {BATCHES[1]} samples; do leave the batch in front, and apart from "
-            "other axes (batch_first=True in torch's own modules)"
+            "other axes"
         )
-    return (None, *shapes[0][1:]), forms[0].dtype
+    return tuple(None if axis == differing[0] else n for axis, n in enumerate(shapes[0])), forms[0].dtype
 
 
 def _unknown(site: Site) -> tuple[str, str]:
@@ -297,7 +314,7 @@ def _held(site: Site, bound: Any, x: Laid) -> Laid:
     qparams = signed_qparams(qparams)
     if x.tensor.data is not None:
         values = np.asarray(x.tensor.values(), np.float32)
-        codes = np.array(qparams.quantize(values).codes)
+        codes = np.array(qparams.quantize(values).codes)  # values that were quantized before give the same codes again
         return site.like(x, Tensor(site.name("codes"), codes.shape, "float32", qparams, codes))
     value = Tensor(site.name(), x.tensor.shape, "float32", qparams)
     site.graph.ops.append(Op("quantize", [x.tensor], [value], {}, site.call.path))

@@ -99,7 +99,7 @@ def _softmax(site: Site) -> Laid:
     if dim is None:
         raise site.refuse("without a dim", "name the axis, as in dim=-1")
     x = site.unflat(site.cast(site.x, "float32"))
-    if int(dim) % len(x.shape) == 0:
+    if int(dim) % len(x.shape) == x.batch:
         raise site.refuse("over the batch", "use another axis")
     return _each(site, "softmax", x=x, axis=x.axis(int(dim)))
 

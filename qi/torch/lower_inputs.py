@@ -56,12 +56,13 @@ def graph_of(model: Any, example: Any = None) -> Graph:
 
 
 def _tensors(value: Any) -> Any:
-    """A structure with tensors in the place of arrays."""
+    """The first sample, with tensors in the place of arrays."""
     if isinstance(value, Mapping):
         return {str(key): _tensors(held) for key, held in value.items()}
     if isinstance(value, (tuple, list)):
         return type(value)(_tensors(held) for held in value)
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    return tensor[:1] if isinstance(tensor, torch.Tensor) and tensor.ndim else tensor
 
 
 def sample_inputs(graph: Graph, example: Any) -> list[torch.Tensor]:

@@ -157,7 +157,9 @@ def _embedding(site: Site) -> Laid:
     if site.module.max_norm is not None:
         raise site.refuse("with max_norm", "leave it out once the model is trained")
     ids = site.x if site.x.tensor.dtype in ("int32", "int64") else site.cast(site.x, "int32")
-    return site.gives(site.emit("embedding", [site.plain(ids), site.weight("weight")], site.shape))
+    order = (*ids.order, len(ids.shape))
+    shape = [site.shape[axis] for axis in order]
+    return site.gives(site.emit("embedding", [ids.tensor, site.weight("weight")], shape), order)
 
 
 @lowering("BatchNorm1d", "BatchNorm2d")

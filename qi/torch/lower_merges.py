@@ -132,22 +132,43 @@ def _reciprocal(site: Site) -> Laid:
     return _binary(site, "div", 1.0, site.x, activation="none")
 
 
-def _joined(site: Site) -> list[Laid]:
+def _joined(site: Site, axis: int) -> list[Laid]:
     given = site.option("tensors", 0)
     found = [item for item in given if isinstance(item, Laid)] if isinstance(given, (list, tuple)) else []
     if not found or len(found) != len(given):
         raise site.refuse("of something other than tensors", "give it a list of tensors")
-    if any(item.constant for item in found):
-        raise site.refuse("with a constant among them", "add it to a slice of a tensor that depends on the input")
-    return [site.cast(item, site.dtype) for item in found]
+    if site.shape[axis] is None or len({item.batch for item in found if not item.constant}) > 1:
+        raise site.refuse("along the batch", "leave the batch in front")
+    found = [site.cast(item, site.dtype) for item in found]
+    model = next(item for item in found if not item.constant)
+    return [_for_each(site, item, model, axis) if item.constant else item for item in found]
+
+
+def _for_each(site: Site, x: Laid, model: Laid, axis: int) -> Laid:
+    """A constant for each sample: ``max(min(part, x), x)`` is x whatever that part of another tensor holds, NaN aside.
+
+    No operation of a graph knows the size of a batch, so the part brings it.
+    """
+    size = int(x.shape[axis] or 1)
+    if size > int(model.shape[axis] or 1) or x.shape[0] not in (None, 1):
+        raise site.refuse(
+            "with a constant that is larger than what it is joined with", "put the larger one in front of it"
+        )
+    part, order = site.plain(model), range(len(model.shape))
+    end = [size if i == axis else None for i in order]
+    shape = [size if i == axis else n for i, n in enumerate(model.shape)]
+    if size < int(model.shape[axis] or 1):
+        how = {"begin": [0 for _ in order], "end": end, "strides": [1 for _ in order]}
+        part = site.emit("slice", [part], shape, suffix="part", dtype=part.dtype, **how)
+    for kind in ("minimum", "maximum"):
+        part = site.emit(kind, [part, site.plain(x)], shape, suffix=kind)
+    return Laid(part, tuple(shape), tuple(order))
 
 
 @lowering("cat")
 def _concat(site: Site) -> Laid:
     axis = int(site.option("dim", 1, 0)) % len(site.shape)
-    if axis == 0:
-        raise site.refuse("along the batch", "leave the batch in front")
-    parts = [site.unflat(x) for x in _joined(site)]
+    parts = [site.unflat(x) for x in _joined(site, axis)]
     tensors, guide = together(site, parts)
     shape = [site.shape[i] for i in guide.order]
     return Laid(site.emit("concat", tensors, shape, axis=guide.axis(axis)), site.shape, guide.order)
@@ -156,8 +177,7 @@ def _concat(site: Site) -> Laid:
 @lowering("stack")
 def _stack(site: Site) -> Laid:
     axis = int(site.option("dim", 1, 0)) % len(site.shape)
-    if axis == 0:
-        raise site.refuse("along the batch", "leave the batch in front")
     shape = (*site.shape[:axis], 1, *site.shape[axis + 1 :])
-    parts = [site.reshape(site.plain(x), shape, "apart") for x in _joined(site)]
+    given = _joined(site, axis)
+    parts = [site.reshape(site.plain(x), shape, "apart") for x in given]
     return site.gives(site.emit("concat", parts, site.shape, axis=axis))

@@ -36,10 +36,10 @@ def _axes(site: Site) -> list[int]:
 def _layer_norm(site: Site) -> Laid:
     gamma, beta = _array(site, "weight", 2), _array(site, "bias", 3)
     epsilon = float(site.option("eps", 4, 1e-5))
-    x = site.plain(site.cast(site.x, "float32"))
-    return site.gives(
-        site.emit("layer_norm", [x, *_pair(site, gamma, beta)], site.shape, axes=_axes(site), epsilon=epsilon)
-    )
+    axes = _axes(site)
+    x = site.ends_with(site.cast(site.x, "float32"), len(axes))
+    given = [x.tensor, *_pair(site, gamma, beta)]
+    return site.like(x, site.emit("layer_norm", given, x.tensor.shape, axes=axes, epsilon=epsilon))
 
 
 def _pair(site: Site, gamma: np.ndarray | None, beta: np.ndarray | None) -> list[Tensor]:
@@ -53,12 +53,14 @@ def _pair(site: Site, gamma: np.ndarray | None, beta: np.ndarray | None) -> list
 
 @lowering("RMSNorm", "rms_norm")
 def _rms_norm(site: Site) -> Laid:
-    x, axes = site.plain(site.cast(site.x, "float32")), _axes(site)
+    axes = _axes(site)
+    x = site.ends_with(site.cast(site.x, "float32"), len(axes))
     given, epsilon = _array(site, "weight", 2), site.option("eps", 3)
     scale = np.ones([site.shape[axis] or 1 for axis in axes], np.float32) if given is None else given
     epsilon = float(torch.finfo(torch.float32).eps if epsilon is None else epsilon)
-    y = site.emit("rms_norm", [x, site.constant("scale", scale)], site.shape, axes=axes, epsilon=epsilon)
-    return site.gives(y)
+    return site.like(
+        x, site.emit("rms_norm", [x.tensor, site.constant("scale", scale)], x.tensor.shape, axes=axes, epsilon=epsilon)
+    )
 
 
 @lowering("GroupNorm", "group_norm")

@@ -127,7 +127,7 @@ def _reduce(site: Site) -> Laid:
         raise site.refuse("over all axes, the batch too", "name the axes")
     rank = len(site.x.shape)
     dims = sorted(int(d) % rank for d in (dim if isinstance(dim, (list, tuple)) else [dim]))
-    if 0 in dims:
+    if site.x.batch in dims:
         raise site.refuse("over the batch", "leave the batch alone")
     keep = bool(site.option("keepdim", 2, False))
     x = site.unflat(site.cast(site.x, "float32"))
@@ -187,9 +187,11 @@ def _pad(site: Site) -> Laid:
     by_axis = np.zeros((rank, 2), int)
     for i in range(len(amounts) // 2):
         by_axis[rank - 1 - i] = amounts[2 * i : 2 * i + 2]
-    if by_axis[0].any():
+    if by_axis[x.batch].any():
         raise site.refuse("along the batch", "leave the batch alone")
-    if rank in (3, 4) and not by_axis[1].any():  # as an image it may become a convolution's own padding
+    if (
+        x.batch == 0 and rank in (3, 4) and not by_axis[1].any()
+    ):  # as an image it may become a convolution's own padding
         places = by_axis[2:].tolist() if rank == 4 else [[0, 0], *by_axis[2:].tolist()]
         pads = [[0, 0], *places, [0, 0]]
         return back(site, site.emit("pad", [image(site, x)], image_shape(site), suffix="padded", pads=pads))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from qi.ir.graph import Tensor
+from qi.ir.softmax import UNSEEN
 from qi.torch.lower_merges import HIDDEN
 from qi.torch.lowering import Laid, Site, lowering
 
@@ -60,10 +63,12 @@ def _attention(site: Site) -> Laid:
     scores = _product(site, query, turned, scores_shape, "products")
     one = site.constant("scale", np.full((1,) * len(scores_shape), factor, np.float32))
     scores = site.emit("mul", [scores, one], scores_shape, suffix="scores", activation="none")
-    hidden = _mask(site, mask, scores_shape)
-    if hidden is not None:
-        scores = site.emit("add", [scores, hidden], scores_shape, suffix="masked", activation="none")
-    shares = site.emit("softmax", [scores], scores_shape, suffix="shares", axis=len(scores_shape) - 1)
+    masks = (
+        [("shows" if isinstance(mask, Laid) and mask.tensor.dtype == "bool" else "adds", mask)]
+        if mask is not None
+        else []
+    )
+    shares = _shares(site, scores, masks, causal=bool(site.option("is_causal", 5, False)))
     mix = Laid(shares, scores_shape, tuple(range(len(scores_shape))))
     return site.gives(_product(site, mix, value, site.shape))
 
@@ -72,17 +77,33 @@ def _last_turned(rank: int) -> tuple[int, ...]:
     return (*range(rank - 2), rank - 1, rank - 2)
 
 
-def _mask(site: Site, mask: object, shape: tuple[int | None, ...]) -> Tensor | None:
-    """What is added to the scores: large negative numbers where a query doesn't see a key."""
-    if bool(site.option("is_causal", 5, False)):
-        seen = np.tril(np.ones([int(n or 0) for n in shape[-2:]], bool))
-    elif mask is None:
-        return None
-    elif isinstance(mask, Laid) and mask.tensor.data is not None:
-        seen = np.asarray(mask.tensor.values())
-    else:
-        raise site.refuse(
-            "with a mask that differs from sample to sample", "give sequences of one length, without masks"
+def _shares(site: Site, scores: Tensor, masks: Sequence[tuple[str, Any]], causal: bool) -> Tensor:
+    """The softmax of scores, after large negative numbers are added where a query doesn't see a key."""
+    shape = scores.shape
+    hidden = np.zeros(shape[-2:], np.float32)
+    if causal:
+        hidden = np.where(np.tril(np.ones(hidden.shape, bool)), np.float32(0), HIDDEN)
+    for how, mask in masks:
+        if not isinstance(mask, Laid) or mask.tensor.data is None:
+            raise site.refuse(
+                "with a mask that differs from sample to sample", "give sequences of one length, without masks"
+            )
+        values = np.asarray(mask.tensor.values())
+        seen = {"hides": values == 0, "shows": values != 0}.get(how)
+        hidden = np.maximum(hidden + (np.where(seen, np.float32(0), HIDDEN) if seen is not None else values), HIDDEN)
+    if (hidden <= UNSEEN).all(-1).any():
+        raise site.refuse("with a query that sees no key", "let it see itself")
+    if hidden.any():
+        mask = site.constant(
+            "mask", hidden.reshape((1,) * (len(shape) - hidden.ndim) + hidden.shape).astype(np.float32)
         )
-    added = np.where(seen, np.float32(0), HIDDEN) if seen.dtype == bool else np.maximum(seen, HIDDEN)
-    return site.constant("mask", added.reshape((1,) * (len(shape) - added.ndim) + added.shape).astype(np.float32))
+        scores = site.emit("add", [scores, mask], shape, suffix="masked", activation="none")
+    return site.emit("softmax", [scores], shape, suffix="shares", axis=len(shape) - 1)
+
+
+@lowering("BandSoftmax")
+def _band_softmax(site: Site) -> Laid:
+    """What a query doesn't see gets a score that leaves it no share: in real numbers, as no grid holds such a score."""
+    scores, *masks = site.args
+    named = list(zip(site.module.masks, masks, strict=True))
+    return site.gives(_shares(site, site.plain(scores), named, site.module.causal))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qi.ir.graph import Tensor
-from qi.torch.lowering import Laid, Shape, Site, channels_last, lowering
+from qi.torch.lowering import Laid, Shape, Site, channels_last, lowering, plain_order
 
 __all__: list[str] = []
 
@@ -20,7 +20,7 @@ def reshaped(site: Site, x: Laid, shape: Shape) -> Laid:
     """
     if shape == x.shape:
         return x
-    if x.flat is None and x.order == channels_last(len(x.shape)) and not x.plain:
+    if x.flat is None and not x.batch and x.order == channels_last(len(x.shape)) and not x.plain:
         channels, places = x.shape[1], math.prod(site.sizes(x)[1:])
         if len(shape) > 1 and shape[1] == channels and (len(shape) > 2 or places == 1):
             order = channels_last(len(shape))
@@ -28,7 +28,20 @@ def reshaped(site: Site, x: Laid, shape: Shape) -> Laid:
         if len(shape) == 2:
             flat = tuple(site.sizes(x))
             return Laid(site.reshape(x.tensor, shape, "flat"), shape, (0, 1), flat)
+    if x.flat is None and [n for n in x.shape if n != 1] == [n for n in shape if n != 1]:
+        return _with_ones(site, x, shape)
     return site.gives(site.reshape(site.plain(x), shape, ""), shape=shape)
+
+
+def _with_ones(site: Site, x: Laid, shape: Shape) -> Laid:
+    """A tensor with other axes of size 1; the rest lies as it did."""
+    old, new = ([axis for axis, n in enumerate(sizes) if n != 1] for sizes in (x.shape, shape))
+    kept = [new[old.index(axis)] for axis in x.order if axis in old]
+    rank = len(shape)
+    likely = (plain_order(rank), channels_last(rank))
+    order = next((o for o in likely if [a for a in o if a in new] == kept), None)
+    order = order or (*kept, *(axis for axis in range(rank) if axis not in new))
+    return site.gives(site.reshape(x.tensor, [shape[axis] for axis in order], ""), order, shape)
 
 
 @lowering(
@@ -48,8 +61,6 @@ def _ravel(site: Site) -> Laid:
 
 def permuted(site: Site, x: Laid, dims: Sequence[int]) -> Laid:
     """A tensor whose axes torch counts in another order."""
-    if dims[0] != 0:
-        raise site.refuse("which moves the batch", "leave the batch in front")
     x = site.unflat(x)
     order = [list(dims).index(axis) for axis in x.order]
     return site.gives(x.tensor, order)
@@ -123,10 +134,12 @@ def _get_item(site: Site) -> Laid:
     taken, rank = [k for k in keys if k is not None], len(site.x.shape)  # new axes come of a reshape
     at = next((i for i, k in enumerate(taken) if k is Ellipsis), len(taken))
     taken[at : at + 1] = [slice(None)] * (rank - sum(k is not Ellipsis for k in taken))
-    if isinstance(taken[0], int):
+    if isinstance(taken[site.x.batch], int):
         raise site.refuse("which takes one sample of the batch", "leave the batch alone")
-    sizes = [0, *site.sizes(site.x)]
-    slices = [slice(k % n, k % n + 1) if isinstance(k, int) else k for k, n in zip(taken, sizes, strict=True)]
+    slices = [
+        slice(k % (n or 1), k % (n or 1) + 1) if isinstance(k, int) else k
+        for k, n in zip(taken, site.x.shape, strict=True)
+    ]
     slices = [_whole(s, n) for s, n in zip(slices, site.x.shape, strict=True)]
     return reshaped(site, _cut(site, site.x, slices, "slice"), site.shape)
 
@@ -140,7 +153,7 @@ def _whole(key: slice, size: int | None) -> slice:
 
 def _parts(site: Site, axis: int, sizes: Sequence[int | None]) -> list[Laid]:
     """Parts of those sizes along an axis, one after the other."""
-    if axis == 0:
+    if axis == site.x.batch:
         raise site.refuse("along the batch", "leave the batch alone")
     found, start = [], 0
     for i, size in enumerate(sizes):
@@ -167,9 +180,9 @@ def _unbind(site: Site) -> list[Laid]:
 @lowering("narrow", "select")
 def _narrow(site: Site) -> Laid:
     axis, start = int(site.option("dim", 1)) % len(site.x.shape), int(site.option("start", 2, site.kwargs.get("index")))
-    if axis == 0:
+    if axis == site.x.batch:
         raise site.refuse("which takes some samples of the batch", "leave the batch alone")
-    start %= site.sizes(site.x)[axis - 1]
+    start %= int(site.x.shape[axis] or 1)
     keys = [slice(None)] * len(site.x.shape)
     keys[axis] = slice(start, start + (int(site.option("length", 3)) if site.kind == "narrow" else 1))
     return reshaped(site, _cut(site, site.x, keys, "slice"), site.shape)
@@ -180,7 +193,7 @@ def _flip(site: Site) -> Laid:
     x, rank = site.unflat(site.x), len(site.x.shape)
     y = x.tensor
     for axis in (d % rank for d in site.numbers("dims")):
-        if axis == 0:
+        if axis == x.batch:
             raise site.refuse("along the batch", "leave the batch alone")
         y = site.emit("reverse", [y], y.shape, suffix="flipped", dtype=y.dtype, axis=x.axis(axis))
     return site.like(x, y)

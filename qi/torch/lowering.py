@@ -69,7 +69,7 @@ class Laid:
 
     Attributes:
         tensor: of the graph.
-        shape: torch's; None for the batch.
+        shape: torch's; None for the batch, which may lie anywhere.
         order: axis i of the tensor is torch's axis ``order[i]``.
         flat: [channels, height, width] of the image that torch flattened, where the tensor holds it flattened channels last.
     """
@@ -85,6 +85,11 @@ class Laid:
         return self.tensor.constant
 
     @property
+    def batch(self) -> int:
+        """Torch's axis of the samples; the tensor has it in front."""
+        return self.order[0]
+
+    @property
     def plain(self) -> bool:
         """Whether the tensor is as torch has it."""
         return self.flat is None and self.order == plain_order(len(self.shape))
@@ -92,6 +97,11 @@ class Laid:
     def axis(self, axis: int) -> int:
         """Where the tensor has an axis of torch's."""
         return self.order.index(axis % len(self.shape))
+
+
+def _class_of(module: torch.nn.Module) -> str:
+    """The class that says what a module computes: torch's, or one of ours."""
+    return type(module).__name__ if type(module).__module__.startswith("qi.") else torch_class(module)
 
 
 class Site:
@@ -120,7 +130,7 @@ class Site:
         op = wrapper.module if wrapper is not None else call.op
         self.call, self.graph = call, graph
         self.module: Any = op if isinstance(op, torch.nn.Module) else None
-        self.kind = torch_class(op) if isinstance(op, torch.nn.Module) else call.builtin_kind
+        self.kind = _class_of(op) if isinstance(op, torch.nn.Module) else call.builtin_kind
         self.args, self.kwargs = list(arguments[0]), dict(arguments[1])
         self.outputs = list(outputs)
         self._quantized: dict[str, QTensor] = wrapper.get_quantized_tensors() if wrapper is not None else {}
@@ -268,8 +278,10 @@ class Site:
         shape = self.shape if shape is None else shape
         rank = len(shape)
         laid = Laid(tensor, shape, plain_order(rank) if order is None else tuple(order))
+        if not laid.constant and shape[laid.batch] is not None:
+            raise self.refuse("which joins the batch with another axis, or moves it", "leave the batch in front")
         turned = (*range(rank - 2), rank - 1, rank - 2)
-        if laid.plain or laid.order in (channels_last(rank), turned):
+        if laid.batch or laid.plain or laid.order in (channels_last(rank), turned):
             return laid
         return Laid(self.plain(laid), shape, plain_order(rank))
 
@@ -302,6 +314,8 @@ class Site:
         if x.order == tuple(order):
             return x.tensor
         perm = [x.order.index(axis) for axis in order]
+        if perm[0] and x.tensor.data is None:
+            raise self.refuse("which takes samples along another axis than the first", "leave the batch in front")
         if x.tensor.data is not None:
             return self._turned_constant(x.tensor, perm)
         for op in self.graph.ops:
@@ -322,6 +336,8 @@ class Site:
         shape = tuple(shape)
         if tuple(x.shape) == shape:
             return x
+        if x.data is None and shape[:1] != (None,):
+            raise self.refuse("which joins the batch with another axis, or moves it", "leave the batch in front")
         if x.data is not None:
             data = np.asarray(x.data).reshape([1 if n is None else n for n in shape])
             return Tensor(self.name(suffix), data.shape, x.dtype, x.qparams, data)
@@ -336,6 +352,16 @@ class Site:
             return self.like(x, self.constant("cast", np.asarray(x.tensor.data).astype(to)))
         return self.like(x, self.emit("cast", [x.tensor], x.tensor.shape, suffix="cast", dtype=to, to=to))
 
+    def ends_with(self, x: Laid, count: int) -> Laid:
+        """The tensor with torch's last axes at its end, in their order; the others may lie as they do."""
+        rank = len(x.shape)
+        x = self.unflat(x)
+        if x.order[rank - count :] == tuple(range(rank - count, rank)):
+            return x
+        return Laid(self.plain(x), x.shape, plain_order(rank))
+
     def sizes(self, x: Laid) -> list[int]:
         """Torch's sizes of a tensor behind its batch."""
+        if x.shape[0] is not None:
+            raise self.refuse("which takes samples along another axis than the first", "leave the batch in front")
         return [int(n) for n in x.shape[1:] if n is not None]

@@ -91,13 +91,13 @@ def unpack_codes(
         own, weight = f"{prefix}weight_quantizers.{key_of(path)}.", f"{prefix}module.{path}"
         codes, problem = state_dict.pop(f"{own}codes", None), ""
         value = parameter_at(wrapper.module, path).detach()
+        if wrapper.frozen and f"{own}scale" in state_dict:
+            state_dict.setdefault(f"{own}zero_point", torch.zeros_like(state_dict[f"{own}scale"]))
         if not wrapper.frozen:
             if codes is None:
                 continue
             problem = "expected floats; received codes of a frozen wrapper; do call freeze() before load_state_dict()"
         elif codes is not None:
-            scale = state_dict.get(f"{own}scale", wrapper.bounds[path].variables["scale"])
-            state_dict.setdefault(f"{own}zero_point", torch.zeros_like(scale))
             try:
                 value = _decode(wrapper, path, codes, state_dict, own)
             except QiError as error:

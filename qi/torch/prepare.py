@@ -19,6 +19,8 @@ from qi.torch.data import Samples
 from qi.torch.fold import fold_batch_norms
 from qi.torch.graph import Graph, Value, trace
 from qi.torch.holder import PytorchActivationQuantizationHolder
+from qi.torch.kinds import CONTAINERS, torch_class
+from qi.torch.modules import as_modules
 from qi.torch.traits import TRAITS
 from qi.torch.variables import parameters_of
 from qi.torch.wrapper import PytorchQuantizationWrapper
@@ -88,10 +90,13 @@ def follow_module(module: torch.nn.Module, samples: Samples | None) -> tuple[Gra
         (graph or None, why it is None, why normalizations and attentions are as they were by path)
     """
     first = samples.first if samples is not None else None
+    kind = torch_class(module)
+    if kind == "MultiheadAttention" or (kind not in ("", *CONTAINERS) and not list(module.children())):
+        return None, f"it is one {type(module).__name__}: there is nothing to follow", {}
     graph, why = trace(module, first.args, first.kwargs) if first is not None else trace(module)
     if graph is None:
         return None, why, {}
-    graph, kept = fold_batch_norms(graph)
+    graph, kept = fold_batch_norms(as_modules(graph))
     graph, whole = split_attention(graph)
     return graph, "", kept | whole
 

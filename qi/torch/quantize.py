@@ -130,7 +130,8 @@ def wrap_modules(ready: Prepared, wrap: Wrap) -> Weights:
     for calls in several:  # before the first is changed: others may hold the same parameters
         module, path = calls[0].op, calls[0].path
         originals = original_weights(module)
-        chosen.append((originals, *weight_quantizers(module, path, originals, ready.book, ready.kept.get(path, ""))))
+        found = weight_quantizers(module, path, originals, ready.book, ready.kept.get(path, ""), calls[0].place)
+        chosen.append((originals, *found))
     held: dict[int, tuple[str, str, BaseInferableQuantizer]] = {}
     for calls, (originals, quantizers, reasons) in zip(several, chosen, strict=True):
         module, path = calls[0].op, calls[0].path

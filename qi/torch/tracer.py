@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import fx
 
 from qi.torch.kinds import torch_class
 
-__all__ = ["Tracer", "bind", "named", "placed", "tensors_in"]
+__all__ = ["Tracer", "bind", "made_in_graphs", "named", "placed", "tensors_in"]
 
 _ENTERED = frozenset("Sequential ModuleList ModuleDict ParameterList ParameterDict Module".split())
+_MAKERS = tuple("arange empty eye full linspace ones rand randint randn zeros".split())
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
 
@@ -110,6 +112,30 @@ class Tracer(fx.Tracer):
         if isinstance(given, list):
             return parts
         return type(given)(*parts) if hasattr(given, "_fields") else tuple(parts)
+
+
+@contextmanager
+def made_in_graphs() -> Iterator[None]:
+    """While it lasts, ``torch.arange(x.shape[1])`` and the like are followed: PyTorch hands them numbers, not tensors."""
+    before = {name: getattr(torch, name) for name in _MAKERS}
+    for name, maker in before.items():
+        setattr(torch, name, _followed(maker))
+    try:
+        yield
+    finally:
+        for name, maker in before.items():
+            setattr(torch, name, maker)
+
+
+def _followed(maker: Callable[..., Any]) -> Callable[..., Any]:
+    def made(*args: Any, **kwargs: Any) -> Any:
+        proxies: list[fx.Proxy] = []
+        fx.node.map_aggregate((args, kwargs), lambda held: proxies.append(held) if isinstance(held, fx.Proxy) else held)
+        if not proxies:
+            return maker(*args, **kwargs)
+        return proxies[0].tracer.create_proxy("call_function", maker, args, kwargs)
+
+    return made
 
 
 def _is_tensor(given: Any) -> bool:

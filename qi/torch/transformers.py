@@ -133,11 +133,21 @@ class DecoderLayer(_Same):
 class Decoder(_Same):
     """`torch.nn.TransformerDecoder`."""
 
-    def forward(self, tgt: torch.Tensor, memory: torch.Tensor, *masks: Any, **named: Any) -> torch.Tensor:
-        """That of PyTorch, whose further arguments are those of its layers."""
+    def forward(
+        self,
+        tgt: torch.Tensor,
+        memory: torch.Tensor,
+        tgt_mask: Mask = None,
+        memory_mask: Mask = None,
+        tgt_key_padding_mask: Mask = None,
+        memory_key_padding_mask: Mask = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> torch.Tensor:
+        """That of PyTorch; `tgt_is_causal` and `memory_is_causal` only say what the masks are."""
         own: Any = self
         for layer in own.layers:
-            tgt = layer(tgt, memory, *masks, **named)
+            tgt = layer(tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
         return tgt if own._modules.get("norm") is None else own.norm(tgt)
 
 

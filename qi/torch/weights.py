@@ -26,7 +26,12 @@ def original_weights(module: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def weight_quantizers(
-    module: torch.nn.Module, path: str, weights: Mapping[str, np.ndarray], book: RuleBook, kept: str = ""
+    module: torch.nn.Module,
+    path: str,
+    weights: Mapping[str, np.ndarray],
+    book: RuleBook,
+    kept: str = "",
+    split_from: tuple[str, str] | None = None,
 ) -> tuple[dict[str, BaseInferableQuantizer], dict[str, str]]:
     """The quantizer of each parameter that gets one, and the reason of each that doesn't.
 
@@ -39,6 +44,7 @@ def weight_quantizers(
         weights: its float values by path.
         book: the recipe's decisions.
         kept: why it wasn't folded or taken apart.
+        split_from: the path and class of the module of the given model that it is a part of, where that was taken apart.
     """
     quantizers: dict[str, BaseInferableQuantizer] = {}
     reasons: dict[str, str] = {}
@@ -47,7 +53,7 @@ def weight_quantizers(
         own = choice.why if choice.slot is None and _is_small(array) else ""
         if not own and kept and choice.slot is None:
             own = kept
-        spec, reason = (None, own) if own else book.weights_for(*_names(name, path, choice))
+        spec, reason = (None, own) if own else book.weights_for(*_names(name, path, choice, split_from))
         if spec is None:
             reasons[name] = reason
         elif choice.slot is None:
@@ -64,14 +70,19 @@ def _is_small(array: np.ndarray) -> bool:
     return array.ndim < 2
 
 
-def _names(name: str, path: str, choice: SlotChoice) -> tuple[str, str, str, list[tuple[str, str, str]]]:
+def _names(
+    name: str, path: str, choice: SlotChoice, split_from: tuple[str, str] | None
+) -> tuple[str, str, str, list[tuple[str, str, str]]]:
     """What rules know a parameter by: first by the module of the model, then by each module within that."""
     (first, _), *inner = choice.place.owners
+    own = (path, type(first).__name__, name)
     within = []
     for module, below in inner:
         place = ".".join(part for part in (path, name[: -len(below) - 1]) if part)
         within.append((place, type(module).__name__, below))
-    return path, type(first).__name__, name, within
+    if split_from is None or split_from[0] == path:
+        return (*own, within)
+    return (*split_from, f"{path}.{name}".removeprefix(f"{split_from[0]}."), [own, *within])
 
 
 def weight_rows(

@@ -185,7 +185,25 @@ def test_clip_of_torch_gives_x_the_gradient_at_both_ends():
         lo, hi = (torch.tensor(v, requires_grad=learned) for v in (-1.0, 2.0))
         xp.clip(x, lo, hi).sum().backward()
         assert x.grad.tolist() == [0, 1, 1, 1, 0]
-        assert (lo.grad, hi.grad) == (1, 1) if learned else lo.grad is None  # not 2: nothing of the elements at the ends
+        if learned:
+            assert (lo.grad, hi.grad) == (1, 1)  # not 2: nothing of the elements at the ends
+
+
+@each_backend
+def test_at_ties_the_first_argument_has_the_gradient(backend):
+    a, b = np.float32([-1, 0, 1]), np.float32([0, 0, 0])
+    for name, wanted in (("minimum", [1, 1, 0]), ("maximum", [0, 1, 1])):
+        for_a, for_b = backend.gradients(lambda a, b, name=name: getattr(namespace_of(a), name)(a, b), a, b)
+        assert for_a.tolist() == wanted
+        assert for_b.tolist() == [1 - share for share in wanted]
+
+
+@each_backend
+def test_minimum_and_maximum_keep_nan_of_either_argument(backend):
+    a, b = backend.tensor(np.float32([np.nan, 1, 2])), backend.tensor(np.float32([0, np.nan, 3]))
+    xp = namespace_of(a)
+    np.testing.assert_array_equal(backend.numpy(xp.minimum(a, b)), [np.nan, np.nan, 2])
+    np.testing.assert_array_equal(backend.numpy(xp.maximum(a, b)), [np.nan, np.nan, 3])
 
 
 def test_reductions_of_torch_take_numpys_axes():
@@ -281,6 +299,12 @@ def test_custom_gradients_are_traced_whole(backend):
 
 def test_values_of_any_tensor_as_numpy():
     torch, _ = torch_namespace()
-    for tensor in (torch.nn.Parameter(torch.tensor(X)), torch.tensor(X), torch.tensor(X).to(torch.bfloat16), X, X.tolist()):
+    for tensor in (
+        torch.nn.Parameter(torch.tensor(X)),
+        torch.tensor(X),
+        torch.tensor(X).to(torch.bfloat16),
+        X,
+        X.tolist(),
+    ):
         np.testing.assert_array_equal(to_numpy(tensor), X)
     assert to_numpy(torch.zeros(1, dtype=torch.bfloat16)).dtype == np.float32

@@ -114,7 +114,10 @@ def test_gradients_of_torch_tensors():
 
 
 def test_other_frameworks_are_refused_and_missing_ones_named(monkeypatch):
-    with pytest.raises(ConfigError, match=r"expected on='keras' or on='torch'; received on='mxnet'"), running_on("mxnet"):
+    with (
+        pytest.raises(ConfigError, match=r"expected on='keras' or on='torch'; received on='mxnet'"),
+        running_on("mxnet"),
+    ):
         pass
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(MissingDependencyError, match="needs torch"), running_on("torch"):

@@ -143,4 +143,6 @@ def test_the_fewest_and_the_most_bits(name, bits):
 
 @pytest.mark.parametrize("estimator", ["ste", "ewgs", "dsq"])
 def test_estimators(estimator):
-    check_quantizer(TRAINABLE["LSQQuantizer"], bits=(3,), clauses=["gradients", "finite"], on="torch", estimator=estimator)
+    check_quantizer(
+        TRAINABLE["LSQQuantizer"], bits=(3,), clauses=["gradients", "finite"], on="torch", estimator=estimator
+    )

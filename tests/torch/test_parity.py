@@ -18,7 +18,13 @@ from qi.core import IntGrid
 from qi.core.affine import fake_quantize, quantize
 
 SCALES = [np.float32(2.0**-4), np.float32(0.1), np.float32(1 / 3), np.float32(0.0371)]
-GRIDS = [(IntGrid(8), 0), (IntGrid(8), -5), (IntGrid(4, signed=False), 7), (IntGrid(8, narrow=True), 0), (IntGrid(2), 0)]
+GRIDS = [
+    (IntGrid(8), 0),
+    (IntGrid(8), -5),
+    (IntGrid(4, signed=False), 7),
+    (IntGrid(8, narrow=True), 0),
+    (IntGrid(2), 0),
+]
 each_scale = pytest.mark.parametrize("scale", SCALES, ids=str)
 each_grid = pytest.mark.parametrize(("grid", "zero_point"), GRIDS, ids=str)
 
@@ -38,7 +44,9 @@ def ours(x, scale, zero_point, grid):
 
 
 def theirs(x, scale, zero_point, grid):
-    return torch.fake_quantize_per_tensor_affine(torch.tensor(x), float(scale), zero_point, grid.qmin, grid.qmax).numpy()
+    return torch.fake_quantize_per_tensor_affine(
+        torch.tensor(x), float(scale), zero_point, grid.qmin, grid.qmax
+    ).numpy()
 
 
 @each_grid

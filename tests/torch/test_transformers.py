@@ -60,7 +60,7 @@ def test_decoders(norm_first):
     mask = nn.Transformer.generate_square_subsequent_mask(4)
     graph = followed(decoder, torch.randn(2, 4, 8), torch.randn(2, 5, 8), tgt_mask=mask)
     assert "layers.1.multihead_attn.q_proj" in {call.path for call in graph.calls}
-    followed(nn.TransformerDecoder(layer, 1), torch.randn(2, 4, 8), torch.randn(2, 5, 8))
+    followed(nn.TransformerDecoder(layer, 1), torch.randn(2, 4, 8), torch.randn(2, 5, 8), mask)
 
 
 def test_a_whole_transformer():
