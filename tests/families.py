@@ -88,7 +88,7 @@ def fit_head(model: keras.Model, x: Any, labels: np.ndarray, head: Any = None) -
         head: the layer; by default the last one with a kernel.
     """
     head = head or [layer for layer in model.layers if isinstance(layer, (layers.Dense, layers.Conv2D))][-1]
-    found = keras.Model(model.inputs, head.input).predict(keras.tree.flatten(x), verbose=0)
+    found = keras.ops.convert_to_numpy(keras.Model(model.inputs, head.input)(keras.tree.flatten(x), training=False))
     features = found.reshape(-1, found.shape[-1])
     mean = features.mean(0)
     centered = features - mean

@@ -64,6 +64,7 @@ class ArrayNamespace(Protocol):
     def stop_gradient(self, x: Array) -> Array: ...
     def zeros_like(self, x: Array) -> Array: ...
     def custom_gradient(self, function: Callable[..., Any], *args: Array) -> Array: ...
+    def asked(self, *args: Array) -> tuple[bool, ...] | None: ...
 
 
 class _Numpy:
@@ -114,6 +115,10 @@ class _Numpy:
     @staticmethod
     def stop_gradient(x: np.ndarray) -> np.ndarray:
         return x
+
+    @staticmethod
+    def asked(*args: np.ndarray) -> None:  # noqa: ARG004  as the others take them
+        return None
 
     @staticmethod
     def custom_gradient(function: Callable[..., Any], *args: np.ndarray) -> np.ndarray:
@@ -215,6 +220,9 @@ class _Keras:
         x = where(x < lo, lo, x)
         return where(x > hi, hi, x)
 
+    def asked(self, *args: Array) -> None:
+        return None
+
     def custom_gradient(self, function: Callable[..., Any], *args: Array) -> Array:
         """``function(*args)[0]`` with the gradients that ``function(*args)[1]`` gives."""
         return self._ops.custom_gradient(function)(*args)
@@ -307,6 +315,13 @@ class _Torch:
 
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
+
+    def asked(self, *args: Array) -> tuple[bool, ...] | None:
+        """Of which arrays gradients may be asked for; None where a compiler or a transform watches instead of computing."""
+        torch = self._torch
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return None
+        return tuple(torch.is_grad_enabled() and bool(array.requires_grad) for array in args)
 
     def custom_gradient(self, function: Callable[..., Any], *args: Array) -> Array:
         """``function(*args)[0]`` with the gradients that ``function(*args)[1]`` gives.

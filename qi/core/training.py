@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qi.core.eager import eager_body
 from qi.core.estimators import ESTIMATORS
 from qi.core.grid import IntGrid
 from qi.core.namespace import ArrayNamespace, namespace_of
@@ -91,7 +92,11 @@ def train_quantize(
     dtype = xp.dtype(x)
     parameters = (scale,) if zero_point is None else (scale, zero_point)
     given = [xp.cast(x, "float32"), *(xp.cast(xp.beside(a, x), "float32") for a in parameters)]
-    return xp.cast(xp.custom_gradient(forward, *given), dtype if "float" in dtype else "float32")
+    body: Any = forward
+    asked = xp.asked(*given) if rounding == "nearest" and estimator == "clipped_ste" else None
+    if asked is not None:
+        body = eager_body(grid, residual, learns=any(asked), learns_scale=any(asked[1:]))
+    return xp.cast(xp.custom_gradient(body, *given), dtype if "float" in dtype else "float32")
 
 
 def _add_noise(u: Array, *, xp: ArrayNamespace, noise: Array | None = None) -> Array:

@@ -42,9 +42,16 @@ def _same_but_ones(x: Tensor, y: Tensor) -> bool:
 @writer("transpose")
 def _transpose(b: Builder, op: Op) -> None:
     perm = [int(a) for a in op.attrs["perm"]]
-    if b.layout_of([op.x], len(perm)) == FIRST:
+    at, layout = order(len(perm)), b.layout_of([op.x], len(perm))
+    if layout == LAST and len(perm) > 2 and [perm[a] for a in at] == sorted(at):
+        # Channels that are first go last, where convolutions want them first: they stay.
+        b.put(op.y, b.value(op.x, LAST), FIRST)
+        return
+    if layout == FIRST and perm == at:
+        b.put(op.y, b.value(op.x, FIRST), LAST)
+        return
+    if layout == FIRST:
         # What lies there in another order already is turned once.
-        at = order(len(perm))
         b.put(op.y, b.node("Transpose", [b.value(op.x, FIRST)], op.y.name, perm=[at.index(a) for a in perm]), LAST)
         return
     _moved(b, op, "Transpose", perm=perm)

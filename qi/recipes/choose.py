@@ -46,9 +46,8 @@ def weight_quantizer(weight: np.ndarray, spec: TensorSpec, slot: Axes) -> BaseIn
         spec: bits, method, granularity and range.
         slot: the weight's axes. Groups along an axis that the slot doesn't name fall back to channels.
     """
-    cls: Callable[..., BaseInferableQuantizer] = get_inferable_quantizer_class(
-        QuantizationTarget.WEIGHTS, QuantizationMethod(spec.method)
-    )
+    found: Any = get_inferable_quantizer_class(QuantizationTarget.WEIGHTS, QuantizationMethod(spec.method))
+    cls: Callable[..., BaseInferableQuantizer] = found
     arguments: dict[str, Any] = {"num_bits": spec.bits, "input_rank": weight.ndim}
     if spec.granularity != "per_tensor":
         arguments |= {"per_channel": True, "channel_axis": slot.channel_axis % weight.ndim}
@@ -85,9 +84,8 @@ def activation_quantizer(
         dormant: the magnitude that the range reaches, either way, where all that was seen is 0; 0 leaves it at scale 1.
     """
     spec = group.spec
-    cls: Callable[..., BaseInferableQuantizer] = get_inferable_quantizer_class(
-        QuantizationTarget.ACTIVATION, QuantizationMethod(spec.method)
-    )
+    found: Any = get_inferable_quantizer_class(QuantizationTarget.ACTIVATION, QuantizationMethod(spec.method))
+    cls: Callable[..., BaseInferableQuantizer] = found
     symmetric = spec.method != "uniform"
     grid = IntGrid(spec.bits, signed=symmetric)
     if group.fixed is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qi.torch.dropouts import free_path
 from qi.torch.graph import Call, Graph
 from qi.torch.kinds import torch_class
 
@@ -74,8 +75,8 @@ class SplitAttention(nn.Module):
         factors = (1 / math.sqrt(given.head_dim), 1.0, 1.0)
         parts = zip("qkv", weights, biases, factors, strict=True)
         for name, weight, bias, factor in parts:
-            scaled = (None if held is None else _times(held, factor) for held in (weight, bias))
-            self.add_module(f"{name}_proj", _linear(*scaled, trains))
+            scaled = None if bias is None else _times(bias, factor)
+            self.add_module(f"{name}_proj", _linear(_times(weight, factor), scaled, trains))
         out = given.out_proj
         self.out_proj = _linear(out.weight, out.bias, out.weight.requires_grad)
         self.dropout = nn.Dropout(given.dropout)
@@ -108,7 +109,7 @@ def split_attention(graph: Graph) -> tuple[Graph, dict[str, str]]:
     """
     kept: dict[str, str] = {}
     for calls in graph.calls_of().values():
-        if torch_class(calls[0].op) == "MultiheadAttention":  # type: ignore[arg-type]
+        if torch_class(calls[0].op) == "MultiheadAttention":
             why = next(filter(None, (_why_whole(call) for call in calls)), "")
             if why:
                 kept[calls[0].path] = why
@@ -228,6 +229,10 @@ class _Split:
         k = self._method("transpose", given["key"], -2, -1)
         masks = [] if mask is None else [("shows" if _dtype(mask) == "bool" else "adds", mask)]
         weights = self._weights(q, k, masks, given["is_causal"])
+        if rate := self.node.meta.get("qi_dropout"):
+            name = free_path(self.graph.module, f"{self.call.path}.dropout")
+            self.graph.module.add_submodule(name, nn.Dropout(rate).train(self.graph.module.training))
+            weights = self._node("call_module", name, (weights,), lambda t: t)
         y = self._function(torch.matmul, weights, given["value"])
         self.node.replace_all_uses_with(y)
         self.nodes.erase_node(self.node)
@@ -253,7 +258,7 @@ class _Split:
             return self._function(torch.softmax, scores, -1)
         module = self.graph.module
         path = self.call.path if self.node.op == "call_module" else self.call.path.rpartition(".")[0]
-        name = next(n for n in _names(f"{path}.softmax" if path else "softmax") if not _has(module, n))
+        name = free_path(module, f"{path}.softmax" if path else "softmax")
         module.add_submodule(name, BandSoftmax(causal, [how for how, _ in masks]))
         return self._node("call_module", name, (scores, *(mask for _, mask in masks)), lambda s, *_: s)
 
@@ -308,17 +313,3 @@ def _stand_in(node: fx.Node) -> torch.Tensor:
 def _exchange(user: fx.Node, old: fx.Node, new: Any) -> None:
     user.args = fx.node.map_arg(user.args, lambda node: new if node is old else node)
     user.kwargs = fx.node.map_arg(user.kwargs, lambda node: new if node is old else node)
-
-
-def _names(base: str) -> Any:
-    yield base
-    for number in range(1, 10_000):
-        yield f"{base}_{number}"
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

@@ -68,5 +68,6 @@ class PytorchNodeQuantizationDispatcher(NodeQuantizationDispatcher):
     def _main(module: torch.nn.Module, slots: list[str]) -> str:
         """The path of what a bare quantizer is for: MAIN where the policy doesn't say."""
         policy = module_policy(module)
-        named = (path for slot in (policy.slots if policy else ()) for path in slots if policy.slot(path) is slot)
-        return next(named, MAIN)
+        if policy is None:
+            return MAIN
+        return next((path for slot in policy.slots for path in slots if policy.slot(path) is slot), MAIN)

@@ -52,12 +52,12 @@ def fold_gain(layer: torch.nn.Module, norm: Any) -> torch.Tensor:
     gain = 1.0 / torch.sqrt(norm.running_var.detach().double() + norm.eps)
     if norm.weight is not None:
         gain = norm.weight.detach().double() * gain
-    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    weight: torch.Tensor = layer.weight
     ones = (1,) * (weight.ndim - 2)
     if torch_class(layer) not in _TRANSPOSED:
         return gain.reshape(-1, 1, *ones)
     # A transposed weight is [inputs, outputs of a group, *window]: the inputs of each group meet other outputs.
-    groups: int = layer.groups  # type: ignore[assignment]
+    groups: int = layer.groups
     spread = gain.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
     return spread.reshape(weight.shape[0], -1, *ones)
 

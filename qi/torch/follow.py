@@ -12,6 +12,8 @@ import torch
 from torch import fx
 from torch.nn.parameter import UninitializedParameter
 
+from qi.torch.conditions import UnansweredError
+from qi.torch.dropouts import drops_out, restore_dropout
 from qi.torch.pure import drop_in_place, keep_detached
 from qi.torch.tracer import Tracer, bind, made_in_graphs, named, placed
 from qi.torch.transformers import open_transformers
@@ -74,18 +76,46 @@ def _refused(module: torch.nn.Module) -> str:
     return ""
 
 
+def _nodes(module: torch.nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None) -> fx.Graph:
+    bound = bind(module.forward, args, kwargs)
+    answers: list[bool] = []
+    while True:
+        try:
+            with made_in_graphs(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1)  # unlike the runs: a random constant in the graph shall show
+                return Tracer(bound, answers).trace(module)
+        except UnansweredError as asked:  # from here the inputs tell, and the trace begins anew
+            answers.append(_answer(module, asked.node, named(bound)))
+
+
+def _answer(module: torch.nn.Module, node: fx.Node, given: dict[str, Any]) -> bool:
+    """What a condition of an unfinished graph is for the arguments of a call.
+
+    Raises:
+        ValueError: the arguments aren't at hand.
+    """
+    if any(held is Tracer.INPUT for held in given.values()):
+        raise ValueError("the answer to a condition on shapes isn't known: do trace with sample inputs")
+    node.graph.output(node)
+    unfinished = fx.GraphModule(module, node.graph)
+    inputs = [given[str(other.target)] for other in node.graph.nodes if other.op == "placeholder"]
+    with _calm():
+        return bool(fx.Interpreter(unfinished).run(*copy.deepcopy(inputs)))
+
+
 def _traced(
     module: torch.nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None
 ) -> tuple[fx.GraphModule | None, str]:
     try:
-        tracer = Tracer(bind(module.forward, args, kwargs))
-        with made_in_graphs(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)  # unlike the runs: a random constant in the graph shall show
-            nodes = tracer.trace(module)
-        traced = fx.GraphModule(tracer.root, nodes, type(module).__name__)
+        nodes = _nodes(module, args, kwargs)
+        traced = fx.GraphModule(module, nodes, type(module).__name__)
+        if drops_out(nodes):
+            restore_dropout(traced, _nodes(module.train(), args, kwargs))
     except Exception as error:  # whatever the user's code raises when it meets what stands for tensors
         return None, f"its forward can't be followed: {placed(error)}"
-    traced.train(module.training)
+    finally:
+        module.eval()
+    traced.eval()
     problem = drop_in_place(traced)
     if problem:
         return None, problem
@@ -172,13 +202,11 @@ def same_in_training(
 ) -> bool:
     """Whether the forward of a module calls the same in training as in eval mode: what modules themselves do aside.
 
-    A graph follows the eval mode: ``if self.training`` and ``F.dropout(x, training=self.training)`` are lost on it.
+    A graph follows the eval mode: ``if self.training`` is lost on it. ``F.dropout(x, training=self.training)`` isn't.
     """
-    graphs = []
-    for training in (False, True):
-        copied = copy.deepcopy(module).train(training)
-        traced, _ = _traced(open_transformers(copied), args, kwargs)
-        if traced is None:
-            return False
-        graphs.append([(n.op, n.target, str(n.args), str(n.kwargs)) for n in traced.graph.nodes])
-    return graphs[0] == graphs[1]
+    opened = open_transformers(copy.deepcopy(module))
+    try:
+        traced = fx.GraphModule(opened, _nodes(opened.eval(), args, kwargs))
+        return restore_dropout(traced, _nodes(opened.train(), args, kwargs))
+    except Exception:  # of the user's code, in one of both modes
+        return False

@@ -117,16 +117,16 @@ def _linear(site: Site) -> Laid:
     x = site.x
     change: Callable[[np.ndarray], np.ndarray] = np.transpose
     granularity = site.granularity("weight")
-    if x.flat is not None and not (isinstance(granularity, PerGroup) and granularity.size > 1):
-        change, given = _columns(x.flat), x.tensor
-    else:
-        given = site.plain(x)
     if len(x.shape) < 2:
         raise site.refuse("with an input of rank 1", "give it samples in batches")
+    if x.flat is not None and not (isinstance(granularity, PerGroup) and granularity.size > 1):
+        change = _columns(x.flat)
+    else:
+        x = site.ends_with(x, 1)
     weights = site.weight("weight", change)
-    return site.gives(
-        site.emit("dense", [given, weights, *site.bias()], site.shape, suffix="linear", activation="none")
-    )
+    shape = [site.shape[axis] for axis in x.order]
+    y = site.emit("dense", [x.tensor, weights, *site.bias()], shape, suffix="linear", activation="none")
+    return site.gives(y, x.order)
 
 
 def _columns(image: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:

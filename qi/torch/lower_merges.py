@@ -47,8 +47,6 @@ def _of_rank(site: Site, x: Laid, rank: int) -> Laid:
     missing = rank - len(x.shape)
     if not missing:
         return x
-    if not x.constant:
-        raise site.refuse("of tensors of different ranks", "add axes of size 1 behind the batch")
     shape = (*[1] * missing, *x.shape)
     return Laid(site.reshape(site.plain(x), shape, "expanded"), shape, plain_order(rank))
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from qi.errors import InputError
+from qi.torch.tracer import placed
 
 __all__ = ["BATCHES", "Form", "Found", "run_twice"]
 
@@ -105,7 +106,7 @@ def run_twice(module: fx.GraphModule, inputs: Sequence[tuple[fx.Node, torch.Tens
                 runs[-1].run()
     except Exception as error:  # of the user's code
         raise InputError(
-            f"expected a model that runs on batches of {' and '.join(map(str, BATCHES))} samples; it fails: {error}; do take the "
+            f"expected a model that runs on batches of {' and '.join(map(str, BATCHES))} samples; it fails: {placed(error)}; do take the "
             "size of the batch from the input, as in x.flatten(1) or x.reshape(x.shape[0], -1)"
         ) from error
     finally:

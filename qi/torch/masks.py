@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from qi.torch.follow import LARGE
 from qi.torch.graph import Call, Graph, Value
 
 __all__ = ["masked_scores"]
 
-_LARGE = 1e4  # beyond any score, and what exp makes 0
 _PASSES = frozenset(
     "where add sub mul div maximum minimum masked_fill to float type type_as full full_like neg".split()
 )
@@ -21,7 +21,7 @@ _PASSES = frozenset(
 def masked_scores(graph: Graph, is_softmax: Callable[[Call], bool], keeps: Callable[[Call], bool]) -> list[Value]:
     """The values on the way from a constant of 10,000 or more (of either sign) to a softmax, through sums and choices only.
 
-    What is marked as a mask that is added to scores counts as such a constant, whatever it holds.
+    An input that held such numbers when the module was traced counts as such a constant.
 
     Args:
         graph: left alone.
@@ -32,12 +32,11 @@ def masked_scores(graph: Graph, is_softmax: Callable[[Call], bool], keeps: Calla
     def passes(call: Call) -> bool:
         return call.builtin_kind in _PASSES or keeps(call)
 
-    large: dict[int, Value] = {id(value): value for value in graph.inputs if value.node.meta.get("qi_mask")}
+    large: dict[int, Value] = {id(value): value for value in graph.inputs if value.node.meta.get("qi_large")}
     for call in graph.calls:
         held = any(id(value) in large for value in call.inputs) or _is_large(call)
-        if call.node.meta.get("qi_mask") or call.kind == "Buffer" or passes(call):
-            masked = held or call.node.meta.get("qi_mask")
-            large.update((id(value), value) for value in call.outputs if masked)
+        if held and (call.kind in ("Buffer", "Parameter") or passes(call)):
+            large.update((id(value), value) for value in call.outputs)
     reaching: set[int] = set()
     for call in reversed(graph.calls):
         if is_softmax(call) or (passes(call) and any(id(value) in reaching for value in call.outputs)):
@@ -49,11 +48,11 @@ def _is_large(call: Call) -> bool:
     """Whether a call brings a large constant: a number among its arguments, or the tensor that it is."""
     if isinstance(call.op, torch.Tensor):
         numbers = call.op.detach()
-        return bool(numbers.is_floating_point() and numbers.numel() and numbers.abs().max() >= _LARGE)
+        return bool(numbers.is_floating_point() and numbers.numel() and numbers.abs().max() >= LARGE)
     return call.builtin_kind in _PASSES and any(map(_large, [*call.node.args, *call.node.kwargs.values()]))
 
 
 def _large(given: Any) -> bool:
     if isinstance(given, (fx.Node, bool)):
         return False
-    return isinstance(given, (int, float)) and abs(given) >= _LARGE
+    return isinstance(given, (int, float)) and abs(given) >= LARGE

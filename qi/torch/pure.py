@@ -81,7 +81,7 @@ def _views(module: fx.GraphModule, node: fx.Node) -> bool:
 def _position(node: fx.Node) -> int | None:
     """Where a function of `torch.nn.functional` takes ``inplace``."""
     try:
-        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+        names = list(inspect.signature(node.target).parameters)
     except (TypeError, ValueError):  # one of the functions that C++ brings
         return None
     return names.index("inplace") if "inplace" in names else None
@@ -105,7 +105,7 @@ def _changes(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _make_pure(module: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "call_module":
-        module.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
+        module.get_submodule(str(node.target)).inplace = False
         return ""
     if node.op == "call_method":
         name = str(node.target)[:-1]

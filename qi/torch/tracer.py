@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from qi.torch.conditions import UnansweredError, is_settled
 from qi.torch.kinds import torch_class
 
 __all__ = ["Tracer", "bind", "made_in_graphs", "named", "placed", "tensors_in"]
@@ -29,13 +30,25 @@ class Tracer(fx.Tracer):
     Args:
         bound: what the forward is called with: tensors, also within dicts, lists and tuples, become inputs; whatever else is
             given stays as it is. `Tracer.INPUT` stands for a tensor that isn't at hand.
+        answers: to the conditions that the forward asks, in this order.
     """
 
     INPUT = object()
 
-    def __init__(self, bound: inspect.BoundArguments) -> None:
+    def __init__(self, bound: inspect.BoundArguments, answers: Sequence[bool] = ()) -> None:
         super().__init__(param_shapes_constant=True)
-        self.bound = bound
+        self.bound, self._answers = bound, iter(answers)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """The answer to a condition.
+
+        Raises:
+            UnansweredError: the inputs would tell.
+        """
+        answer = next(self._answers, None)
+        if answer is None and is_settled(obj.node):
+            raise UnansweredError(obj.node)
+        return bool(super().to_bool(obj)) if answer is None else answer
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         """Whether a module becomes one call."""
@@ -166,12 +179,12 @@ def named(bound: inspect.BoundArguments) -> dict[str, Any]:
 
 
 def placed(error: BaseException) -> str:
-    """An error in one line, with the place in the user's code where it rose."""
+    """An error in one sentence, with the place in the user's code where it rose."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((_TORCH, _OWN, "<"))]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return text.rstrip(".") + place
+    return text.partition(". ")[0].rstrip(".") + place
 
 
 def bind(

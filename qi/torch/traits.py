@@ -184,7 +184,20 @@ def _place_of(value: Value) -> tuple[str, str]:
 
 def _exempt(graph: Graph) -> Iterable[tuple[str, Iterable[Value]]]:
     scores = masked_scores(graph, is_softmax, lambda call: role_of(call) is Role.KEEPS)
-    return (_MASKED, scores), (_INDICES, _indices(graph)), (_BIAS, _biases(graph))
+    return (_MASKED, [*scores, *_attention_masks(graph)]), (_INDICES, _indices(graph)), (_BIAS, _biases(graph))
+
+
+def _attention_masks(graph: Graph) -> list[Value]:
+    """What attention adds to its scores, back to where it comes from: zeros today may be -inf tomorrow."""
+    found: dict[int, Value] = {}
+    for call in reversed(graph.calls):
+        taken: list[Value] = []
+        if isinstance(call.op, BandSoftmax):
+            taken = call.inputs[1:]
+        elif role_of(call) is Role.KEEPS and any(id(value) in found for value in call.outputs):
+            taken = call.inputs
+        found.update((id(value), value) for value in taken)
+    return list(found.values())
 
 
 def _indices(graph: Graph) -> list[Value]:

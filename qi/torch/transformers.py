@@ -15,7 +15,7 @@ from qi.torch.kinds import torch_class
 
 __all__ = ["Decoder", "DecoderLayer", "Encoder", "EncoderLayer", "Transformer", "open_transformers"]
 
-Mask = torch.Tensor | None
+Mask = Any
 
 
 def open_transformers(module: nn.Module) -> nn.Module:

@@ -114,6 +114,6 @@ def weight_rows(
             outcome = quantized_weight(array, tensors[name], quantizers[name])
         else:
             outcome = in_float(reasons.get(name, "no rule of the recipe covers it")) | {"size_after": array.nbytes}
-        common = {"layer": path, "layer_type": kind, "name": name, "shape": array.shape, "size_before": array.nbytes}
+        common: dict[str, Any] = {"layer": path, "layer_type": kind, "name": name, "shape": array.shape, "size_before": array.nbytes}
         rows.append(Row(kind="weight", macs=macs.get(name), **common, **outcome))
     return rows

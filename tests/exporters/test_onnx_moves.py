@@ -17,6 +17,8 @@ MOVES = {
     "reshape": ((24, 3), {"shape": [None, 24, 3]}),
     "flatten": ((72,), {"shape": [None, 72]}),
     "transpose": ((3, 4, 6), {"perm": [0, 3, 1, 2]}),
+    "transpose of channels": ((6, 3, 4), {"perm": [0, 2, 3, 1]}),
+    "transpose of places": ((6, 4, 3), {"perm": [0, 2, 1, 3]}),
     "pad": ((7, 6, 3), {"pads": [[0, 0], [1, 2], [0, 0], [0, 0]]}),
     "slice": ((2, 6, 2), {"begin": [0, 0, 0, 1], "end": [None, 3, 6, 3], "strides": [1, 2, 1, 1]}),
     "slice of all": ((4, 6, 3), {"begin": [0, 0, 0, 0], "end": [None, 4, 6, 3], "strides": [1, 1, 1, 1]}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -278,48 +278,59 @@ def test_a_subclassed_model_layer_by_layer(tmp_path: Path) -> None:
 
 # Files ------------------------------------------------------------------------------------------------------------------
 
-LOAD = """
-import sys, keras, numpy as np, qi.keras
-folder = sys.argv[1]
-model = keras.models.load_model(folder + "/m.keras")
-x = np.load(folder + "/x.npy")
-np.save(folder + "/found.npy", model.predict(x, verbose=0))
-"""
-
-CONTINUE = """
-import json
+FRESH = """
+import json, sys, keras, numpy as np, qi.keras
+for name in ("converted", "stopped"):
+    folder = f"{sys.argv[1]}/{name}"
+    model = keras.models.load_model(folder + "/m.keras")
+    x = np.load(folder + "/x.npy")
+    np.save(folder + "/found.npy", model.predict(x, verbose=0))
 y = np.load(folder + "/y.npy")
 history = model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0).history
 print("RESULT " + json.dumps(history["loss"]))
 model.save(folder + "/after.keras")
 np.save(folder + "/after.npy", qi.convert(model).predict(x, verbose=0))
 """
+"""A process for both files, as the start of one takes longer than all that it does."""
 
 
-def test_a_converted_model_is_bit_equal_in_a_fresh_process(tmp_path: Path) -> None:
-    model = compiled(prepared("w2a4", batch_norm="trained"))
-    fit(model, 2)
-    converted = convert(model)
-    converted.save(tmp_path / "m.keras")
-    np.save(tmp_path / "x.npy", X)
-    run_fresh(LOAD, tmp_path)
-    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), converted.predict(X, verbose=0))
+class Stored(NamedTuple):
+    """A model that was saved, what it gave then, and the folder in which the fresh process has left what it found."""
+
+    model: keras.Model
+    given: np.ndarray
+    folder: Path
 
 
-def test_training_goes_on_in_a_fresh_process_where_it_stopped(tmp_path: Path) -> None:
-    model = compiled(prepared(method="noise", activation_method="lsq_plus", batch_norm="trained"))
-    fit(model, 2)
-    model.save(tmp_path / "m.keras")
-    np.save(tmp_path / "x.npy", X)
-    np.save(tmp_path / "y.npy", Y)
-    at_rest = model.predict(X, verbose=0)
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stored, Stored, str]:
+    """A converted model, one that is in training, and what a fresh process printed that has read both."""
+    trained = compiled(prepared("w2a4", batch_norm="trained"))
+    fit(trained, 2)
+    stopped = compiled(prepared(method="noise", activation_method="lsq_plus", batch_norm="trained"))
+    fit(stopped, 2)
+    folder, stored = tmp_path_factory.mktemp("fresh"), []
+    for name, model in (("converted", convert(trained)), ("stopped", stopped)):
+        (folder / name).mkdir()
+        model.save(folder / name / "m.keras")
+        np.save(folder / name / "x.npy", X)
+        np.save(folder / name / "y.npy", Y)
+        stored.append(Stored(model, model.predict(X, verbose=0), folder / name))
+    return stored[0], stored[1], run_fresh(FRESH, folder)
+
+
+def test_a_converted_model_is_bit_equal_in_a_fresh_process(fresh: tuple[Stored, Stored, str]) -> None:
+    np.testing.assert_array_equal(np.load(fresh[0].folder / "found.npy"), fresh[0].given)
+
+
+def test_training_goes_on_in_a_fresh_process_where_it_stopped(fresh: tuple[Stored, Stored, str]) -> None:
+    _, (model, at_rest, folder), printed = fresh
     losses = fit(model, 2)
-
-    (line,) = [line for line in run_fresh(LOAD + CONTINUE, tmp_path).splitlines() if line.startswith("RESULT ")]
-    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), at_rest)
+    (line,) = [line for line in printed.splitlines() if line.startswith("RESULT ")]
+    np.testing.assert_array_equal(np.load(folder / "found.npy"), at_rest)
     assert json.loads(line.removeprefix("RESULT ")) == losses
-    np.testing.assert_array_equal(np.load(tmp_path / "after.npy"), convert(model).predict(X, verbose=0))
-    after = keras.models.load_model(tmp_path / "after.keras")
+    np.testing.assert_array_equal(np.load(folder / "after.npy"), convert(model).predict(X, verbose=0))
+    after = keras.models.load_model(folder / "after.keras")
     for one, other in zip(after.variables, model.variables, strict=True):
         np.testing.assert_array_equal(to_numpy(one), to_numpy(other), err_msg=one.path)
     for one, other in zip(after.optimizer.variables, model.optimizer.variables, strict=True):
@@ -328,13 +339,14 @@ def test_training_goes_on_in_a_fresh_process_where_it_stopped(tmp_path: Path) ->
 
 @pytest.mark.parametrize("method", training_methods())
 def test_every_method_goes_on_from_a_file(method: str, tmp_path: Path) -> None:
-    model = compiled(prepared(POT if method == "tqt" else "w4a8", method=method))
+    """Not compiled, as the tests above are: compiling it takes longer than all the rest."""
+    model = compiled(prepared(POT if method == "tqt" else "w4a8", method=method), run_eagerly=True)
     fit(model, 1)
     model.save(tmp_path / "m.keras")
     again = keras.models.load_model(tmp_path / "m.keras")
-    np.testing.assert_array_equal(again.predict(X, verbose=0), model.predict(X, verbose=0))
+    np.testing.assert_array_equal(to_numpy(again(X)), to_numpy(model(X)))
     assert fit(again, 1) == fit(model, 1)
-    np.testing.assert_array_equal(convert(again).predict(X, verbose=0), convert(model).predict(X, verbose=0))
+    np.testing.assert_array_equal(to_numpy(convert(again)(X)), to_numpy(convert(model)(X)))
 
 
 def test_weight_files_and_clones() -> None:

@@ -115,7 +115,8 @@ def test_shapes_are_noted_by_running():
     ("run", "same"),
     [
         (lambda m, x: m.drop(x), True),
-        (lambda m, x: functional.dropout(x, 0.5, m.training), False),
+        (lambda m, x: functional.dropout(x, 0.5, m.training), True),
+        (lambda m, x: functional.dropout(x, 0.5 if m.training else 0.0), False),
         (lambda m, x: x * 2 if m.training else x, False),
         (lambda m, x: x if x.sum() > 0 else -x, False),
     ],

@@ -46,8 +46,8 @@ def test_values(run, names):
     assert masked(run) == names
 
 
-def test_values_that_are_marked_as_masks_count():
-    graph, _ = trace(Scores(lambda s, x, m: (x + m).softmax(-1)))
-    graph.inputs[1].node.meta["qi_mask"] = True
+def test_inputs_that_hold_large_numbers_are_masks():
+    module = Scores(lambda s, x, m: (x + m).softmax(-1))
+    graph, _ = trace(module, (torch.randn(4, 4), torch.zeros(4, 4).fill_diagonal_(-torch.inf)))
     found = masked_scores(graph, is_softmax, lambda call: False)
     assert [value.name for value in found] == ["m", "add"]

@@ -73,13 +73,15 @@ OWN = [
     lambda m, x: functional.interpolate(x, scale_factor=2, mode="bicubic"), lambda m, x: x.log_softmax(1),
 ]  # fmt: skip
 SAME = [
-    nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Upsample(scale_factor=2, mode="bilinear"), nn.UpsamplingBilinear2d(scale_factor=2),
+    nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Upsample(scale_factor=2, mode="bilinear"),
+    nn.UpsamplingBilinear2d(scale_factor=2),
     lambda m, x: functional.avg_pool2d(x, 2), lambda m, x: functional.adaptive_avg_pool2d(x, (2, 1)),
     lambda m, x: functional.interpolate(x, scale_factor=2, mode="bilinear"), lambda m, x: x[INDEX + 0 * x.shape[0]],
 ]  # fmt: skip
 JOINS = [
     lambda m, x: torch.cat([x, -x], 1), lambda m, x: torch.concat((x, -x)), lambda m, x: torch.stack([x, -x]),
-    lambda m, x: torch.maximum(x, -x), lambda m, x: x.minimum(-x), lambda m, x: torch.max(x, -x), lambda m, x: torch.hstack([x, -x]),
+    lambda m, x: torch.maximum(x, -x), lambda m, x: x.minimum(-x), lambda m, x: torch.max(x, -x),
+    lambda m, x: torch.hstack([x, -x]),
 ]  # fmt: skip
 FIXED = [
     (nn.Softmax(1), 0), (nn.Softmax2d(), 0), (nn.Sigmoid(), 0), (nn.Tanh(), -1), (lambda m, x: functional.softmax(x, 1), 0),
@@ -91,8 +93,13 @@ FIXED = [
 
 @pytest.mark.parametrize(
     ("run", "role"),
-    [*((r, Role.KEEPS) for r in KEEPS), *((r, Role.OWN) for r in OWN), *((r, Role.SAME) for r in SAME), *((r, Role.JOINS) for r in JOINS)],
-)  # fmt: skip
+    [
+        *((run, Role.KEEPS) for run in KEEPS),
+        *((run, Role.OWN) for run in OWN),
+        *((run, Role.SAME) for run in SAME),
+        *((run, Role.JOINS) for run in JOINS),
+    ],
+)
 def test_roles(run, role):
     call = last(run, X)
     assert role_of(call) is role
@@ -222,6 +229,19 @@ def test_indices_and_biases_and_masks_stay_in_float():
     assert "mask" in reasons["masked_fill"]
     assert "bool" in reasons["eq"]
     assert id(values["weight"]) in found.quantized
+
+
+def test_masks_that_attention_adds_stay_in_float():
+    class Net(nn.Module):
+        def forward(self, x, mask):
+            return functional.scaled_dot_product_attention(x, x, x, mask[:, None] + 0.0)
+
+    graph, _ = trace(Net(), (torch.randn(2, 3, 4, 5), torch.zeros(2, 4, 4)))
+    graph, kept = split_attention(graph)
+    assert not kept
+    found, values = plan(graph)
+    assert "mask" in found.floats[id(values["add"])]
+    assert id(values["softmax"]) in found.quantized
 
 
 def test_attention_taken_apart_gets_grids_within():

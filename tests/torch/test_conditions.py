@@ -1,0 +1,79 @@
+"""Which conditions of a forward have one answer, and that traces take it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx, nn
+
+from qi.torch.conditions import is_settled
+from qi.torch.graph import trace
+
+
+class Run(nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.run, self.norm = run, nn.LayerNorm(6)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+@pytest.mark.parametrize(
+    ("run", "settled"),
+    [
+        (lambda x: x.dim() == 3, True),
+        (lambda x: x.ndim > 2, True),
+        (lambda x: x.dtype == torch.float32, True),
+        (lambda x: x.is_floating_point(), True),
+        (lambda x: x.shape[-1] == 6, True),
+        (lambda x: x.size(1) != 6, True),
+        (lambda x: x.shape[1:] == (3, 6), True),
+        (lambda x: x.shape[1] // 2 == x.size(2), True),
+        (lambda x: x.shape[0] == 1, False),
+        (lambda x: x.size(0) == 1, False),
+        (lambda x: x.shape == (2, 3, 6), False),
+        (lambda x: x.shape[:1] == (2,), False),
+        (lambda x: x.shape[1] > 2, False),
+        (lambda x: x.sum() == 0, False),
+        (lambda x: x, False),
+    ],
+)
+def test_settled(run, settled):
+    last = list(fx.symbolic_trace(run).graph.nodes)[-1].args[0]
+    assert is_settled(last) is settled
+
+
+def checked(m, x):
+    y = m.norm(x)
+    assert y.dim() == 3
+    if y.shape[-1] != 6:
+        y = y * 2
+    batch, _, width = y.shape
+    if width == 6 and y.dtype != torch.float64:
+        y = y + 1
+    return y.view(batch, -1)
+
+
+def test_traces_take_the_answers():
+    x, other = torch.randn(2, 3, 6), torch.randn(5, 4, 6)
+    module = Run(checked)
+    graph, why = trace(module, (x,))
+    assert graph is not None, why
+    assert [call.kind for call in graph.calls] == ["LayerNorm", "add", "view"]
+    assert torch.equal(graph.module(other), module(other))
+    graph, _ = trace(Run(lambda m, x: x * 2 if x.dim() == 2 else x), (x,))
+    assert not graph.calls
+
+
+def test_without_samples_nobody_knows():
+    graph, why = trace(Run(checked))
+    assert graph is None
+    assert "do trace with sample inputs" in why
+
+
+def test_conditions_on_numbers_and_on_the_batch_are_refused():
+    for run in (lambda m, x: x if x.shape[0] == 2 else -x, lambda m, x: x if x.shape[1] > 2 else -x):
+        graph, why = trace(Run(run), (torch.randn(2, 3, 6),))
+        assert graph is None
+        assert "control flow" in why
