@@ -13,6 +13,7 @@ from qi import (
     recipes as recipes,
     report as report,
     testing as testing,
+    torch as torch,
 )
 from qi._version import __version__ as __version__
 from qi.core import (
@@ -126,4 +127,9 @@ from qi.recipes import (
     Recipe as Recipe,
     Rule as Rule,
     TensorSpec as TensorSpec,
+)
+from qi.torch import (
+    PytorchActivationQuantizationHolder as PytorchActivationQuantizationHolder,
+    PytorchNodeQuantizationDispatcher as PytorchNodeQuantizationDispatcher,
+    PytorchQuantizationWrapper as PytorchQuantizationWrapper,
 )

@@ -38,8 +38,7 @@ def front_of(model: Any, samples: Any = None) -> Front:
         samples: of what it takes; torch models that were traced without need some.
     """
     if _is_torch(model):
-        from qi.torch.lower import lower as lower_torch
-        from qi.torch.lower import lower_both as lower_both_torch
+        from qi.torch.lower import lower as lower_torch, lower_both as lower_both_torch
         from qi.torch.lower_inputs import model_inputs as torch_inputs
 
         return Front(

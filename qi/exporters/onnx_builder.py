@@ -17,16 +17,17 @@ import numpy as np
 from qi.errors import ConfigError, UnsupportedError
 from qi.ir.arithmetic import code_range
 from qi.ir.graph import Op, QGraph, Tensor, take_name
+from qi.ir.linear import LINEAR
 from qi.optional import require
 from qi.registry import Registry
 
 __all__ = ["FIRST", "LAST", "WRITERS", "Builder", "OpWriter", "axis_in", "constant_data", "order", "refused", "writer"]
 
 LAST, FIRST = "last", "first"  # where the channels are
-# Between DequantizeLinear and QuantizeLinear, ONNX Runtime makes integer kernels of these, and leaves out a Clip that seems to
-# change nothing. Where they are to be done in real numbers, for that such a kernel would be wrong, a Max with the least number
-# there is stands in between.
-_JOINED = ("add", "sub", "mul", "mean", "avg_pool2d")
+# Between DequantizeLinear and QuantizeLinear, ONNX Runtime makes integer kernels of these (it rounds real weights to eight bits
+# for that), and leaves out a Clip that seems to change nothing. Where they are to be done in real numbers, for that such a kernel
+# would be wrong, a Max with the least number there is stands in between.
+_JOINED = ("add", "sub", "mul", "mean", "avg_pool2d", *LINEAR)
 
 OpWriter: TypeAlias = Callable[["Builder", Op], None]
 WRITERS: Registry[OpWriter] = Registry("writer of an ONNX operation")
@@ -245,6 +246,11 @@ class Builder:
     def value(self, tensor: Tensor, layout: str) -> str:
         """Codes where a tensor holds codes, else real numbers (or indices)."""
         return self.codes(tensor, layout) if tensor.quantized else self.real(tensor, layout)
+
+    def follows(self, tensor: Tensor, source: Tensor) -> None:
+        """Says that a tensor holds the numbers of another, which may come of a DequantizeLinear."""
+        if id(source) in self._dequantized:
+            self._dequantized.add(id(tensor))
 
     def put(self, tensor: Tensor, name: str, layout: str) -> None:
         """Says where a tensor's codes are, or its real numbers if it has no codes."""

@@ -57,6 +57,7 @@ def _dense(b: Builder, op: Op) -> None:
         return
     rows = Tensor(f"{x.name}:rows", (None, w.shape[0]), x.dtype, x.qparams)
     b.put(rows, b.node("Reshape", [b.value(x, LAST), b.indices([-1, int(w.shape[0] or 0)])]), LAST)
+    b.follows(rows, x)
     result = Tensor(f"{op.y.name}:rows", (None, w.shape[1]), op.y.dtype, op.y.qparams)
     inner = Op(op.kind, [rows, *op.inputs[1:]], [result], op.attrs, op.source)
     finish(b, inner, _product(b, op, source(b, op, rows, LAST)), LAST)

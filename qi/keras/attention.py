@@ -12,12 +12,14 @@ import numpy as np
 from keras import layers
 
 from qi.keras.graph import Call, Graph, Value
+from qi.keras.hidden_masks import HiddenMask, MaskedAs, Unmasked, masked_values, running_order
 from qi.keras.layers import NotRebuildableError, rebuild_layer, weight_values
 
 __all__ = ["ATTENTIONS", "BandSoftmax", "split_attention"]
 
 ATTENTIONS = ("MultiHeadAttention", "GroupedQueryAttention", "Attention")
 _MASKS = ("query_mask", "value_mask", "key_mask", "attention_mask", "mask")
+_GIVEN = ("value_mask", "key_mask", "attention_mask")  # "query_mask", Keras overwrites by the hidden mask of the query
 
 
 @keras.saving.register_keras_serializable(package="qi")
@@ -30,13 +32,12 @@ class BandSoftmax(layers.Layer):
     Args:
         before: how many keys before its own place a query sees; None for all.
         after: how many behind it; 0 for a causal mask.
-        masks: what masks there are, as `keras.layers.MultiHeadAttention` calls them: "value_mask" and "key_mask" [batch, keys],
-            "attention_mask" [..., queries, keys] of up to the scores' rank, as truth values or numbers.
+        masks: what masks there are, as `keras.layers.MultiHeadAttention` calls them: "query_mask" [batch, queries], "value_mask"
+            and "key_mask" [batch, keys], "attention_mask" [..., queries, keys] of up to the scores' rank, as truth values or
+            numbers.
         uniform: whether a query that the masks let see nothing sees all keys alike, as Keras' fused attention has it, instead of
             nothing.
     """
-
-    known = ("value_mask", "key_mask", "attention_mask")
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class BandSoftmax(layers.Layer):
 def _spread(name: str, mask: Any, rank: int) -> Any:
     """A mask over scores of that rank, [batch, ..., queries, keys]."""
     if name != "attention_mask":
-        mask = keras.ops.expand_dims(mask, -2)
+        mask = keras.ops.expand_dims(mask, -1 if name == "query_mask" else -2)
     while len(mask.shape) < rank:
         mask = keras.ops.expand_dims(mask, -3)
     return mask
@@ -92,20 +93,23 @@ def split_attention(graph: Graph) -> dict[str, str]:
 
     Those of "block/mha" are called "block/mha/query", "/key", "/value", "/scores" (the first product), "/softmax", "/context"
     (the second product) and "/attention_output", with what reshapes in between. The factor 1 / sqrt(key_dim) goes into the
-    weights and the bias of the query: what regularizes or constrains these sees them so. Masks become part of the softmax.
+    weights and the bias of the query: what regularizes or constrains these sees them so. Masks become part of the softmax, those
+    that layers hand on unseen too ("/query_mask" and so on); as in Keras, the result has the mask of the query, and what runs
+    after a MultiHeadAttention doesn't see the masks of that layer's inputs.
 
     Args:
         graph: changed in place; the layers of the given model are only read.
 
     Returns:
-        why a layer stays whole, by its path: masks that layers hand on unseen, calls that also give the scores, inputs that
-        aren't sequences. Classes of users stay without a word.
+        why a layer stays whole, by its path: masks of an Attention, calls that also give the scores, inputs that aren't
+        sequences. Classes of users stay without a word.
 
     Raises:
         InputError: a weight holds NaN or an infinity.
     """
     kept: dict[str, str] = {}
-    masked = _masked(graph)
+    parts: dict[int, _Parts] = {}
+    masked = masked_values(graph)
     for calls in graph.calls_of().values():
         if calls[0].builtin_kind not in ATTENTIONS:
             continue
@@ -113,15 +117,17 @@ def split_attention(graph: Graph) -> dict[str, str]:
         kept[path] = _why_whole(calls, masked)
         if kept[path]:
             continue
-        try:
-            parts = _Parts(
-                rebuild_layer(calls[0].op)
-            )  # a copy, so that regularizers aren't shared with the given model
+        try:  # a copy, so that regularizers aren't shared with the given model
+            parts[id(calls[0].op)] = _Parts(rebuild_layer(calls[0].op))
         except NotRebuildableError as error:
             kept[path] = str(error)
-            continue
-        for call in calls:
-            _Split(graph, call, parts).run()
+    order = running_order(graph)
+    for place, call in enumerate(order):
+        if id(call.op) in parts:
+            split = _Split(graph, call, parts[id(call.op)], masked)
+            split.run()
+            split.erase_masks(order[place + 1 :])
+            masked = masked and masked_values(graph)
     return {path: why for path, why in kept.items() if why}
 
 
@@ -139,25 +145,6 @@ def _sources(call: Call) -> list[Value]:
     return [*found, found[1]][:3]
 
 
-def _masked(graph: Graph) -> set[int]:
-    """The ids of the values that may carry one of Keras' masks, which layers hand on unseen by the graph."""
-    found: set[int] = set()
-    for call in graph.calls:
-        layer = isinstance(call.op, keras.layers.Layer)
-        if layer and (
-            any(id(value) in found for value in call.inputs) or any(map(_makes_mask, call.op._flatten_layers()))
-        ):
-            found |= {id(value) for value in call.outputs}
-    return found
-
-
-def _makes_mask(layer: Any) -> bool:
-    if isinstance(layer, (layers.Embedding, layers.Masking)):
-        return bool(getattr(layer, "mask_zero", True))
-    owner = next(cls for cls in type(layer).__mro__ if "compute_mask" in vars(cls))
-    return owner.__module__.partition(".")[0] != "keras"
-
-
 def _why_whole(calls: list[Call], masked: set[int]) -> str:
     """Why an attention can't be taken apart; "" where it can."""
     op: Any = calls[0].op
@@ -166,7 +153,7 @@ def _why_whole(calls: list[Call], masked: set[int]) -> str:
         masks = [name for name in _MASKS if any(m is not None for m in keras.tree.flatten(given.get(name)))]
         if masks and (call.builtin_kind != "MultiHeadAttention" or len(_given_masks(call)) < len(masks)):
             return f"it is called with {masks[0]}"
-        if any(id(value) in masked for value in call.inputs):
+        if call.builtin_kind == "Attention" and any(id(value) in masked for value in call.inputs):
             return "its inputs carry a mask, which differs from sample to sample"
         if given.get("return_attention_scores"):
             return "it is called with return_attention_scores=True"
@@ -186,9 +173,9 @@ def _why_whole(calls: list[Call], masked: set[int]) -> str:
 
 
 def _given_masks(call: Call) -> dict[str, Value]:
-    """The masks of a call that are tensors, by the names of its arguments; Keras overwrites "query_mask" by that of the query."""
+    """The masks of a call that are tensors, by the names of its arguments."""
     given = _arguments(call)
-    return {name: given[name] for name in BandSoftmax.known if isinstance(given.get(name), Value)}
+    return {name: given[name] for name in _GIVEN if isinstance(given.get(name), Value)}
 
 
 def _band(op: Any, given: dict[str, Any]) -> tuple[int | None, int | None] | None:
@@ -265,26 +252,74 @@ class _Parts:
 
 
 class _Split:
-    """One call, taken apart; it stays behind as it is: rules speak of it."""
+    """One call, taken apart; it stays behind as it is: rules speak of it.
 
-    def __init__(self, graph: Graph, call: Call, parts: _Parts) -> None:
-        self.graph, self.call, self.parts = graph, call, parts
+    `masked` has the ids of the values that may have a hidden mask.
+    """
+
+    def __init__(self, graph: Graph, call: Call, parts: _Parts, masked: set[int]) -> None:
+        self.graph, self.call, self.parts, self.masked = graph, call, parts, masked
         self.calls: list[Call] = []
+        self._bare: dict[int, tuple[Value, Value]] = {}
 
     def run(self) -> None:
         """Puts the parts in the place of the call."""
         query, value, key = _sources(self.call)
         if self.parts.kind == "Attention":
-            self._attend(query, self._move("key_turned", key, (2, 1)), value)
+            self._attend(query, self._move("key_turned", key, (2, 1)), value, {})
         else:
-            self._heads(query, value, key)
+            masks = self._masks(query, value, key)
+            named = (("query", query), ("value", value), ("key", key))
+            y = self._heads(*(self._without_mask(part, x) for part, x in named), masks)
+            if id(query) in self.masked:
+                self._add("output_mask", lambda name: MaskedAs(name=name), y, query, listed=True)
         result = self.call.outputs[0]
         self.calls[-1].outputs = [result]
         result.producer = self.calls[-1]
         position = self.graph.calls.index(self.call)
         self.graph.calls[position : position + 1] = self.calls
 
-    def _heads(self, query: Value, value: Value, key: Value) -> None:
+    def erase_masks(self, later: list[Call]) -> None:
+        """Has calls that run later see its inputs without masks, where Keras takes these off the very tensors."""
+        op: Any = self.call.op
+        if self.parts.kind != "MultiHeadAttention":
+            return
+        for value, bare in self._bare.values():
+            if value.dtype != op.compute_dtype and op.autocast:
+                continue  # Keras took the mask off a copy
+            for call in later:
+                call.inputs = [bare if x is value else x for x in call.inputs]
+            bare.name = value.name
+            outputs = keras.tree.map_structure(lambda x, old=value, new=bare: new if x is old else x, self.graph.outputs)
+            self.graph.outputs = outputs
+
+    def _masks(self, query: Value, value: Value, key: Value) -> dict[str, Value]:
+        """All masks by name: those the call is given, and in the place of others the hidden ones of its inputs."""
+        masks = _given_masks(self.call)
+        hidden: dict[int, Value] = {}
+        for name, x in (("query_mask", query), ("value_mask", value), ("key_mask", key)):
+            if id(x) not in self.masked or name in masks or (name == "key_mask" and key is value):
+                continue
+            repeats = self.parts.groups if name == "query_mask" else 1
+            if id(x) not in hidden or repeats > 1:
+                make = lambda part, repeats=repeats: HiddenMask(repeats, name=part)
+                found = self._add(name, make, x)
+                hidden |= {id(x): found} if repeats == 1 else {}
+            masks[name] = found if repeats > 1 else hidden[id(x)]
+        return masks
+
+    def _without_mask(self, part: str, x: Value) -> Value:
+        """A value without its hidden mask: right behind it, as others may have to take that too."""
+        if id(x) not in self.masked:
+            return x
+        if id(x) not in self._bare:
+            bare = self._add(f"{part}_unmasked", lambda name: Unmasked(name=name), x)
+            position = 0 if x.producer is None else self.graph.calls.index(x.producer) + 1
+            self.graph.calls.insert(position, self.calls.pop())
+            self._bare[id(x)] = x, bare
+        return self._bare[id(x)][1]
+
+    def _heads(self, query: Value, value: Value, key: Value, masks: dict[str, Value]) -> Value:
         """With heads apart: [batch, heads, queries, size] for the query; those that share a key come one behind the other."""
         groups = self.parts.groups
         gate = None
@@ -300,7 +335,7 @@ class _Split:
             q = self._shape("query_joined", q, (shared, -1, size))
         k = self._move("key_heads", self._shape("key_split", k, (-1, shared, size)), (2, 3, 1))
         v = self._move("value_heads", self._shape("value_split", v, (-1, shared, depth)), (2, 1, 3))
-        y = self._attend(q, k, v)
+        y = self._attend(q, k, v, masks)
         if groups == 1:
             y = self._move("context_heads", y, (2, 1, 3))
         else:
@@ -312,12 +347,13 @@ class _Split:
         y = self._project("attention_output", y)
         shape = self.call.outputs[0].shape
         if len(shape) > 3:
-            self._shape("output_split", y, (-1, *(n for n in shape[2:] if n is not None)))
+            y = self._shape("output_split", y, (-1, *(n for n in shape[2:] if n is not None)))
+        return y
 
-    def _attend(self, query: Value, key: Value, value: Value) -> Value:
+    def _attend(self, query: Value, key: Value, value: Value, masks: dict[str, Value]) -> Value:
         """softmax(query @ key) @ value, the keys with their axes turned around."""
         scores = self._add("scores", lambda name: _matmul(name, query, key), query, key)
-        band, masks = _band(self.call.op, _arguments(self.call)), _given_masks(self.call)
+        band = _band(self.call.op, _arguments(self.call))
         if band is None and not masks:
             y = self._add("softmax", lambda name: layers.Softmax(**self._options(name)), scores)
         else:

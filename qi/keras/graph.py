@@ -17,7 +17,7 @@ import keras
 
 from qi.errors import InputError, QiError, UnsupportedError
 from qi.keras.trace import input_shapes, same_in_training, trace_call, trace_model, why_whole
-from qi.keras.variables import class_names, is_builtin, names_within, paths_within, sub_layers
+from qi.keras.variables import check_model, class_names, is_builtin, names_within, paths_within, sub_layers
 
 __all__ = [
     "Call",
@@ -181,8 +181,7 @@ def flatten_model(model: keras.Model) -> Graph:
         UnsupportedError: a subclassed model whose call is more than layers and keras.ops.
         InputError: not a model, or one that isn't built yet.
     """
-    if not isinstance(model, keras.Model):
-        raise InputError(f"expected a Keras model; received {model!r} of type {type(model).__name__}")
+    check_model(model)
     if getattr(model, "quantized_in_place", False):
         raise UnsupportedError(
             f"expected a model whose graph is known; received {model.name!r}, which is quantized in place, layer by layer; do "

@@ -15,7 +15,7 @@ from qi.errors import InputError, UnsupportedError
 from qi.keras.exact_plain import plain
 from qi.keras.graph import flatten_model
 from qi.keras.holder import KerasActivationQuantizationHolder
-from qi.keras.variables import weights_of
+from qi.keras.variables import check_model, weights_of
 from qi.keras.wrapper import KerasQuantizationWrapper
 from qi.ledger.numbers import format_bytes, format_number, format_ratio, format_share
 from qi.ledger.outcomes import describe_granularity
@@ -209,8 +209,7 @@ def inspect_model(model: keras.Model) -> Inspection:
         >>> found.unquantized, [(t.name, t.bits, t.stored_bytes) for t in found.weights]
         (('head/bias',), [('kernel', 4, 32), ('bias', None, 16)])
     """
-    if not isinstance(model, keras.Model):
-        raise InputError(f"expected a Keras model; received {model!r} of type {type(model).__name__}")
+    check_model(model)
     if not model.built:
         raise InputError(f"expected a built model; received {model.name!r}; do give it an Input, or call it once")
     try:

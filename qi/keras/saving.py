@@ -16,6 +16,7 @@ import keras
 
 from qi.errors import FileFormatError, InputError, QiError
 from qi.keras.legacy import load_h5, who_wrote
+from qi.keras.variables import check_model
 
 __all__ = ["load_model", "save_model", "size_on_disk"]
 
@@ -50,8 +51,7 @@ def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
         >>> reloaded.name == model.name
         True
     """
-    if not isinstance(model, keras.Model):
-        raise InputError(f"expected a Keras model; received {model!r} of type {type(model).__name__}")
+    check_model(model)
     target = Path(path).resolve()
     if target.suffix != ".keras":
         raise InputError(f"expected a path ending in .keras; received {str(path)!r}")

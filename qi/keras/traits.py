@@ -7,6 +7,7 @@ from typing import Any
 from qi.keras.attention import BandSoftmax
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call
+from qi.keras.hidden_masks import MaskedAs, Unmasked
 from qi.recipes.plan import Role
 
 __all__ = ["fuses_activation", "is_fusable_activation", "is_softmax", "known_range", "multiplies", "role_of"]
@@ -61,7 +62,7 @@ def role_of(call: Call) -> Role:
         return Role.KEEPS
     if kind == "UpSampling2D":
         return Role.KEEPS if call.op.interpolation == "nearest" else Role.SAME
-    if kind in _KEEPS and len(call.inputs) == 1:
+    if (kind in _KEEPS and len(call.inputs) == 1) or isinstance(call.op, (MaskedAs, Unmasked)):
         return Role.KEEPS
     if kind in _SAME:
         return Role.SAME

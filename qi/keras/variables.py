@@ -18,6 +18,7 @@ __all__ = [
     "Place",
     "add_parameter",
     "build_layer",
+    "check_model",
     "class_names",
     "first_value",
     "is_builtin",
@@ -31,6 +32,22 @@ __all__ = [
     "unique_path",
     "weights_of",
 ]
+
+
+def check_model(model: Any) -> None:
+    """Refuses what is no Keras model.
+
+    Raises:
+        InputError: it is none; modules of torch are told where to go.
+    """
+    if isinstance(model, keras.Model):
+        return
+    if any(cls.__module__.startswith("torch.nn.") for cls in type(model).__mro__):
+        raise InputError(
+            f"expected a Keras model; received the torch module {type(model).__name__}; do use the function of that name in "
+            "qi.torch"
+        )
+    raise InputError(f"expected a Keras model; received {model!r} of type {type(model).__name__}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -268,6 +268,6 @@ def _tie(graph: Graph, specs: dict[int, TensorSpec | None], traits: Traits) -> _
 
 
 def _on_grid(call: Call, group: Group, plan: ActivationPlan, traits: Traits) -> bool:
-    return traits.role_of(call) in (Role.KEEPS, Role.JOINS) and all(
-        plan.group_of(value) is group for value in call.inputs
-    )
+    role = traits.role_of(call)
+    sources = call.inputs[:1] if role is Role.KEEPS else call.inputs  # what else it takes only tells how
+    return role in (Role.KEEPS, Role.JOINS) and all(plan.group_of(value) is group for value in sources)

@@ -99,7 +99,8 @@ def split_attention(graph: Graph) -> tuple[Graph, dict[str, str]]:
     """Puts projections, matrix products and a softmax in the place of every attention; the float function stays.
 
     Those of the module "block.attn" are called "block.attn.q_proj", ".k_proj", ".v_proj", ".matmul" (the scores), ".softmax",
-    ".matmul_1" (the context) and ".out_proj"; rules speak of "block.attn". Masks become part of the softmax.
+    ".matmul_1" (the context) and ".out_proj"; rules speak of "block.attn". Those of a function are called after it:
+    "block.scaled_dot_product_attention.matmul". Masks become part of the softmax.
 
     Args:
         graph: its module is changed in place. It knows its shapes.
@@ -257,8 +258,7 @@ class _Split:
         if not masks and not causal:
             return self._function(torch.softmax, scores, -1)
         module = self.graph.module
-        path = self.call.path if self.node.op == "call_module" else self.call.path.rpartition(".")[0]
-        name = free_path(module, f"{path}.softmax" if path else "softmax")
+        name = free_path(module, f"{self.call.path}.softmax")
         module.add_submodule(name, BandSoftmax(causal, [how for how, _ in masks]))
         return self._node("call_module", name, (scores, *(mask for _, mask in masks)), lambda s, *_: s)
 
@@ -279,7 +279,8 @@ class _Split:
         """A node in front of the attention, with its path and, where those of its arguments are known, its shape."""
         with self.nodes.inserting_before(self.node):
             node = self.nodes.create_node(op, target, args)
-        node.meta["nn_module_stack"] = dict(self.node.meta.get("nn_module_stack") or {})
+        within = dict(self.node.meta.get("nn_module_stack") or {})
+        node.meta["nn_module_stack"] = within | {self.call.path: (self.call.path, type(self.call.op))}
         node.meta["qi_split"] = self.call.place
         taken = node.all_input_nodes
         if all(other.meta.get("qi_shape") is not None for other in taken):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -99,8 +99,12 @@ def _answer(module: torch.nn.Module, node: fx.Node, given: dict[str, Any]) -> bo
     node.graph.output(node)
     unfinished = fx.GraphModule(module, node.graph)
     inputs = [given[str(other.target)] for other in node.graph.nodes if other.op == "placeholder"]
+    training = module.training
+    module.eval()  # statistics stay as they are
     with _calm():
-        return bool(fx.Interpreter(unfinished).run(*copy.deepcopy(inputs)))
+        answer = bool(fx.Interpreter(unfinished).run(*copy.deepcopy(inputs)))
+    module.train(training)
+    return answer
 
 
 def _traced(
@@ -109,11 +113,12 @@ def _traced(
     try:
         nodes = _nodes(module, args, kwargs)
         traced = fx.GraphModule(module, nodes, type(module).__name__)
-        if drops_out(nodes):
-            restore_dropout(traced, _nodes(module.train(), args, kwargs))
     except Exception as error:  # whatever the user's code raises when it meets what stands for tensors
         return None, f"its forward can't be followed: {placed(error)}"
-    finally:
+    if drops_out(nodes):
+        # In training a forward may do what can't be followed: what it does in eval mode can.
+        with suppress(Exception):
+            restore_dropout(traced, _nodes(module.train(), args, kwargs))
         module.eval()
     traced.eval()
     problem = drop_in_place(traced)

@@ -13,7 +13,7 @@ from qi.errors import ConfigError, FileFormatError, InputError
 from qi.torch import stored
 from qi.torch.packed import key_of
 from qi.torch.prepare import check_module
-from qi.torch.structure import check_record, rebuild, record_of
+from qi.torch.structure import check_record, parameters_as_record, rebuild, record_of, wanted
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
 __all__ = ["load_model", "save_model"]
@@ -109,23 +109,24 @@ def _check_place(module: torch.nn.Module) -> None:
 
 def _check_state(made: torch.nn.Module, record: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
     """Raises InputError where names, shapes or types of the module aren't those of the state."""
-    head = f"expected the module that the file was made of, a {record['class']}; received one "
+    head = f"{wanted(record)}; received one "
+    here, there = parameters_as_record(made), record["parameters"]
+    for name in [name for name in here if name in there and here[name] != there[name]]:
+        raise InputError(f"{head}whose {name!r} is {_kind(here[name])}, not {_kind(there[name])}")
     own, loose = made.state_dict(), _zero_points(made)
     missing = [name for name in own if name not in state and name not in loose]
     more = [name for name in state if name not in own and name not in loose]
     if missing or more:
         found = [f"with {missing[0]!r}" if missing else "", f"without {more[0]!r}" if more else ""]
         raise InputError(head + " and ".join(filter(None, found)))
-    for name in state.keys() & own.keys():
-        given, wanted = own[name], state[name]
-        if given.shape != wanted.shape and name not in loose:
-            raise InputError(f"{head}whose {name!r} has the shape {tuple(given.shape)}, not {tuple(wanted.shape)}")
-        if given.dtype != wanted.dtype:
-            raise InputError(f"{head}whose {name!r} is {given.dtype}, not {wanted.dtype}; do move it with module.to(dtype)")
-    for name, parameter in made.named_parameters():
-        dtype = record["dtypes"].get(name)
-        if dtype is not None and str(parameter.dtype) != f"torch.{dtype}":
-            raise InputError(f"{head}whose {name!r} is {parameter.dtype}, not torch.{dtype}; do move it with module.to(dtype)")
+    for name in [name for name in own if name in state]:
+        kinds = [[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in (own[name], state[name])]
+        if kinds[0] != kinds[1]:
+            raise InputError(f"{head}whose {name!r} is {_kind(kinds[0])}, not {_kind(kinds[1])}")
+
+
+def _kind(kind: list[Any]) -> str:
+    return f"{kind[0]} of shape {tuple(kind[1])}"
 
 
 def _zero_points(made: torch.nn.Module) -> set[str]:

@@ -18,17 +18,17 @@ from qi.registry import suggest
 from qi.torch.bound import BoundQuantizer
 from qi.torch.data import Samples
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
-from qi.torch.graph import Call, Graph
+from qi.torch.graph import Graph
 from qi.torch.holder import PytorchActivationQuantizationHolder
 from qi.torch.prepare import follow_module
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
-__all__ = ["check_record", "rebuild", "record_of"]
+__all__ = ["check_record", "parameters_as_record", "rebuild", "record_of", "wanted"]
 
 _GRAPH, _PLACE = "graph", "in place"
 _KEYS: dict[str, Any] = {
     "class": str, "form": str, "training": bool, "other_modes": list, "inputs": (list, type(None)), "calls": list,
-    "wrappers": dict, "holders": dict, "resting": list, "switches": dict, "dtypes": dict,
+    "wrappers": dict, "holders": dict, "resting": list, "switches": dict, "parameters": dict,
 }  # fmt: skip
 _MOST_EXAMPLE = 2**32  # bytes of the tensors that a record asks for
 
@@ -55,7 +55,7 @@ def record_of(module: torch.nn.Module) -> dict[str, Any]:
     graph = Graph.of(module) if form == _GRAPH else None
     behind = _values_of(graph) if graph is not None else {}
     return {
-        "class": type(module).__name__,
+        "class": "" if type(module).__name__ == "GraphModule" else type(module).__name__,
         "form": form,
         "training": module.training,
         "other_modes": [path for path, inner in module.named_modules() if inner.training != module.training],
@@ -72,7 +72,7 @@ def record_of(module: torch.nn.Module) -> dict[str, Any]:
             for path, inner in module.named_modules()
             if isinstance(inner, BoundQuantizer) and (inner.fixed or not inner.enabled)
         },
-        "dtypes": _dtypes_of(module),
+        "parameters": parameters_as_record(module),
     }
 
 
@@ -92,6 +92,7 @@ def check_record(record: Mapping[str, Any]) -> None:
     right &= all(isinstance(held, dict) for held in (*named, *record["wrappers"].values()))
     right &= all(isinstance(held.get("values"), list) for held in record["holders"].values())
     right &= all(_is_input(entry) for entry in inputs)
+    right &= all(isinstance(p, list) and list(map(type, p)) == [str, list] for p in record["parameters"].values())
     if not right:
         raise FileFormatError("expected a module's record; received one with entries of other types")
 
@@ -118,14 +119,15 @@ def rebuild(record: Mapping[str, Any], module: torch.nn.Module, example: Any = N
         FileFormatError: a quantizer that isn't registered, or a damaged record.
     """
     given = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()}
-    if record["dtypes"] and given != set(record["dtypes"].values()):
+    needed = {dtype for dtype, _ in record["parameters"].values()}
+    if needed and given and given != needed:
         raise InputError(
-            f"expected a module of {sorted(set(record['dtypes'].values()))} as the file is of; received {sorted(given)}; "
+            f"expected a module of {sorted(needed)} as the file is of; received {sorted(given)}; "
             "do move it with module.to(dtype) first"
         )
     if record["form"] == _GRAPH:
         graph = _followed(record, module, example)
-        _same_calls(record, _calls_of(graph))
+        _same_calls(record, _calls_of(graph), example)
         made = graph.module
         _put_wrappers(made, record)
         _put_holders(Graph.of(made), record)
@@ -133,6 +135,11 @@ def rebuild(record: Mapping[str, Any], module: torch.nn.Module, example: Any = N
         made = _put_wrappers(copy.deepcopy(module), record)
     _settle(made, record)
     return made
+
+
+def wanted(record: Mapping[str, Any]) -> str:
+    """How errors begin that tell of another module."""
+    return "expected the module that the file was made of" + (f", a {record['class']}" if record["class"] else "")
 
 
 # What a module is -------------------------------------------------------------------------------------------------------
@@ -184,11 +191,14 @@ def _keys_of(node: fx.Node) -> list[Any]:
     return [str(node.target), *reversed(keys)]
 
 
-def _dtypes_of(module: torch.nn.Module) -> dict[str, str]:
-    """The dtypes of the parameters that aren't quantizers' own."""
+def parameters_as_record(module: torch.nn.Module) -> dict[str, list[Any]]:
+    """[dtype, shape] of each floating-point parameter by its path, but for those of quantizers.
+
+    A state dict tells neither of frozen weights, which are codes there.
+    """
     own = {id(p) for m in module.modules() if isinstance(m, BoundQuantizer) for p in m.parameters()}
     named = ((path, p) for path, p in module.named_parameters() if p.is_floating_point() and id(p) not in own)
-    return {path: str(parameter.dtype).removeprefix("torch.") for path, parameter in named}
+    return {path: [str(p.dtype).removeprefix("torch."), list(p.shape)] for path, p in named}
 
 
 # The same again ---------------------------------------------------------------------------------------------------------
@@ -202,8 +212,7 @@ def _followed(record: Mapping[str, Any], module: torch.nn.Module, example: Any) 
         if graph is not None:
             return graph
     raise InputError(
-        f"expected a {record['class']} whose forward can be followed as when the file was made; received a "
-        f"{type(module).__name__}: {why}" + ("; do give example=, a few samples" if example is None else "")
+        f"{wanted(record)}, with a forward that can be followed; received a {type(module).__name__}: {why}" + ("; do give example=, a few samples" if example is None else "")
     )
 
 
@@ -251,13 +260,14 @@ def _nested(held: Any) -> Any:
     return [_nested(held[index]) if index in held else None for index in range(max(held) + 1)]
 
 
-def _same_calls(record: Mapping[str, Any], found: list[list[str]]) -> None:
+def _same_calls(record: Mapping[str, Any], found: list[list[str]], example: Any) -> None:
     """Raises InputError where the module computes otherwise than the one that the record is of."""
-    for wanted, given in itertools.zip_longest(record["calls"], found):
-        if wanted != given:
+    for there, here in itertools.zip_longest(record["calls"], found):
+        if there != here:
             raise InputError(
-                f"expected the module that the file was made of, a {record['class']}; received one of another structure: "
-                f"where that has {_shown(wanted)}, this has {_shown(given)}"
+                f"{wanted(record)}; received one of another structure: "
+                f"where that has {_shown(there)}, this has {_shown(here)}"
+                + ("; do give example= where arguments decide what it computes" if example is None else "")
             )
 
 
@@ -276,10 +286,10 @@ def _put_wrappers(made: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.
         except AttributeError as error:
             paths = [name for name, _ in made.named_modules()]
             raise InputError(
-                f"expected the module that the file was made of, a {record['class']}; received one without the module {path!r}."
+                f"{wanted(record)}; received one without the module {path!r}."
                 + suggest(path, paths)
             ) from error
-        new = _wrapped(old, config, path)
+        new = _wrapped(old, config, f"{wanted(record)}; received another at {path!r}")
         if old is made:
             return new
         for owner in list(made.modules()):
@@ -289,18 +299,16 @@ def _put_wrappers(made: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.
     return made
 
 
-def _wrapped(module: torch.nn.Module, config: Mapping[str, Any], path: str) -> PytorchQuantizationWrapper:
+def _wrapped(module: torch.nn.Module, config: Mapping[str, Any], problem: str) -> PytorchQuantizationWrapper:
     if not isinstance(config.get("dispatcher"), Mapping):
-        raise FileFormatError(f"expected a wrapper's record at {path!r}; received {config!r}")
+        raise FileFormatError(f"expected a wrapper's record; received {config!r}")
     dispatcher = PytorchNodeQuantizationDispatcher.from_config(config["dispatcher"])
     try:
         wrapper = PytorchQuantizationWrapper(module, dispatcher)
         # A copy's weights: those that were tied while they trained may have been frozen on grids of their own.
         return wrapper.freeze() if config.get("frozen") else wrapper
     except (ConfigError, InputError) as error:
-        raise InputError(
-            f"expected the module that the file was made of; received another at {path!r}: {error}"
-        ) from error
+        raise InputError(f"{problem}: {error}") from error
 
 
 def _put_holders(graph: Graph, record: Mapping[str, Any]) -> None:
@@ -311,9 +319,7 @@ def _put_holders(graph: Graph, record: Mapping[str, Any]) -> None:
     for path, held in record["holders"].items():
         missing = [name for name in held["values"] if name not in values]
         if missing:
-            raise InputError(
-                f"expected the module that the file was made of; received one without the value {missing[0]!r}"
-            )
+            raise InputError(f"{wanted(record)}; received one without the value {missing[0]!r}")
         if path in taken:
             raise FileFormatError(f"expected a free path for a holder; received {path!r}, which the module has itself")
         holder = PytorchActivationQuantizationHolder(quantizer_from_dict(held.get("quantizer"))).to(device)  # type: ignore[arg-type]

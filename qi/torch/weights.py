@@ -114,6 +114,7 @@ def weight_rows(
             outcome = quantized_weight(array, tensors[name], quantizers[name])
         else:
             outcome = in_float(reasons.get(name, "no rule of the recipe covers it")) | {"size_after": array.nbytes}
-        common: dict[str, Any] = {"layer": path, "layer_type": kind, "name": name, "shape": array.shape, "size_before": array.nbytes}
-        rows.append(Row(kind="weight", macs=macs.get(name), **common, **outcome))
+        common: dict[str, Any] = {"layer": path, "layer_type": kind, "name": name, "shape": array.shape}
+        common |= {"size_before": array.nbytes, "macs": macs.get(name)}
+        rows.append(Row(kind="weight", **common, **outcome))
     return rows

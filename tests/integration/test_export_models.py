@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,13 @@ def cached_step() -> Any:
     return keras.Model([x, place], layers.Dense(3)(ops.matmul(ops.softmax(scores), h)))
 
 
+@cache
+def known(make: Callable[[], Any]) -> tuple[Any, Any, list[np.ndarray]]:
+    """A quantized model, its samples and what it predicts for them."""
+    qmodel, x = quantized(settle(make()))
+    return qmodel, x, keras.tree.flatten(qmodel.predict(x, verbose=0, batch_size=4))
+
+
 @SUFFIXES
 @pytest.mark.parametrize(
     "make",
@@ -146,7 +154,7 @@ def cached_step() -> Any:
     ids=lambda make: make.__name__,
 )
 def test_files_give_what_the_twin_gives(make: Callable[[], Any], suffix: str, tmp_path: Path) -> None:
-    qmodel, x = quantized(settle(make()))
+    qmodel, x, predicted = known(make)
     for options in ({}, CODES):
         with warned() as told:
             assert exported(qmodel, x, tmp_path / f"m{suffix}", **options).exact
@@ -155,7 +163,6 @@ def test_files_give_what_the_twin_gives(make: Callable[[], Any], suffix: str, tm
             make in (pixels, each_step, tied, cached_step) and bool(options)
         )
     target = "litert" if suffix == ".tflite" else "onnxruntime"
-    predicted = keras.tree.flatten(qmodel.predict(x, verbose=0, batch_size=4))
     for found, expected in zip(
         keras.tree.flatten(qi.emulate(qmodel, x, target, progress=False)), predicted, strict=True
     ):

@@ -9,6 +9,7 @@ from qi.errors import InputError
 from qi.keras.variables import (
     add_parameter,
     build_layer,
+    check_model,
     class_names,
     layers_within,
     paths_within,
@@ -246,3 +247,15 @@ def test_each_layer_within_is_found_once() -> None:
     found = layers_within(stack)
     assert list(found) == ["stacked_rnn_cells", "stacked_rnn_cells/lstm_cell", "stacked_rnn_cells/lstm_cell_2"]
     assert paths_within(stack) == {id(layer): path for path, layer in found.items()}
+
+
+def test_modules_of_torch_are_told_where_to_go() -> None:
+    import torch
+
+    with pytest.raises(
+        InputError, match=r"received the torch module Linear; do use the function of that name in qi\.torch"
+    ):
+        check_model(torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match="expected a Keras model; received 3 of type int"):
+        check_model(3)
+    check_model(keras.Sequential([keras.Input((2,))]))

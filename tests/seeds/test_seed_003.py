@@ -274,6 +274,23 @@ def test_wraps_keras_layers(dispatcher) -> None:
         qi.KerasQuantizationWrapper(np.tanh, dispatcher)
 
 
+def test_wraps_torch_modules(w_quantizer) -> None:
+    """`PytorchQuantizationWrapper` - used to wrap torch nn module"""
+    import torch
+
+    dispatcher = qi.PytorchNodeQuantizationDispatcher(w_quantizer)
+    for module in (torch.nn.Linear(3, 2), torch.nn.Conv2d(3, 6, 7), torch.nn.ConvTranspose2d(3, 6, 7)):
+        wrapper = qi.PytorchQuantizationWrapper(module, dispatcher)
+        assert isinstance(wrapper, torch.nn.Module)
+        x = torch.ones(2, 3) if isinstance(module, torch.nn.Linear) else torch.tensor(X.transpose(0, 3, 1, 2))
+        assert wrapper(x).shape == module(x).shape
+        (found,) = wrapper.get_quantized_weights().values()
+        axis = 1 if isinstance(module, torch.nn.ConvTranspose2d) else 0  # of the outputs
+        np.testing.assert_array_equal(found, w_quantizer.with_axes(axis)(module.weight.detach().numpy()))
+    with pytest.raises(qi.ConfigError, match="expected a torch module"):
+        qi.PytorchQuantizationWrapper(np.tanh, dispatcher)
+
+
 def test_the_wrappers_call(model, dispatcher) -> None:
     """qi.KerasQuantizationWrapper(layer=model.layers[1], dispatcher)"""
     with pytest.raises(SyntaxError):
@@ -287,5 +304,5 @@ def test_every_quotation_stands_in_the_seed(shared_dir: Path) -> None:
     text = (shared_dir / "seeds" / "003_quantizers_infrastructure.md").read_text(encoding="utf-8")
     seed = " ".join(text.split())
     tests = {name: test for name, test in globals().items() if name.startswith("test_") and test.__doc__}
-    assert len(tests) == 20
+    assert len(tests) == 21
     assert [name for name, test in tests.items() if " ".join(test.__doc__.split()) not in seed] == []

@@ -111,6 +111,32 @@ def test_shapes_are_noted_by_running():
     assert next(node for node in traced.graph.nodes if node.name == "view").meta["qi_shape"] == (5, 12)
 
 
+def branches_in_training(m, x):
+    x = functional.dropout(x, 0.5, m.training)
+    return x if m.training and x.sum() > 0 else -x
+
+
+def test_what_cant_be_followed_in_training_is_followed_in_eval_mode():
+    traced = followed(Run(branches_in_training), torch.ones(2))
+    assert not traced.training
+    assert traced(torch.ones(2)).tolist() == [-1, -1]
+
+
+def asks_in_training(m, x):
+    y = m.norm(x)
+    if y.dim() != 2:
+        y = y * 2
+    return functional.dropout(y, 0.5, m.training)
+
+
+def test_statistics_stay_while_conditions_are_answered():
+    module = Run(asks_in_training, norm=nn.BatchNorm1d(3))
+    traced = followed(module, torch.randn(4, 3))
+    assert traced.norm.running_mean.tolist() == [0, 0, 0]
+    assert traced.norm.num_batches_tracked == 0
+    assert [type(part).__name__ for part in traced.children()] == ["BatchNorm1d", "Dropout"]
+
+
 @pytest.mark.parametrize(
     ("run", "same"),
     [

@@ -241,7 +241,7 @@ def test_masks_that_attention_adds_stay_in_float():
     assert not kept
     found, values = plan(graph)
     assert "mask" in found.floats[id(values["add"])]
-    assert id(values["softmax"]) in found.quantized
+    assert id(values["scaled_dot_product_attention.softmax"]) in found.quantized
 
 
 def test_attention_taken_apart_gets_grids_within():
