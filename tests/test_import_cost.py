@@ -68,3 +68,9 @@ def test_the_help_of_the_command_loads_nothing_heavy(checkout: Path) -> None:
 def test_using_a_name_of_the_keras_side_does_load_keras(checkout: Path) -> None:
     """The control: the check above can tell."""
     assert "keras" in modules_loaded_by("import qi; qi.quantize_model", checkout)
+
+
+def test_the_side_of_torch_loads_no_other_framework(checkout: Path) -> None:
+    loaded = modules_loaded_by("import qi.torch", checkout)
+    assert "torch" in loaded
+    assert loaded & FRAMEWORKS == {"torch"}

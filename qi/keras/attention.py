@@ -54,7 +54,7 @@ class BandSoftmax(layers.Layer):
     def seen(self, queries: Any, keys: Any) -> Any:
         """Which keys each query sees, [queries, keys], as truth values, before any mask."""
         ahead = keras.ops.arange(keys)[None, :] - keras.ops.arange(queries)[:, None]
-        low = ahead >= -(keys if self.before is None else self.before)
+        low = ahead >= -(queries if self.before is None else self.before)
         return keras.ops.logical_and(low, ahead <= (keys if self.after is None else self.after))
 
     def call(self, scores: Any, *masks: Any) -> Any:
@@ -296,16 +296,15 @@ class _Split:
     def _masks(self, query: Value, value: Value, key: Value) -> dict[str, Value]:
         """All masks by name: those the call is given, and in the place of others the hidden ones of its inputs."""
         masks = _given_masks(self.call)
-        hidden: dict[int, Value] = {}
+        hidden: dict[tuple[int, int], Value] = {}
         for name, x in (("query_mask", query), ("value_mask", value), ("key_mask", key)):
             if id(x) not in self.masked or name in masks or (name == "key_mask" and key is value):
                 continue
             repeats = self.parts.groups if name == "query_mask" else 1
-            if id(x) not in hidden or repeats > 1:
+            if (id(x), repeats) not in hidden:
                 make = lambda part, repeats=repeats: HiddenMask(repeats, name=part)
-                found = self._add(name, make, x)
-                hidden |= {id(x): found} if repeats == 1 else {}
-            masks[name] = found if repeats > 1 else hidden[id(x)]
+                hidden[id(x), repeats] = self._add(name, make, x)
+            masks[name] = hidden[id(x), repeats]
         return masks
 
     def _without_mask(self, part: str, x: Value) -> Value:

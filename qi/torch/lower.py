@@ -142,14 +142,12 @@ class _Lowering:
             elif node not in self.values and node in self.found:
                 self.values[node] = self._value(node)
         _prune(self.result)
-        part_outputs(self.result, self.names)
-        structure = self.result.output_structure
-        if not fused:
-            return self.result
         before = [tensor.name for tensor in self.result.outputs]
-        fuse(self.result)
+        part_outputs(self.result, self.names)
+        if fused:
+            fuse(self.result)
         names = dict(zip(before, (tensor.name for tensor in self.result.outputs), strict=True))
-        self.result.output_structure = _renamed(structure, names)
+        self.result.output_structure = _renamed(self.result.output_structure, names)
         return self.result
 
     # Nodes ----------------------------------------------------------------------------------------------------------------

@@ -26,10 +26,11 @@ def save_model(module: torch.nn.Module, path: str | os.PathLike[str]) -> Path:
     code: `load_model` needs the float module. Weights that modules share are written once.
 
     Args:
-        module: what `qi.torch.quantize_model`, `prepare_qat` (in the middle of training too) or `convert` returned, or a module of
-            your own in which modules are wrapped.
-        path: ends in ``.safetensors`` (the record is its metadata "qi"), or in ``.pt`` or ``.pth``: what
-            ``torch.load(path, weights_only=True)`` reads as ``{"qi": text, "state_dict": tensors by name}``. Its folder must exist.
+        module: what `qi.torch.quantize_model`, `prepare_qat` (in the middle of training too) or `convert` returned, or a module
+            of your own in which modules are wrapped.
+        path: ends in ``.safetensors`` (the record is its metadata "qi"), or in ``.pt`` or ``.pth``, which
+            ``torch.load(path, weights_only=True)`` reads as ``{"qi": text, "state_dict": tensors by name}``. Its folder must
+            exist.
 
     Returns:
         the path.
@@ -44,7 +45,7 @@ def save_model(module: torch.nn.Module, path: str | os.PathLike[str]) -> Path:
     Example:
         >>> import tempfile, torch, qi
         >>> module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
-        >>> x = torch.randn(16, 4)
+        >>> x = torch.randn(64, 4)
         >>> qmodule, _ = qi.torch.quantize_model(module, "w4a8", x, progress=False)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = save_model(qmodule, f"{folder}/module.pt")
@@ -54,6 +55,7 @@ def save_model(module: torch.nn.Module, path: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(f"expected a torch module; received {module!r} of type {type(module).__name__}")
+    module = getattr(module, "_orig_mod", module)  # what torch.compile made it of
     stored.check_suffix(path)
     _check_place(module)
     return stored.write(path, record_of(module), module.state_dict())
@@ -93,7 +95,9 @@ def load_model(path: str | os.PathLike[str], module: torch.nn.Module, *, example
         made.load_state_dict(dict(state))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise FileFormatError(f"expected a state that fits its module; received {os.fspath(path)!r}: {lines[-1]}") from error
+        raise FileFormatError(
+            f"expected a state that fits its module; received {os.fspath(path)!r}: {lines[-1]}"
+        ) from error
     return made
 
 
@@ -137,4 +141,3 @@ def _zero_points(made: torch.nn.Module) -> set[str]:
             for weight in inner.paths:
                 found.add(f"{path}." * bool(path) + f"weight_quantizers.{key_of(weight)}.zero_point")
     return found
-

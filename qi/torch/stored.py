@@ -138,7 +138,7 @@ def _plain(state: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
 def _identity(value: torch.Tensor, own: torch.Tensor) -> Any:
     """What tensors have in common that need to be written once."""
     if value.dtype is torch.uint8:  # the codes of tied weights are packed for each wrapper
-        return tuple(value.shape), hashlib.sha256(_bytes(own)).digest()
+        return tuple(value.shape), hashlib.sha256(_bytes(own).data).digest()
     return (value.data_ptr(), value.dtype, tuple(value.shape), value.stride()) if value.numel() else object()
 
 
@@ -156,7 +156,7 @@ def _digest(record: Mapping[str, Any], tensors: Tensors) -> str:
     found = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name in sorted(tensors):
         found.update(name.encode())
-        found.update(_bytes(tensors[name]))
+        found.update(_bytes(tensors[name]).data)
     return found.hexdigest()
 
 
@@ -230,7 +230,9 @@ def _write_zip(path: Path, text: str, tensors: Tensors, same: Mapping[str, str])
 
 def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
     if not zipfile.is_zipfile(path):
-        raise FileFormatError("expected an archive as torch.save writes it; received a truncated file or something else")
+        raise FileFormatError(
+            "expected an archive as torch.save writes it; received a truncated file or something else"
+        )
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > path.stat().st_size:  # torch compresses nothing
@@ -261,4 +263,5 @@ def _named(value: Any) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return first.partition(". ")[0][:200]  # torch goes on to recommend running the code in a file

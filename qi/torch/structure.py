@@ -50,7 +50,7 @@ def record_of(module: torch.nn.Module) -> dict[str, Any]:
     if holders and form == _PLACE:
         raise UnsupportedError(
             f"expected holders that qi.torch.quantize_model or prepare_qat inserted; received {next(iter(holders))!r} in a "
-            f"{type(module).__name__} of your own; do torch.save(module.state_dict(), path), and load it into a module built likewise"
+            f"{type(module).__name__} of your own; do torch.save(module.state_dict(), path), and load it into one built likewise"
         )
     graph = Graph.of(module) if form == _GRAPH else None
     behind = _values_of(graph) if graph is not None else {}
@@ -66,7 +66,7 @@ def record_of(module: torch.nn.Module) -> dict[str, Any]:
             path: {"values": behind.get(path, []), "quantizer": holder.quantizer.to_dict()}
             for path, holder in holders.items()
         },
-        "resting": [path for path, parameter in module.named_parameters() if not parameter.requires_grad],
+        "resting": [path for path, parameter in _all_parameters(module) if not parameter.requires_grad],
         "switches": {
             path: {"enabled": inner.enabled, "fixed": inner.fixed}
             for path, inner in module.named_modules()
@@ -85,7 +85,11 @@ def check_record(record: Mapping[str, Any]) -> None:
     for key, kind in _KEYS.items():
         if not isinstance(record.get(key), kind):
             raise FileFormatError(f"expected a module's record with {key!r}; received {record.get(key)!r}")
-    inputs, calls, named = record["inputs"] or [], record["calls"], (*record["holders"].values(), *record["switches"].values())
+    inputs, calls, named = (
+        record["inputs"] or [],
+        record["calls"],
+        (*record["holders"].values(), *record["switches"].values()),
+    )
     right = record["form"] in (_GRAPH, _PLACE)
     right &= all(isinstance(path, str) for key in ("other_modes", "resting") for path in record[key])
     right &= all(isinstance(call, list) and len(call) > 1 and all(isinstance(s, str) for s in call) for call in calls)
@@ -98,11 +102,20 @@ def check_record(record: Mapping[str, Any]) -> None:
 
 
 def _is_input(entry: Any) -> bool:
-    if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[0], list) or not isinstance(entry[1], list):
+    if (
+        not isinstance(entry, list)
+        or len(entry) != 3
+        or not isinstance(entry[0], list)
+        or not isinstance(entry[1], list)
+    ):
         return False
     keys, shape, dtype = entry
     sizes = all(type(size) is int and size >= 0 for size in shape)
-    steps = bool(keys) and isinstance(keys[0], str) and all(isinstance(k, str) or (type(k) is int and 0 <= k < 1000) for k in keys)
+    steps = (
+        bool(keys)
+        and isinstance(keys[0], str)
+        and all(isinstance(k, str) or (type(k) is int and 0 <= k < 1000) for k in keys)
+    )
     return sizes and steps and isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
 
 
@@ -197,7 +210,7 @@ def parameters_as_record(module: torch.nn.Module) -> dict[str, list[Any]]:
     A state dict tells neither of frozen weights, which are codes there.
     """
     own = {id(p) for m in module.modules() if isinstance(m, BoundQuantizer) for p in m.parameters()}
-    named = ((path, p) for path, p in module.named_parameters() if p.is_floating_point() and id(p) not in own)
+    named = ((path, p) for path, p in _all_parameters(module) if p.is_floating_point() and id(p) not in own)
     return {path: [str(p.dtype).removeprefix("torch."), list(p.shape)] for path, p in named}
 
 
@@ -212,7 +225,8 @@ def _followed(record: Mapping[str, Any], module: torch.nn.Module, example: Any) 
         if graph is not None:
             return graph
     raise InputError(
-        f"{wanted(record)}, with a forward that can be followed; received a {type(module).__name__}: {why}" + ("; do give example=, a few samples" if example is None else "")
+        f"{wanted(record)}, with a forward that can be followed; received a {type(module).__name__}: {why}"
+        + ("; do give example=, a few samples" if example is None else "")
     )
 
 
@@ -243,9 +257,11 @@ def _arguments(inputs: list[Any], module: torch.nn.Module, make: Any) -> Any:
     if all(name in parameters for name in given) or not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
         return given
     ordered: list[Any] = []
+    further = itertools.count()
     for name, parameter in parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
-            ordered += [given[f"{name}_{i}"] for i in itertools.takewhile(lambda i: f"{name}_{i}" in given, itertools.count())]  # noqa: B023
+            while (key := f"{name}_{next(further)}") in given:
+                ordered.append(given[key])
             break
         ordered.append(given.get(name, parameter.default))
     return [ordered]
@@ -286,8 +302,7 @@ def _put_wrappers(made: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.
         except AttributeError as error:
             paths = [name for name, _ in made.named_modules()]
             raise InputError(
-                f"{wanted(record)}; received one without the module {path!r}."
-                + suggest(path, paths)
+                f"{wanted(record)}; received one without the module {path!r}." + suggest(path, paths)
             ) from error
         new = _wrapped(old, config, f"{wanted(record)}; received another at {path!r}")
         if old is made:
@@ -322,7 +337,7 @@ def _put_holders(graph: Graph, record: Mapping[str, Any]) -> None:
             raise InputError(f"{wanted(record)}; received one without the value {missing[0]!r}")
         if path in taken:
             raise FileFormatError(f"expected a free path for a holder; received {path!r}, which the module has itself")
-        holder = PytorchActivationQuantizationHolder(quantizer_from_dict(held.get("quantizer"))).to(device)  # type: ignore[arg-type]
+        holder = PytorchActivationQuantizationHolder(quantizer_from_dict(held.get("quantizer"))).to(device)
         if not held["values"]:
             graph.module.add_submodule(path, holder)
         for name in held["values"]:
@@ -338,13 +353,18 @@ def _settle(made: torch.nn.Module, record: Mapping[str, Any]) -> None:
         if inner is not None:
             inner.training = not record["training"]
     resting = set(record["resting"])
-    for path, parameter in made.named_parameters():
+    for path, parameter in _all_parameters(made):
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(path not in resting)
     for path, switch in record["switches"].items():
         bound = _at(made, path)
         if isinstance(bound, BoundQuantizer):
             bound.configure(enabled=bool(switch.get("enabled", True)), fixed=bool(switch.get("fixed", False)))
+
+
+def _all_parameters(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Shared ones at each of their paths: what was shared may be apart once it is frozen."""
+    return module.named_parameters(remove_duplicate=False)
 
 
 def _at(module: torch.nn.Module, path: str) -> Any:

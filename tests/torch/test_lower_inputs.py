@@ -101,7 +101,7 @@ def test_models_that_can_not_be_followed_say_why() -> None:
             return self.held(x) if x.sum() > 0 else x
 
     with pytest.raises(
-        UnsupportedError, match="received a Branching, which was quantized in place: .*; do write that part"
+        UnsupportedError, match=r"received a Branching, which was quantized in place: .*; do write that part"
     ):
         graph_of(Branching(), X)
     with pytest.raises(

@@ -128,21 +128,38 @@ def test_a_softmax_at_the_end_rests_while_it_trains() -> None:
     assert len(qat.eval()(x).unique()) <= 16
 
 
-class Dropping(nn.Module):
+class Noisy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(6, 300)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(self.fc(x), 0.5, self.training)
+        y = self.fc(x)
+        return y + torch.rand_like(y) if self.training else y
 
 
 def test_what_does_otherwise_in_training_still_does() -> None:
     torch.manual_seed(0)
-    qat = prepared(Dropping(), data=torch.randn(64, 6))
-    assert isinstance(qat, Dropping), "a graph of the eval mode would never drop"
+    qat = prepared(Noisy(), data=torch.randn(64, 6))
+    assert isinstance(qat, Noisy), "a graph of the eval mode would have no noise"
     x = torch.randn(4, 6)
     assert not torch.equal(qat.train()(x), qat.eval()(x))
+
+
+def test_dropping_of_a_function_is_followed() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 300)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(self.fc(x), 0.5, self.training)
+
+    torch.manual_seed(0)
+    qat = prepared(Dropping(), data=torch.randn(64, 6))
+    x = torch.randn(4, 6)
+    assert 0.3 < float((qat.train()(x) == 0).float().mean()) < 0.8
+    assert torch.equal(qat.eval()(x), qat(x))
 
 
 def test_converted_quantizers_are_inferable() -> None:
