@@ -114,19 +114,20 @@ assert results["w8a8"] > results["float"] - 2
 
 # --- 4. Few bits, rules, and training with them -------------------------------------------------------------
 # Rules name modules by their paths; the first that fits decides. Here first and last layer keep 8 bits.
-eight = {"weights": qi.TensorSpec(bits=8, granularity="per_channel"), "activations": qi.TensorSpec(bits=8, method="uniform")}
-recipe = qi.recipes.get_recipe("w2a4").with_rules(qi.Rule("stem.0", **eight), qi.Rule("head", **eight))
+weights, values = qi.TensorSpec(bits=8, granularity="per_channel"), qi.TensorSpec(bits=8, method="uniform")
+eight = {"weights": weights, "activations": values}
+recipe = qi.recipes.get_recipe("w2a3").with_rules(qi.Rule("stem.0", **eight), qi.Rule("head", **eight))
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", qi.QuantizationWarning)  # of what two bits cost: that is the point here
     few, report = qi.torch.quantize_model(net, recipe, x, progress=False)
 assert [report.find(f"{path}/weight")[0].bits for path in ("stem.0", "depthwise", "head")] == [8, 2, 8]
-results["w2a4"] = accuracy(few)
+results["w2a3"] = accuracy(few)
 
-qat = train(qi.torch.prepare_qat(net, recipe, x, method="lsq", progress=False))
+qat = train(qi.torch.prepare_qat(net, recipe, x, method="lsq", progress=False), rate=2e-3)
 trained = qi.torch.convert(qat)
-results["w2a4, trained"] = accuracy(trained)
+results["w2a3, trained"] = accuracy(trained)
 assert torch.equal(run(trained), run(qat))  # bit for bit
-assert results["w2a4, trained"] > results["w2a4"] + 5
+assert results["w2a3, trained"] > results["w2a3"] + 3
 
 
 # --- 5. Save and load ---------------------------------------------------------------------------------------
@@ -137,7 +138,9 @@ with tempfile.TemporaryDirectory() as folder:
     plain = Path(folder) / "float.pt"
     torch.save(net.state_dict(), plain)
     path = qi.torch.save_model(trained, Path(folder) / "net.pt")  # or "net.safetensors", with that package
-    print(f"{path.name}: {path.stat().st_size:,} bytes; in float: {plain.stat().st_size:,}")
+    print(
+        f"{path.name}: {path.stat().st_size:,} bytes, most of it which quantizer is where; in float: {plain.stat().st_size:,}"
+    )
     loaded = qi.torch.load_model(path, Net())
 assert torch.equal(run(loaded), run(trained))
 
@@ -145,7 +148,9 @@ assert torch.equal(run(loaded), run(trained))
 # --- 6. A trainable quantizer of your own -------------------------------------------------------------------
 # The class of tutorial 05, word for word: nothing in it belongs to a framework. It trains how far the step has come
 # from where it began, in percent, as it were.
-@qi.mark_quantizer(list(qi.QuantizationTarget), [qi.QuantizationMethod.SYMMETRIC, qi.QuantizationMethod.UNIFORM], "ratio")
+@qi.mark_quantizer(
+    list(qi.QuantizationTarget), [qi.QuantizationMethod.SYMMETRIC, qi.QuantizationMethod.UNIFORM], "ratio"
+)
 class RatioQuantizer(qi.BaseTrainableQuantizer):
     """The step is ``s = s0 |r|``: s0 is where it began, r trains."""
 
@@ -161,12 +166,12 @@ class RatioQuantizer(qi.BaseTrainableQuantizer):
         return positive(variables["start"] * variables["ratio"]), variables.get("zero_point")
 
 
-own = train(qi.torch.prepare_qat(net, recipe, x, method="ratio", progress=False))
+own = train(qi.torch.prepare_qat(net, recipe, x, method="ratio", progress=False), rate=2e-3)
 ratios = torch.cat([p.detach().flatten() for name, p in own.named_parameters() if name.endswith("ratio")])
 print(f"steps ended at {ratios.min():.2f} to {ratios.max():.2f} times their start\n")
-results["w2a4, own method"] = accuracy(own)
+results["w2a3, own method"] = accuracy(own)
 assert torch.equal(run(qi.torch.convert(own)), run(own))
-assert results["w2a4, own method"] > results["w2a4"] + 5
+assert results["w2a3, own method"] > results["w2a3"] + 3
 
 for name, value in results.items():
     print(f"{name:17} {value:6.2f} %")

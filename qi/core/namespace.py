@@ -442,7 +442,7 @@ def to_numpy(x: Any) -> np.ndarray:
         [1.0, 2.0]
     """
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, torch.Tensor):
+    if isinstance(x, getattr(torch, "Tensor", ())):  # a folder may have that name
         x = x.detach().cpu()
         x = x.float() if x.dtype == torch.bfloat16 else x
     return np.asarray(x)

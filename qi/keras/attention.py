@@ -290,7 +290,9 @@ class _Split:
             for call in later:
                 call.inputs = [bare if x is value else x for x in call.inputs]
             bare.name = value.name
-            outputs = keras.tree.map_structure(lambda x, old=value, new=bare: new if x is old else x, self.graph.outputs)
+            outputs = keras.tree.map_structure(
+                lambda x, old=value, new=bare: new if x is old else x, self.graph.outputs
+            )
             self.graph.outputs = outputs
 
     def _masks(self, query: Value, value: Value, key: Value) -> dict[str, Value]:

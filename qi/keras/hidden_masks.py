@@ -145,4 +145,6 @@ def running_order(graph: Graph) -> list[Call]:
         depths[id(call)] = of_op[id(call.op)] = depth
         for maker in (makers[id(value)] for value in call.inputs if id(value) in makers):
             depths[id(maker)] = max(depth + 1, depths.get(id(maker), 0))
-    return sorted((calls[key] for key in depths), key=lambda call: -depths[id(call)])  # as they came, where equally deep
+    return sorted(
+        (calls[key] for key in depths), key=lambda call: -depths[id(call)]
+    )  # as they came, where equally deep

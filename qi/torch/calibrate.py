@@ -17,7 +17,7 @@ from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer
 from qi.torch.data import Batch, Samples
 from qi.torch.graph import Graph, Value
-from qi.torch.tracer import bind, named
+from qi.torch.tracer import bind, named, tensors_in
 from qi.torch.variables import to_numpy
 
 __all__ = ["collect", "errors_of", "quiet", "values_of", "watch"]
@@ -63,7 +63,10 @@ def watch(graph: Graph, batch: Batch, seen: Mapping[fx.Node, Callable[[torch.Ten
     """
     module = graph.module
     try:
-        bound = named(bind(module.forward, batch.args, batch.kwargs))
+        # What isn't made of tensors is fixed in the graph, and no argument of it.
+        args = tuple(given for given in batch.args if tensors_in(given))
+        kwargs = {name: given for name, given in batch.kwargs.items() if tensors_in(given)}
+        bound = named(bind(module.forward, args, kwargs))
         inputs = [bound[str(node.target)] for node in module.graph.nodes if node.op == "placeholder"]
         with quiet(module):
             _Watcher(module, seen).run(*inputs)

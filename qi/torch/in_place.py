@@ -31,7 +31,7 @@ from qi.torch.graph import Call, Value
 from qi.torch.kinds import CONTAINERS, torch_class
 from qi.torch.traits import known_range, role_of
 from qi.torch.variables import to_numpy
-from qi.torch.weights import original_weights, weight_quantizers, weight_rows
+from qi.torch.weights import original_weights, share_quantizers, weight_quantizers, weight_rows
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
 __all__ = ["InPlace", "Part", "parts_of", "prepare_in_place", "put_wrappers", "quantize_in_place"]
@@ -204,13 +204,21 @@ def put_wrappers(ready: InPlace, wrap: Wrap, adapt: Adapt) -> tuple[torch.nn.Mod
     """
     root, rows, refused = ready.module, [], []
     wanted = ready.book.recipe.weights is not None
+    chosen = {}
+    for path, part in ready.parts.items():  # before the first is changed: others may hold the same parameters
+        originals = original_weights(part.module)
+        chosen[path] = originals, *weight_quantizers(part.module, path, originals, ready.book)
+    known: dict[int, torch.nn.Module] = {}
+    told: set[int] = set()
     for path, part in ready.parts.items():
-        kind, originals = type(part.module).__name__, original_weights(part.module)
-        quantizers, reasons = weight_quantizers(part.module, path, originals, ready.book)
-        given = part.quantizers()
+        kind, (originals, quantizers, reasons) = type(part.module).__name__, chosen[path]
+        given, parameters = part.quantizers(), dict(part.module.named_parameters())
+        originals = {name: array for name, array in originals.items() if id(parameters[name]) not in told}
+        told |= set(map(id, parameters.values()))
         now: torch.nn.Module = part.module
         if quantizers or given:
             now = wrap(part.module, quantizers, [adapt(q, part.fixed is not None) for q in given])
+            now = share_quantizers(now, known)
             if path:
                 _replace(root, part.module, now)
             else:

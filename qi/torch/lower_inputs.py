@@ -39,6 +39,8 @@ def graph_of(model: Any, example: Any = None) -> Graph:
             f"expected a quantized model; received a {type(model).__name__} in which nothing is quantized; do give what "
             "quantize_model or convert returns"
         )
+    if isinstance(model, ours):
+        model = torch.nn.Sequential(model)  # a trace would enter it
     args: tuple[Any, ...] | None = None
     kwargs: dict[str, Any] = {}
     if isinstance(example, Mapping):

@@ -71,7 +71,12 @@ def _conv(site: Site) -> Laid:
         raise site.refuse(f"with padding_mode={layer.padding_mode!r}", "pad with zeros")
     kernel, strides, dilation = (_rows(v, rank) for v in (layer.kernel_size, layer.stride, layer.dilation))
     x = image(site, site.x)
-    how = {"strides": strides, "pads": _pads(site, kernel, dilation), "dilation": dilation, "activation": "none"}
+    how: dict[str, Any] = {
+        "strides": strides,
+        "pads": _pads(site, kernel, dilation),
+        "dilation": dilation,
+        "activation": "none",
+    }
     depthwise = layer.groups > 1 and layer.groups == layer.in_channels
     if depthwise:
         weights = site.weight("weight", _depthwise(site))
@@ -107,7 +112,7 @@ def _transposed(site: Site) -> Laid:
         full = (int(x.shape[axis] or 0) - 1) * s + (k - 1) * d + 1
         pads += [p, full - int(shape[axis] or 0) - p]
     weights = site.weight("weight", lambda a: _square(a).transpose(2, 3, 1, 0))
-    how = {"strides": strides, "pads": pads, "dilation": dilation, "activation": "none"}
+    how: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation, "activation": "none"}
     return back(site, site.emit("conv2d_transpose", [x, weights, *site.bias()], shape, suffix="linear", **how))
 
 

@@ -78,7 +78,7 @@ def _avg_pool(site: Site) -> Laid:
         sizes = [n + 2 * p for n, p in zip(_places(site, site.x), padding, strict=True)]
         border = [[0, 0], *([p, p] for p in padding), [0, 0]]
         x = site.emit("pad", [x], (x.shape[0], *sizes, x.shape[3]), suffix="padded", pads=border)
-    none = {"pool": pool, "strides": strides, "pads": [0, 0, 0, 0]}
+    none: dict[str, Any] = {"pool": pool, "strides": strides, "pads": [0, 0, 0, 0]}
     return back(site, site.emit("avg_pool2d", [x], image_shape(site), suffix="pool", **none))
 
 
@@ -107,10 +107,8 @@ def _adaptive(kind: str) -> Any:
                 "ask for output sizes that divide those of its input",
             )
         pool = [n // m for n, m in zip(given, wanted, strict=True)]
-        name, how = (
-            ("avg_pool2d" if kind == "mean" else "max_pool2d"),
-            {"pool": pool, "strides": pool, "pads": [0, 0, 0, 0]},
-        )
+        name = "avg_pool2d" if kind == "mean" else "max_pool2d"
+        how: dict[str, Any] = {"pool": pool, "strides": pool, "pads": [0, 0, 0, 0]}
         return back(site, site.emit(name, [image(site, site.x)], image_shape(site), suffix="pool", **how))
 
     return run

@@ -80,9 +80,9 @@ def _last_turned(rank: int) -> tuple[int, ...]:
 def _shares(site: Site, scores: Tensor, masks: Sequence[tuple[str, Any]], causal: bool) -> Tensor:
     """The softmax of scores, after large negative numbers are added where a query doesn't see a key."""
     shape = scores.shape
-    hidden = np.zeros(shape[-2:], np.float32)
+    hidden: Any = np.zeros([int(n or 0) for n in shape[-2:]], np.float32)
     if causal:
-        hidden = np.where(np.tril(np.ones(hidden.shape, bool)), np.float32(0), HIDDEN)
+        hidden = np.where(np.tril(np.ones_like(hidden)) > 0, np.float32(0), HIDDEN)
     for how, mask in masks:
         if not isinstance(mask, Laid) or mask.tensor.data is None:
             raise site.refuse(
@@ -94,10 +94,9 @@ def _shares(site: Site, scores: Tensor, masks: Sequence[tuple[str, Any]], causal
     if (hidden <= UNSEEN).all(-1).any():
         raise site.refuse("with a query that sees no key", "let it see itself")
     if hidden.any():
-        mask = site.constant(
-            "mask", hidden.reshape((1,) * (len(shape) - hidden.ndim) + hidden.shape).astype(np.float32)
-        )
-        scores = site.emit("add", [scores, mask], shape, suffix="masked", activation="none")
+        spread = hidden.reshape((1,) * (len(shape) - hidden.ndim) + hidden.shape).astype(np.float32)
+        added = site.constant("mask", spread)
+        scores = site.emit("add", [scores, added], shape, suffix="masked", activation="none")
     return site.emit("softmax", [scores], shape, suffix="shares", axis=len(shape) - 1)
 
 

@@ -105,8 +105,9 @@ def run_twice(module: fx.GraphModule, inputs: Sequence[tuple[fx.Node, torch.Tens
             with torch.no_grad():
                 runs[-1].run()
     except Exception as error:  # of the user's code
+        sizes = " and ".join(map(str, BATCHES))
         raise InputError(
-            f"expected a model that runs on batches of {' and '.join(map(str, BATCHES))} samples; it fails: {placed(error)}; do take the "
+            f"expected a model that runs on batches of {sizes} samples; it fails: {placed(error)}; do take the "
             "size of the batch from the input, as in x.flatten(1) or x.reshape(x.shape[0], -1)"
         ) from error
     finally:

@@ -16,6 +16,7 @@ __all__ = ["drop_in_place", "keep_detached"]
 _OPERATORS = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul, operator.itruediv: operator.truediv,
     operator.imatmul: operator.matmul, operator.ifloordiv: operator.floordiv, operator.ipow: operator.pow,
+    operator.imod: operator.mod, operator.iand: operator.and_, operator.ior: operator.or_, operator.ixor: operator.xor,
 }  # fmt: skip
 # What may give the memory of what it takes.
 _VIEWS = frozenset(
@@ -100,7 +101,9 @@ def _changes(module: fx.GraphModule, node: fx.Node) -> bool:
     if position is not None:
         given = node.args[position] if position < len(node.args) else node.kwargs.get("inplace", False)
         return bool(given)
-    return node.target in _OPERATORS or getattr(node.target, "__name__", "").endswith("_")
+    if getattr(node.target, "__module__", "") == "_operator":  # `and_` and `not_` change nothing
+        return node.target in _OPERATORS
+    return getattr(node.target, "__name__", "").endswith("_")
 
 
 def _make_pure(module: fx.GraphModule, node: fx.Node) -> str:

@@ -24,7 +24,7 @@ from qi.torch.holder import PytorchActivationQuantizationHolder
 from qi.torch.in_place import quantize_in_place
 from qi.torch.macs import multiply_accumulates
 from qi.torch.prepare import Prepared, check_module, follow_module, gather, largest_weight, prepare
-from qi.torch.weights import original_weights, weight_quantizers, weight_rows
+from qi.torch.weights import original_weights, share_quantizers, weight_quantizers, weight_rows
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
 __all__ = ["Weights", "frozen_wrapper", "holder_name", "insert_holders", "quantize_model", "wrap_modules"]
@@ -133,6 +133,7 @@ def wrap_modules(ready: Prepared, wrap: Wrap) -> Weights:
         found = weight_quantizers(module, path, originals, ready.book, ready.kept.get(path, ""), calls[0].place)
         chosen.append((originals, *found))
     held: dict[int, tuple[str, str, BaseInferableQuantizer]] = {}
+    shared_quantizers: dict[int, torch.nn.Module] = {}
     for calls, (originals, quantizers, reasons) in zip(several, chosen, strict=True):
         module, path = calls[0].op, calls[0].path
         shared = _settle_ties(module, path, quantizers, reasons, held)
@@ -140,7 +141,7 @@ def wrap_modules(ready: Prepared, wrap: Wrap) -> Weights:
         kind = ready.types.get(path, type(module).__name__)
         now = module
         if quantizers:
-            now = wrap(module, quantizers)
+            now = share_quantizers(wrap(module, quantizers), shared_quantizers)
             graph.module.set_submodule(path, now)
         shown = {name: array for name, array in originals.items() if name not in shared}
         rows = weight_rows(now, path, kind, shown, reasons, macs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qi.torch.conditions import UnansweredError, is_settled
+from qi.torch.conditions import UnansweredError, expect_answer, expect_asserted, is_settled
 from qi.torch.kinds import torch_class
 
 __all__ = ["Tracer", "bind", "made_in_graphs", "named", "placed", "tensors_in"]
@@ -45,10 +46,15 @@ class Tracer(fx.Tracer):
         Raises:
             UnansweredError: the inputs would tell.
         """
+        if expect_asserted(obj.node, sys._getframe(2)):  # 1 is the proxy's own
+            return True
         answer = next(self._answers, None)
         if answer is None and is_settled(obj.node):
             raise UnansweredError(obj.node)
-        return bool(super().to_bool(obj)) if answer is None else answer
+        if answer is None:
+            return bool(super().to_bool(obj))
+        expect_answer(obj.node, answer)
+        return answer
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         """Whether a module becomes one call."""

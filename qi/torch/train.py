@@ -157,6 +157,9 @@ def convert(module: torch.nn.Module) -> torch.nn.Module:
             "already; do give what prepare_qat returned"
         )
     new = {id(inner): _inferable(inner) for inner in list(made.modules()) if _is_ours(inner)}
+    for inner in new.values():  # once all are made: some quantize what they make of a weight that others hold too
+        if isinstance(inner, PytorchQuantizationWrapper) and not inner.frozen:
+            inner.freeze(in_place=True)
     if id(made) in new:
         return new[id(made)].eval()
     for owner in list(made.modules()):
@@ -182,5 +185,4 @@ def _inferable(module: Any) -> torch.nn.Module:
         if not module.bound.trains:
             return module
         return module.convert2inferable() if module.quantizer.enabled else torch.nn.Identity()
-    made = module.convert2inferable() if module.trains else module
-    return made if made.frozen else made.freeze()
+    return module.convert2inferable() if module.trains else module

@@ -13,11 +13,12 @@ from qi.ledger.outcomes import in_float, quantized_weight
 from qi.quantizers import BaseInferableQuantizer
 from qi.recipes import RuleBook
 from qi.recipes.choose import weight_quantizer
+from qi.torch.packed import key_of
 from qi.torch.policies import SlotChoice, slots_of
-from qi.torch.variables import parameters_of, to_numpy
+from qi.torch.variables import parameter_at, parameters_of, to_numpy
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
-__all__ = ["original_weights", "weight_quantizers", "weight_rows"]
+__all__ = ["original_weights", "share_quantizers", "weight_quantizers", "weight_rows"]
 
 
 def original_weights(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -83,6 +84,21 @@ def _names(
     if split_from is None or split_from[0] == path:
         return (*own, within)
     return (*split_from, f"{path}.{name}".removeprefix(f"{split_from[0]}."), [own, *within])
+
+
+def share_quantizers(
+    wrapper: PytorchQuantizationWrapper, known: dict[int, torch.nn.Module]
+) -> PytorchQuantizationWrapper:
+    """Gives parameters that an earlier wrapper holds too the very quantizer that they have there, which may train.
+
+    Args:
+        wrapper: changed in place, and given back.
+        known: the quantizers of earlier wrappers by the ``id`` of the parameter; gets those of this one.
+    """
+    for path in wrapper.paths:
+        key, held = key_of(path), parameter_at(wrapper.module, path)
+        wrapper.weight_quantizers[key] = known.setdefault(id(held), wrapper.weight_quantizers[key])
+    return wrapper
 
 
 def weight_rows(

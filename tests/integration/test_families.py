@@ -63,7 +63,8 @@ def quantized(name: str) -> Quantized:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", qi.QuantizationWarning)
         model, report = qi.quantize_model(family.model, "w8a8", family.calibration, progress=False)
-    return Quantized(name, family, model, report, called(family.model, family.test), model.predict(family.test, verbose=0))
+    wanted, given = called(family.model, family.test), model.predict(family.test, verbose=0)
+    return Quantized(name, family, model, report, wanted, given)
 
 
 def check_whole(found: Quantized) -> None:

@@ -190,12 +190,13 @@ def test_what_stays_whole_and_why(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*saturate")
-def test_padding_masks_leave_it_whole_and_the_report_says_so() -> None:
+def test_padding_masks_leave_plain_attention_whole_and_the_report_says_so() -> None:
     ids = keras.Input((6,), dtype="int32", name="ids")
     x = layers.Embedding(12, 8, mask_zero=True, name="tokens")(ids)
-    model = settle(keras.Model(ids, layers.Dense(2, name="out")(head()(x, x))))
+    y = layers.Dense(8, name="in")(x)
+    model = settle(keras.Model(ids, layers.Dense(2, name="out")(layers.Attention(name="mha")([y, y]))))
     _, report = quantize_model(model, "w8a8", samples(model, 64), progress=False)
-    for path in ("mha/query/kernel", "mha/attention_output/kernel", "out/kernel"):
+    for path in ("in/kernel", "out/kernel"):
         assert [row.status for row in report.find(path)] == ["quantized"]
     (row,) = report.find("mha/scores")
     assert (row.kind, row.status) == ("activation", "float")
@@ -210,20 +211,34 @@ def test_padding_masks_leave_it_whole_and_the_report_says_so() -> None:
 def test_masks_go_through_layers_and_end_at_functions(handed_on: Any, whole: bool) -> None:
     ids = keras.Input((6,), dtype="int32", name="ids")
     x = handed_on(layers.Embedding(12, 8, mask_zero=True)(ids))
-    assert bool(split(keras.Model(ids, head()(x, x)))[1]) is whole
+    assert bool(split(keras.Model(ids, layers.Attention(name="mha")([x, x])))[1]) is whole
+    graph, kept = split(keras.Model(ids, head()(x, x)))
+    assert kept == {}
+    assert ("mha/query_mask" in {call.path for call in graph.calls}) is whole
 
 
 def test_classes_of_users_may_make_masks() -> None:
     class Own(layers.Layer):
         def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-            return keras.ops.ones((1, 6), "bool")
+            return keras.ops.convert_to_tensor([[True] * 4 + [False] * 2])
 
         def call(self, x: Any) -> Any:
-            return x
+            return keras.ops.copy(x)
 
     x = keras.Input((6, 8))
     y = Own()(x)
-    assert "carry a mask" in split(keras.Model(x, head()(y, y)))[1]["mha"]
+    model = settle(keras.Model(x, head()(y, y)))
+    graph, kept = split(model)
+    assert kept == {}
+    given = samples(model, 3)
+    np.testing.assert_allclose(execute(graph, given), np.asarray(model(given)), rtol=1e-5, atol=2e-6)
+    assert not np.allclose(execute(graph, given), np.asarray(head_without_masks(model)(given)), atol=1e-3)
+
+
+def head_without_masks(model: keras.Model) -> keras.Model:
+    """The attention of a model, on the model's inputs."""
+    x = keras.Input((6, 8))
+    return keras.Model(x, model.get_layer("mha")(x, x))
 
 
 def test_low_rank_additions_leave_it_whole() -> None:
@@ -274,6 +289,11 @@ def test_a_band_softmax_sees_a_band() -> None:
         e = np.where(seen, np.exp(scores - scores.max(-1, keepdims=True, where=seen, initial=-1e9)), 0)
         np.testing.assert_allclose(found, e / e.sum(-1, keepdims=True), rtol=1e-5, atol=1e-7)
         assert not found[..., ~seen].any()
+
+
+def test_all_keys_are_seen_from_far_behind() -> None:
+    found = np.asarray(BandSoftmax(masks=["value_mask"])(np.zeros((1, 7, 2), "float32"), np.ones((1, 2), "bool")))
+    np.testing.assert_array_equal(found, np.full((1, 7, 2), 0.5))
 
 
 def masked_model(dropout: float, which: str, **options: Any) -> keras.Model:

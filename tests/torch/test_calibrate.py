@@ -66,3 +66,21 @@ def test_errors_are_own_and_total() -> None:
     quantizer = ActivationUniformInferableQuantizer(4, 0.0, 1.0)
     errors = errors_of({"a": exact, "b": exact, "c": exact[:0]}, {"a": found, "c": exact[:0]}, {"a": quantizer})
     assert errors == {"a": (sqnr_db(exact, quantizer(exact)), sqnr_db(exact, found))}
+
+
+def test_arguments_that_are_no_tensors_are_fixed() -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+            return self.fc(x) * scale
+
+    model, x = Scaled(), torch.randn(8, 3)
+    graph, why = trace(model, (x,), {"scale": 2.0})
+    assert graph is not None, why
+    samples = Samples([{"x": x, "scale": 2.0}], model)
+    found, _ = collect(graph, graph.flat_outputs(), samples, progress=False)
+    (seen,) = found.values()
+    assert seen.hi == float(model(x, 2.0).detach().max())

@@ -204,3 +204,34 @@ def test_strictness() -> None:
     model, x = branching()
     with pytest.raises(StrictError, match=r"/extra \(3, 3\)"):
         prepared(model, data=x, strict=True)
+
+
+class Tied(nn.Module):
+    """An embedding whose table is the head's too."""
+
+    def __init__(self, follows: bool) -> None:
+        super().__init__()
+        self.emb, self.head, self.follows = nn.Embedding(9, 8), nn.Linear(8, 9, bias=False), follows
+        self.head.weight = self.emb.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        y = self.head(self.emb(ids))
+        return y if self.follows or y.sum() < 1e9 else -y
+
+
+@pytest.mark.parametrize("method", ["lsq", "dorefa"])
+@pytest.mark.parametrize("follows", [True, False])
+def test_tied_parameters_train_with_one_quantizer_and_stay_tied(follows: bool, method: str) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 9, (40, 5))
+    qat = prepared(Tied(follows), data=ids, method=method)
+    emb, head = qat.get_submodule("emb"), qat.get_submodule("head")
+    assert emb.module.weight is head.module.weight
+    assert list(emb.weight_quantizers.values()) == list(head.weight_quantizers.values())
+    optimizer = torch.optim.Adam(qat.parameters(), 1e-2)
+    nn.functional.cross_entropy(qat(ids).flatten(0, 1), ids.flatten()).backward()
+    optimizer.step()
+    result = convert(qat)
+    assert torch.equal(result(ids), qat.eval()(ids))
+    if method == "lsq":  # DoReFa quantizes what it makes of a weight
+        assert result.get_submodule("emb").module.weight is result.get_submodule("head").module.weight

@@ -10,7 +10,7 @@ from torch import nn
 
 from qi.recipes import FLOAT, Rule, get_recipe
 from qi.torch.quantize import frozen_wrapper
-from qi.torch.weights import original_weights, weight_quantizers, weight_rows
+from qi.torch.weights import original_weights, share_quantizers, weight_quantizers, weight_rows
 
 
 def chosen(module: nn.Module, *rules: Rule, path: str = "m", **options: object):
@@ -88,3 +88,13 @@ def test_values_are_read_as_they_are() -> None:
     found = original_weights(module)
     assert found["weight"].dtype == np.float32
     np.testing.assert_array_equal(found["weight"], module.weight.detach().float().numpy())
+
+
+def test_shared_parameters_share_their_quantizer() -> None:
+    first, second, other = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    known: dict[int, nn.Module] = {}
+    wrappers = [share_quantizers(frozen_wrapper(module, chosen(module)[0]), known) for module in (first, second, other)]
+    bound = [wrapper.weight_quantizers["weight"] for wrapper in wrappers]
+    assert bound[0] is bound[1]
+    assert bound[2] is not bound[0]
