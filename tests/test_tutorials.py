@@ -14,7 +14,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 TUTORIALS = sorted((CHECKOUT / "tutorials").glob("[0-9]*.py"))
 MAX_LINES = 200
-TO_COME = {"12", "13", "14"}  # numbers kept for tutorials that other parts of the library will bring
+TO_COME = {"13", "14"}  # numbers kept for tutorials that other parts of the library will bring
 # Not ours to mend: see the same line in pyproject.toml.
 KERAS_COPIES = (
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning:keras.src.backend.tensorflow.core"

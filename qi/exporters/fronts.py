@@ -55,6 +55,7 @@ def front_of(model: Any, samples: Any = None) -> Front:
 def _is_torch(model: Any) -> bool:
     """Whether a model is a torch module and none of Keras', which are modules on Keras' torch backend."""
     torch, keras = (sys.modules.get(name) for name in ("torch", "keras"))
-    if torch is None or not isinstance(model, torch.nn.Module):
+    module = getattr(getattr(torch, "nn", None), "Module", ())  # a folder may be called torch
+    if not isinstance(model, module):
         return False
     return keras is None or not isinstance(model, keras.Layer)

@@ -90,7 +90,7 @@ def torch_here() -> Any:
     Raises:
         MissingDependencyError: it isn't installed.
     """
-    return require("torch", "torch", "the contract on torch tensors")
+    return require("torch", "torch", "the contract on torch tensors", has="Tensor")
 
 
 def _backend() -> str:

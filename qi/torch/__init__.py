@@ -1,4 +1,7 @@
-"""QI on PyTorch: the same quantizers on ``torch.nn.Module``."""
+"""QI on PyTorch: the same quantizers on ``torch.nn.Module``.
+
+The verbs are those of the Keras side, under the same names; `qi.export` and `qi.verify` take modules of both.
+"""
 
 from qi.optional import require
 
@@ -6,7 +9,9 @@ require("torch", extra="torch", feature="qi.torch", has="Tensor")  # before the 
 
 # ruff: noqa: E402
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
+from qi.torch.emulate import emulate
 from qi.torch.holder import PytorchActivationQuantizationHolder
+from qi.torch.lower import lower
 from qi.torch.quantize import quantize_model
 from qi.torch.saving import load_model, save_model
 from qi.torch.train import convert, prepare_qat
@@ -17,7 +22,9 @@ __all__ = [
     "PytorchNodeQuantizationDispatcher",
     "PytorchQuantizationWrapper",
     "convert",
+    "emulate",
     "load_model",
+    "lower",
     "prepare_qat",
     "quantize_model",
     "save_model",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from qi.torch.graph import Graph, Value
 from qi.torch.tracer import bind, named, tensors_in
 from qi.torch.variables import to_numpy
 
-__all__ = ["collect", "errors_of", "quiet", "values_of", "watch"]
+__all__ = ["collect", "errors_of", "quiet", "same_draws", "values_of", "watch"]
 
 SAMPLE = 16
 """How many samples errors are measured on, at most."""
@@ -53,6 +53,14 @@ def quiet(module: torch.nn.Module) -> Any:
     finally:
         for inner, mode in modes.items():
             inner.training = mode
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """With random numbers that are the same each time, and those of the process left alone: errors compare two runs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def watch(graph: Graph, batch: Batch, seen: Mapping[fx.Node, Callable[[torch.Tensor], None]]) -> None:
@@ -99,7 +107,10 @@ def _recorder(statistics: TensorStatistics) -> Callable[[torch.Tensor], None]:
 
 
 def values_of(graph: Graph, nodes: Mapping[str, fx.Node], batch: Batch) -> dict[str, np.ndarray]:
-    """What nodes give on a batch, by name, as far as memory allows: once that is full, the others aren't there."""
+    """What nodes give on a batch, by name, as far as memory allows: once that is full, the others aren't there.
+
+    Random numbers that the model draws are the same at every call.
+    """
     found: dict[str, np.ndarray] = {}
     left = _MEASURED_ELEMENTS
 
@@ -112,7 +123,8 @@ def values_of(graph: Graph, nodes: Mapping[str, fx.Node], batch: Batch) -> dict[
 
         return keep
 
-    watch(graph, batch, {node: keeper(name) for name, node in nodes.items()})
+    with same_draws():
+        watch(graph, batch, {node: keeper(name) for name, node in nodes.items()})
     return found
 
 

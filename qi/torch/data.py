@@ -40,7 +40,8 @@ class Samples:
         data: a tensor or numpy array; a list of these for several arguments, a dict for keyword arguments; a tuple
             (x, y[, ...]) with any of them as x; a `torch.utils.data.Dataset`; or an iterable of batches (a DataLoader, a
             generator). Of a batch that is a list or a tuple, as many items are taken as the module needs arguments; its first
-            item alone where that is a list, tuple or dict itself.
+            item alone where that is a list, tuple or dict itself. A dict none of whose keys is an argument's name is the argument
+            of a module that takes one.
         module: that takes them. Arrays of float64 become what its parameters are.
         batch_size: for whatever isn't an iterable of batches.
         what: the data are, for errors.
@@ -128,8 +129,17 @@ class Samples:
             raise InputError(f"expected batches of tensors; received {type(item).__name__} in batch {index}")
         found = pytree.tree_unflatten(tensors, structure)
         if isinstance(found, dict):
-            return Batch((), found, max(counts))
+            return Batch(*((), found) if self._names(found) else ((found,), {}), max(counts))
         return Batch(tuple(found) if isinstance(found, (list, tuple)) else (found,), {}, max(counts))
+
+    def _names(self, given: dict[Any, Any]) -> bool:
+        """Whether the keys of a dict may be names of arguments; those of a module with one argument needn't."""
+        try:
+            parameters = inspect.signature(self._module.forward).parameters
+        except (TypeError, ValueError):
+            return True
+        free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return free or self._needed != 1 or any(key in parameters for key in given)
 
     def _tensor(self, leaf: Any, index: int) -> Any:
         if not _is_array(leaf):

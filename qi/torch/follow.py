@@ -12,11 +12,13 @@ import torch
 from torch import fx
 from torch.nn.parameter import UninitializedParameter
 
+from qi.errors import UnsupportedError
 from qi.torch.conditions import UnansweredError
 from qi.torch.dropouts import drops_out, restore_dropout
 from qi.torch.pure import drop_in_place, keep_detached
 from qi.torch.tracer import Tracer, bind, made_in_graphs, named, placed
 from qi.torch.transformers import open_transformers
+from qi.torch.variables import duplicate
 
 __all__ = ["LARGE", "follow", "same_in_training", "set_shapes"]
 
@@ -38,8 +40,8 @@ def follow(
     if args is not None and not isinstance(args, tuple):
         args = (args,)
     try:
-        copied = copy.deepcopy(module).eval()
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        copied = duplicate(module).eval()
+    except UnsupportedError as error:
         return None, f"it can't be copied: {placed(error)}"
     sampled = args is not None or bool(kwargs)
     wanted = None
@@ -209,7 +211,7 @@ def same_in_training(
 
     A graph follows the eval mode: ``if self.training`` is lost on it. ``F.dropout(x, training=self.training)`` isn't.
     """
-    opened = open_transformers(copy.deepcopy(module))
+    opened = open_transformers(duplicate(module))
     try:
         traced = fx.GraphModule(opened, _nodes(opened.eval(), args, kwargs))
         return restore_dropout(traced, _nodes(opened.train(), args, kwargs))

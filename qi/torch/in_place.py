@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +23,13 @@ from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RecipeLike, RuleBook, TensorSpec, get_recipe
 from qi.recipes.choose import activation_quantizer
 from qi.recipes.plan import Group, Role
-from qi.torch.calibrate import quiet
+from qi.torch.calibrate import quiet, same_draws
 from qi.torch.data import Batch, Samples
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.graph import Call, Value
 from qi.torch.kinds import CONTAINERS, torch_class
 from qi.torch.traits import known_range, role_of
-from qi.torch.variables import to_numpy
+from qi.torch.variables import duplicate, to_numpy
 from qi.torch.weights import original_weights, share_quantizers, weight_quantizers, weight_rows
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
@@ -116,8 +115,9 @@ def prepare_in_place(module: torch.nn.Module, recipe: RecipeLike, samples: Sampl
     Raises:
         ConfigError: an unknown recipe.
         InputError: the recipe quantizes activations and there are no samples, or the module can't be run on them.
+        UnsupportedError: the module can't be copied.
     """
-    made = copy.deepcopy(module)
+    made = duplicate(module)
     book = get_recipe(recipe).resolve()
     parts = {path: _part(path, inner, book) for path, inner in parts_of(made).items()}
     ready = InPlace(made, parts, book)
@@ -311,7 +311,8 @@ def _given(
     )
     handles = [inner.register_forward_hook(partial(see, path)) for path, inner in places.items()]
     try:
-        run(module, batch)
+        with same_draws():
+            run(module, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import traceback
@@ -23,6 +24,7 @@ _ENTERED = frozenset("Sequential ModuleList ModuleDict ParameterList ParameterDi
 _MAKERS = tuple("arange empty eye full linspace ones rand randint randn zeros".split())
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
+_APPLIES: Any = vars(torch.autograd.Function)["apply"]  # the class method itself
 
 
 class Tracer(fx.Tracer):
@@ -135,15 +137,39 @@ class Tracer(fx.Tracer):
 
 @contextmanager
 def made_in_graphs() -> Iterator[None]:
-    """While it lasts, ``torch.arange(x.shape[1])`` and the like are followed: PyTorch hands them numbers, not tensors."""
+    """While it lasts, ``torch.arange(x.shape[1])`` and the like are followed: PyTorch hands them numbers, not tensors.
+
+    What is applied of a `torch.autograd.Function` is one call, which has the gradient that it defines.
+    """
     before = {name: getattr(torch, name) for name in _MAKERS}
+
+    def applied(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if (cls.__module__, cls.__name__) == ("torch.utils.checkpoint", "CheckpointFunction"):
+            return args[0](*args[2:])  # what it saves of memory changes no number
+        if any(callable(held) and not isinstance(held, fx.Proxy) for held in args):
+            raise TypeError(f"{cls.__name__} takes functions or modules")
+        return _followed(_function_of(cls))(*args, **kwargs)
+
     for name, maker in before.items():
         setattr(torch, name, _followed(maker))
+    torch.autograd.Function.apply = classmethod(applied)  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
+        torch.autograd.Function.apply = _APPLIES
         for name, maker in before.items():
             setattr(torch, name, maker)
+
+
+@functools.cache
+def _function_of(cls: type) -> Callable[..., Any]:
+    """A function for ``cls.apply`` that has the name of the class, by which graphs know it; the same for two traces."""
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return _APPLIES.__get__(None, cls)(*args, **kwargs)
+
+    function.__name__, function.__qualname__, function.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+    return function
 
 
 def _followed(maker: Callable[..., Any]) -> Callable[..., Any]:

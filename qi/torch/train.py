@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -21,8 +20,10 @@ from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.follow import same_in_training
 from qi.torch.holder import PytorchActivationQuantizationHolder
 from qi.torch.in_place import prepare_in_place, put_wrappers
+from qi.torch.kinds import kind_of
 from qi.torch.prepare import check_module, follow_module, gather, largest_weight, prepare
 from qi.torch.quantize import insert_holders, wrap_modules
+from qi.torch.variables import duplicate
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
 __all__ = ["convert", "prepare_qat"]
@@ -107,7 +108,25 @@ def prepare_qat(
         trained[id(group)] = trainable_quantizer(starts[id(group)], (1,), methods, fixed=fixed, rests=rests)
     _tell_refused(wrap_modules(traced, wrap).refused, strict)
     insert_holders(traced, trained)
+    _rest_unreached(traced.graph.module)
     return traced.graph.module.train()
+
+
+def _rest_unreached(module: torch.fx.GraphModule) -> None:
+    """Lets the quantizers rest that no gradient reaches: what is detached after them, or only compared or looked up.
+
+    Trainers that wait for the gradient of every parameter, as `torch.nn.parallel.DistributedDataParallel` does, would wait forever.
+    """
+    reached: set[torch.fx.Node] = set()
+    for node in reversed(module.graph.nodes):
+        stops = kind_of(node) == "detach" if node.op in ("call_function", "call_method") else False
+        real = node.meta.get("qi_dtype", "float")  # tuples hold what is real
+        if node.op == "output" or (node in reached and not stops and ("float" in real or real == "tuple")):
+            reached.update(node.all_input_nodes)
+    learns = {str(node.target) for node in reached if node.op == "call_module"}
+    for path, held in module.named_modules():
+        if isinstance(held, PytorchActivationQuantizationHolder) and path not in learns:
+            held.requires_grad_(False)
 
 
 def _trainable_wrapper(
@@ -150,7 +169,7 @@ def convert(module: torch.nn.Module) -> torch.nn.Module:
     """
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(f"expected a torch module; received {module!r} of type {type(module).__name__}")
-    made = copy.deepcopy(module)
+    made = duplicate(module)
     if not any(_trains(inner) for inner in made.modules()):
         raise ConfigError(
             f"expected a module with trainable quantizers; received a {type(module).__name__}, which has none or is converted "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -70,6 +70,13 @@ _LOOKS_UP = {
     **dict.fromkeys("getitem index_select gather take take_along_dim index_add scatter scatter_add".split(), 1),
 }  # the first of its tensors that is an index
 _CASTS = frozenset("long int short to type clamp".split())
+_ANGLE_OF = frozenset("sin cos tan".split())
+_ANGLE_BY = frozenset(  # what positions and frequencies become angles by
+    "mul div add sub neg outer einsum matmul cat stack cumsum deg2rad float double half bfloat16 type_as to type".split()
+)
+_COMPARES = frozenset("eq ne lt gt le ge isnan isinf isfinite logical_not bool".split())
+_ANGLE = "an angle, or what one is made of: a grid that reaches beyond a few turns tells none of them apart"
+_COMPARED = "only compared: no kernel computes with it"
 _MASKED = "a mask's large numbers stand among scores: no grid has room for both"
 _INDICES = "holds indices into a table"
 _BIAS = "a bias or part of a normalization: computed in float here, in 32 bits by integer kernels"
@@ -184,7 +191,32 @@ def _place_of(value: Value) -> tuple[str, str]:
 
 def _exempt(graph: Graph) -> Iterable[tuple[str, Iterable[Value]]]:
     scores = masked_scores(graph, is_softmax, lambda call: role_of(call) is Role.KEEPS)
-    return (_MASKED, [*scores, *_attention_masks(graph)]), (_INDICES, _indices(graph)), (_BIAS, _biases(graph))
+    return (
+        (_MASKED, [*scores, *_attention_masks(graph)]),
+        (_INDICES, _indices(graph)),
+        (_BIAS, _biases(graph)),
+        (_ANGLE, _made_into(graph, lambda call: call.builtin_kind in _ANGLE_OF, _turns)),
+        (_COMPARED, _made_into(graph, lambda call: call.builtin_kind in _COMPARES, lambda call: role_of(call) is Role.KEEPS)),
+    )
+
+
+def _turns(call: Call) -> bool:
+    """Whether a call makes angles of positions: those of networks that learn them come out of modules."""
+    moves = not isinstance(call.op, torch.nn.Module) and role_of(call) is Role.KEEPS
+    return moves or (call.builtin_kind in _ANGLE_BY and not isinstance(call.op, torch.nn.Module))
+
+
+def _made_into(graph: Graph, ends: Callable[[Call], bool], passes: Callable[[Call], bool]) -> list[Value]:
+    """The values that end in some calls only, through others: those whose every result does so too."""
+    consumers, found = graph.consumers(), dict[int, Value]()
+    given = {id(value) for value in graph.outputs}
+    for value in reversed([*graph.inputs, *(value for call in graph.calls for value in call.outputs)]):
+        after = consumers.get(id(value), [])
+        through = [call for call in after if not ends(call)]
+        only = all(passes(call) and call.outputs and all(id(held) in found for held in call.outputs) for call in through)
+        if after and only and id(value) not in given:
+            found[id(value)] = value
+    return list(found.values())
 
 
 def _attention_masks(graph: Graph) -> list[Value]:

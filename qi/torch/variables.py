@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from qi.errors import InputError
+from qi.errors import InputError, UnsupportedError
 
 __all__ = [
     "Place",
     "aliases_of",
     "call_with",
     "class_names",
+    "duplicate",
     "parameter_at",
     "parameters_of",
     "places_of",
@@ -39,6 +41,29 @@ class Place:
 def class_names(module: torch.nn.Module) -> list[str]:
     """Names along the method resolution order, nearest first: what policies and rules match."""
     return [cls.__name__ for cls in type(module).__mro__]
+
+
+def duplicate(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a module. Tensors that an earlier call left on it, with a history of gradients, are copied without that.
+
+    ``torch.nn.utils.weight_norm`` holds the weight that it computes so, and many a forward keeps features for later.
+
+    Raises:
+        UnsupportedError: it holds what can't be copied.
+    """
+    memo: dict[int, Any] = {}
+    for inner in module.modules():
+        for held in torch.utils._pytree.tree_leaves(vars(inner)):
+            if isinstance(held, torch.Tensor) and not held.is_leaf:
+                memo[id(held)] = held.detach().clone()
+    try:
+        return copy.deepcopy(module, memo)
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UnsupportedError(
+            f"expected a module that can be copied; copy.deepcopy of {type(module).__name__} fails with: {text}; do take what "
+            "it holds apart from modules and tensors (locks, files, generators) out of it, or give it a __deepcopy__"
+        ) from error
 
 
 def parameters_of(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -17,7 +16,7 @@ from qi.quantizers import BaseInferableQuantizer
 from qi.torch import packed
 from qi.torch.bound import BoundQuantizer
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
-from qi.torch.variables import call_with, parameter_at, parameters_of, to_numpy, to_tensor
+from qi.torch.variables import call_with, duplicate, parameter_at, parameters_of, to_numpy, to_tensor
 
 __all__ = ["PytorchQuantizationWrapper"]
 
@@ -246,7 +245,7 @@ class PytorchQuantizationWrapper(torch.nn.Module):
             )
         values = {path: self._tensor(path).dequantize(dtype="float32") for path in self._paths}
         if not in_place and not self._frozen:
-            self.module = copy.deepcopy(self.module)
+            self.module = duplicate(self.module)
         packed.fill(self.module, values)
         self._frozen = True
         return self
@@ -268,7 +267,7 @@ class PytorchQuantizationWrapper(torch.nn.Module):
             if self.bounds[path].trains and not np.array_equal(source, to_numpy(parameter_at(module, path))):
                 changed[path] = source
         if changed:
-            module = copy.deepcopy(module)
+            module = duplicate(module)
             with torch.no_grad():
                 for path, value in changed.items():
                     parameter_at(module, path).copy_(torch.from_numpy(value))
