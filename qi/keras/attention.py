@@ -269,8 +269,8 @@ class _Split:
             self._attend(query, self._move("key_turned", key, (2, 1)), value, {})
         else:
             masks = self._masks(query, value, key)
-            named = (("query", query), ("value", value), ("key", key))
-            y = self._heads(*(self._without_mask(part, x) for part, x in named), masks)
+            q, v, k = (self._without_mask(*named) for named in (("query", query), ("value", value), ("key", key)))
+            y = self._heads(q, v, k, masks)
             if id(query) in self.masked:
                 self._add("output_mask", lambda name: MaskedAs(name=name), y, query, listed=True)
         result = self.call.outputs[0]

@@ -147,6 +147,14 @@ def _band_softmax(site: Site) -> Tensor:
     return site.emit("softmax", [masked], axis=len(site.shape) - 1)
 
 
+@lowering("HiddenMask", "Unmasked", "MaskedAs")
+def _hidden_mask(site: Site) -> Tensor:
+    raise site.refuse(
+        "around attention under a hidden mask, which differs from sample to sample",
+        "give Embedding mask_zero=False, leave Masking out, and hand in sequences of one length",
+    )
+
+
 # Kernels ----------------------------------------------------------------------------------------------------------------------
 
 

@@ -191,7 +191,7 @@ def _followed(
         kwargs = {**kwargs, "training": training}
     losses = len(layer._losses)
     try:
-        with _weights_unread(layer):
+        with _weights_unread(layer), _masks_taken_off(layer):
             outputs = layer.call(*args, **kwargs)
         _check_functions(layer, outputs)
         functional = keras.Model(inputs, outputs, name=layer.name)
@@ -279,6 +279,31 @@ def _weights_unread(layer: keras.layers.Layer) -> Iterator[None]:
         for variable in layer.variables:
             scope.state_mapping[id(variable)] = _Unread(layer, variable.path)
         yield
+
+
+@contextmanager
+def _masks_taken_off(layer: keras.layers.Layer) -> Iterator[None]:
+    """Has attention take the hidden masks off the tensors that it is given, as it does whenever it runs on numbers."""
+    kind = keras.layers.MultiHeadAttention
+    found = [part for part in layer._flatten_layers() if isinstance(part, kind) and type(part).call is kind.call]
+
+    def erasing(part: Any) -> Any:
+        def compute_output_spec(*args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(kind.call).bind(part, *args, **kwargs).arguments
+            for name in ("query", "value", "key"):
+                if getattr(given.get(name), "_keras_mask", None) is not None:
+                    given[name]._keras_mask = None
+            return type(part).compute_output_spec(part, *args, **kwargs)
+
+        return compute_output_spec
+
+    for part in found:
+        part.__dict__["compute_output_spec"] = erasing(part)  # no attribute: Keras would watch it
+    try:
+        yield
+    finally:
+        for part in found:
+            part.__dict__.pop("compute_output_spec", None)
 
 
 class _Unread:

@@ -16,7 +16,7 @@ from qi.errors import UnsupportedError
 from qi.torch.conditions import UnansweredError
 from qi.torch.dropouts import drops_out, restore_dropout
 from qi.torch.pure import drop_in_place, keep_detached
-from qi.torch.tracer import Tracer, bind, made_in_graphs, named, placed
+from qi.torch.tracer import GraphTracer, Tracer, bind, made_in_graphs, named, placed
 from qi.torch.transformers import open_transformers
 from qi.torch.variables import duplicate
 
@@ -114,6 +114,7 @@ def _traced(
 ) -> tuple[fx.GraphModule | None, str]:
     try:
         nodes = _nodes(module, args, kwargs)
+        nodes._tracer_cls = GraphTracer
         traced = fx.GraphModule(module, nodes, type(module).__name__)
     except Exception as error:  # whatever the user's code raises when it meets what stands for tensors
         return None, f"its forward can't be followed: {placed(error)}"

@@ -29,11 +29,11 @@ from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.graph import Call, Value
 from qi.torch.kinds import CONTAINERS, torch_class
 from qi.torch.traits import known_range, role_of
-from qi.torch.variables import duplicate, to_numpy
+from qi.torch.variables import duplicate, exchanged, to_numpy
 from qi.torch.weights import original_weights, share_quantizers, weight_quantizers, weight_rows
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
-__all__ = ["InPlace", "Part", "parts_of", "prepare_in_place", "put_wrappers", "quantize_in_place"]
+__all__ = ["InPlace", "Part", "parts_of", "passed_over", "prepare_in_place", "put_wrappers", "quantize_in_place"]
 
 _MOVES = "it only moves values, and leaves them as they come"
 _UNSEEN = "the forward never ran it on the calibration data"
@@ -147,9 +147,11 @@ def run(module: torch.nn.Module, batch: Batch) -> Any:
     Raises:
         InputError: it can't be run on it.
     """
+    copied = lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf  # it may change what it is given
     try:
+        args, kwargs = pytree.tree_map(copied, (batch.args, batch.kwargs))
         with quiet(module):
-            return module(*batch.args, **batch.kwargs)
+            return module(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
         text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"expected samples that the module can be run on; it fails with: {text}") from error
@@ -203,6 +205,7 @@ def put_wrappers(ready: InPlace, wrap: Wrap, adapt: Adapt) -> tuple[torch.nn.Mod
         (the module; rows; those of matrices that stay in float though nobody asked for it)
     """
     root, rows, refused = ready.module, [], []
+    new: dict[int, torch.nn.Module] = {}
     wanted = ready.book.recipe.weights is not None
     chosen = {}
     for path, part in ready.parts.items():  # before the first is changed: others may hold the same parameters
@@ -219,10 +222,7 @@ def put_wrappers(ready: InPlace, wrap: Wrap, adapt: Adapt) -> tuple[torch.nn.Mod
         if quantizers or given:
             now = wrap(part.module, quantizers, [adapt(q, part.fixed is not None) for q in given])
             now = share_quantizers(now, known)
-            if path:
-                _replace(root, part.module, now)
-            else:
-                root = now
+            new[id(part.module)] = now
         weights = weight_rows(now, path, kind, originals, reasons, {})
         refused += [row for row in weights if not row.quantized and unasked(row, wanted)]
         rows += weights
@@ -232,16 +232,23 @@ def put_wrappers(ready: InPlace, wrap: Wrap, adapt: Adapt) -> tuple[torch.nn.Mod
             found = quantized_activation(quantizer, seen, part.fixed is not None)
             place = f"{path}#{i}" if i else path
             rows.append(Row(kind="activation", layer=place, layer_type=kind, name="output", **found))
+    root = exchanged(root, new)
     held = _held(root, ready.book)
     return root, [*rows, *held], [*refused, *(row for row in held if unasked(row, wanted))]
 
 
-def _replace(root: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> None:
-    """Puts a module in all places of another."""
-    for owner in [inner for inner in root.modules() if inner is not new]:
-        for name, child in list(owner._modules.items()):
-            if child is old:
-                setattr(owner, name, new)
+def passed_over(module: torch.nn.Module, ready: InPlace, batch: Batch | None) -> list[str]:
+    """What to tell of parts that the forward doesn't run any more once wrappers stand in their places."""
+    if batch is None:
+        return []
+    wrapped = {path: part for path, part in ready.parts.items() if path and part.outputs}
+    run_now = _given(module, wrapped, batch, wrapped=True)
+    return [
+        f"{path!r} isn't run any more now that a wrapper stands in its place: the forward asks for its class or finds it "
+        "elsewhere, and may give other results; do leave it in float by a rule, or ask for something else"
+        for path, part in wrapped.items()
+        if path not in run_now
+    ]
 
 
 def _held(root: torch.nn.Module, book: RuleBook) -> list[Row]:
@@ -288,6 +295,7 @@ def quantize_in_place(
     after = _given(result, {path: part for path, part in ready.parts.items() if grids[path]}, batch, wrapped=True)
     rows = [_with_errors(row, grids, before, after) for row in rows]
     told = [f"quantized in place, module by module, which no file for a runtime can be made of: {why}"]
+    told += passed_over(result, ready, batch)
     seen = {part.path: part.outputs[0] for part in ready.parts.values() if part.spec is not None and part.fixed is None}
     told += range_findings(rows, ready.seen, seen)
     return result.eval(), ready.book, rows, refused, told, ({"calibration_samples": ready.seen} if ready.seen else {})

@@ -65,11 +65,16 @@ def check_module(module: Any) -> None:
 
     Raises:
         ConfigError: no module.
-        UnsupportedError: one that is quantized already.
+        UnsupportedError: one that is quantized or compiled already.
         InputError: NaN or infinities in its parameters, or lazy ones.
     """
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(f"expected a torch module; received {module!r} of type {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+        raise UnsupportedError(
+            f"expected a module that isn't compiled; received a {type(module).__name__}; do give the module that it was made of "
+            "(``_orig_mod`` of what torch.compile gives), and compile the result"
+        )
     done = [path for path, inner in module.named_modules() if isinstance(inner, _QUANTIZED)]
     if done:
         raise UnsupportedError(

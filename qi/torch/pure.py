@@ -39,7 +39,7 @@ def drop_in_place(module: fx.GraphModule) -> str:
     for node in nodes:
         taken = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         roots[node] = roots[taken] if taken is not None and _views(module, node) else node
-        if "out" in node.kwargs and node.op == "call_function":
+        if node.kwargs.get("out") is not None and node.op == "call_function":
             return f"{node.name!r} writes into a tensor by out=: do let it give its result"
         if node not in changing or taken is None:
             continue

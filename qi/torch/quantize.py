@@ -211,13 +211,21 @@ def insert_holders(ready: Prepared, quantizers: Mapping[int, BaseQuantizer]) -> 
         if group is None:
             continue
         if id(group) not in holders:
-            name = holder_name(value.name, taken)
+            name = holder_name(_outside(graph.module, value.name), taken)
             taken.add(name)
             holders[id(group)] = name, PytorchActivationQuantizationHolder(quantizers[id(group)]).to(device)
         name, holder = holders[id(group)]
         held[value.name] = graph.insert_after(value, holder, name, recompile=False).node
     graph.module.recompile()
     return held
+
+
+def _outside(module: torch.nn.Module, name: str) -> str:
+    """The name, without dots where it would lie within a wrapper: what becomes of that later holds its own module alone."""
+    parts = name.split(".")
+    owners = (".".join(parts[:count]) for count in range(1, len(parts)))
+    held = dict(module.named_modules())
+    return name.replace(".", "_") if any(isinstance(held.get(p), PytorchQuantizationWrapper) for p in owners) else name
 
 
 def _measured(ready: Prepared, batch: Batch | None) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from torch import fx
 from qi.torch.conditions import UnansweredError, expect_answer, expect_asserted, is_settled
 from qi.torch.kinds import torch_class
 
-__all__ = ["Tracer", "bind", "made_in_graphs", "named", "placed", "tensors_in"]
+__all__ = ["GraphTracer", "Tracer", "bind", "made_in_graphs", "named", "placed", "tensors_in"]
 
 _ENTERED = frozenset("Sequential ModuleList ModuleDict ParameterList ParameterDict Module".split())
 _MAKERS = tuple("arange empty eye full linspace ones rand randint randn zeros".split())
@@ -133,6 +133,21 @@ class Tracer(fx.Tracer):
         if isinstance(given, list):
             return parts
         return type(given)(*parts) if hasattr(given, "_fields") else tuple(parts)
+
+
+class GraphTracer(fx.Tracer):
+    """Reads the code of a graph again: what a `torch.fx.GraphModule` is pickled as, for processes that are spawned, say."""
+
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
+        """Every module is one call."""
+        return True
+
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        """The graph."""
+        with made_in_graphs():
+            return super().trace(*args, **kwargs)
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from qi.torch.data import Samples
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.follow import same_in_training
 from qi.torch.holder import PytorchActivationQuantizationHolder
-from qi.torch.in_place import prepare_in_place, put_wrappers
+from qi.torch.calibrate import SAMPLE
+from qi.torch.in_place import passed_over, prepare_in_place, put_wrappers
 from qi.torch.kinds import kind_of
 from qi.torch.prepare import check_module, follow_module, gather, largest_weight, prepare
 from qi.torch.quantize import insert_holders, wrap_modules
-from qi.torch.variables import duplicate
+from qi.torch.variables import duplicate, exchanged
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
 __all__ = ["convert", "prepare_qat"]
@@ -95,6 +96,8 @@ def prepare_qat(
             ready, wrap, lambda quantizer, fixed: trainable_quantizer(quantizer, (1,), methods, fixed=fixed)
         )
         _tell_refused(refused, strict)
+        for line in passed_over(result, ready, samples.first.head(SAMPLE) if samples is not None and ready.seen else None):
+            warn(line)
         return result.train()
     traced = prepare(graph, kept, recipe, samples)
     gather(traced, progress)
@@ -179,13 +182,7 @@ def convert(module: torch.nn.Module) -> torch.nn.Module:
     for inner in new.values():  # once all are made: some quantize what they make of a weight that others hold too
         if isinstance(inner, PytorchQuantizationWrapper) and not inner.frozen:
             inner.freeze(in_place=True)
-    if id(made) in new:
-        return new[id(made)].eval()
-    for owner in list(made.modules()):
-        for name, child in list(owner._modules.items()):
-            if id(child) in new:
-                setattr(owner, name, new[id(child)])
-    return made.eval()
+    return exchanged(made, new).eval()
 
 
 def _is_ours(module: torch.nn.Module) -> bool:

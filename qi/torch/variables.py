@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,13 @@ __all__ = [
     "call_with",
     "class_names",
     "duplicate",
+    "exchanged",
     "parameter_at",
     "parameters_of",
     "places_of",
     "to_numpy",
     "to_tensor",
+    "with_values",
 ]
 
 
@@ -64,6 +67,33 @@ def duplicate(module: torch.nn.Module) -> torch.nn.Module:
             f"expected a module that can be copied; copy.deepcopy of {type(module).__name__} fails with: {text}; do take what "
             "it holds apart from modules and tensors (locks, files, generators) out of it, or give it a __deepcopy__"
         ) from error
+
+
+def exchanged(root: torch.nn.Module, new: Mapping[int, torch.nn.Module]) -> torch.nn.Module:
+    """Puts modules in all places of others, by the ``id`` of those: in lists, tuples and dicts that modules hold as well.
+
+    Returns:
+        the root, or what takes its place.
+    """
+    for owner in list(root.modules()):
+        for name, child in list(owner._modules.items()):
+            if id(child) in new:
+                setattr(owner, name, new[id(child)])
+        for name, held in list(vars(owner).items()):
+            if not name.startswith("_") and type(held) in (list, tuple, dict):
+                object.__setattr__(owner, name, _with(held, new))
+    return new.get(id(root), root)
+
+
+def _with(held: Any, new: Mapping[int, torch.nn.Module]) -> Any:
+    """A list, tuple or dict as it is where nothing in it is exchanged."""
+    if type(held) not in (list, tuple, dict):
+        return new.get(id(held), held)
+    parts = held.values() if type(held) is dict else held
+    now = [_with(part, new) for part in parts]
+    if all(a is b for a, b in zip(parts, now, strict=True)):
+        return held
+    return dict(zip(held, now, strict=True)) if type(held) is dict else type(held)(now)
 
 
 def parameters_of(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -120,6 +150,29 @@ def to_numpy(tensor: Any) -> np.ndarray:
 def to_tensor(values: Any, like: torch.Tensor) -> torch.Tensor:
     """Values as a tensor with the dtype and on the device of another."""
     return torch.tensor(np.asarray(values)).to(device=like.device, dtype=like.dtype)
+
+
+class _Calls(torch.nn.Module):
+    """Calls a method of a module, whatever its name: what functional_call calls is the forward."""
+
+    def __init__(self, module: torch.nn.Module, method: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.method(*args, **kwargs)
+
+
+def with_values(
+    module: torch.nn.Module, method: Callable[..., Any], values: Callable[[], Mapping[str, torch.Tensor]]
+) -> Callable[..., Any]:
+    """A bound method of a module as a function that finds other values for some parameters, asked for at each call."""
+
+    @functools.wraps(method)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return call_with(_Calls(module, method), {f"module.{path}": t for path, t in values().items()}, args, kwargs)
+
+    return called
 
 
 def call_with(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -16,7 +17,8 @@ from qi.quantizers import BaseInferableQuantizer
 from qi.torch import packed
 from qi.torch.bound import BoundQuantizer
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
-from qi.torch.variables import call_with, duplicate, parameter_at, parameters_of, to_numpy, to_tensor
+from qi.torch.kinds import torch_class
+from qi.torch.variables import call_with, duplicate, parameter_at, parameters_of, to_numpy, to_tensor, with_values
 
 __all__ = ["PytorchQuantizationWrapper"]
 
@@ -56,7 +58,8 @@ class PytorchQuantizationWrapper(torch.nn.Module):
     The module is run by ``torch.func.functional_call`` with quantized values for its parameters: every module works, its own
     parameters stay as they are, ``requires_grad`` included, and gradients reach them through the straight-through estimator.
     Other modules may share it or its parameters. What isn't found on the wrapper is looked up on the module, quantized
-    parameters with their quantized values: a module around it that reads ``linear.weight`` reads what `forward` uses.
+    parameters with their quantized values: a module around it that reads ``linear.weight`` reads what `forward` uses, and further
+    methods of a class of the user's own compute with it.
 
     After `freeze` the weights are quantized once and for all instead of at every call; they no longer train, and a
     ``state_dict`` holds packed codes and scales in place of floats. `qi.torch.quantize_model` gives frozen wrappers.
@@ -131,7 +134,11 @@ class PytorchQuantizationWrapper(torch.nn.Module):
             return super().__getattr__(name)
         if name in self._paths:
             return self.quantized_weight(name)
-        return getattr(modules["module"], name)
+        found = getattr(modules["module"], name)
+        own = inspect.ismethod(found) and found.__self__ is modules["module"]
+        if not own or self._frozen or not self._paths or torch_class(modules["module"]):
+            return found
+        return with_values(modules["module"], found, self._values)
 
     # Running ------------------------------------------------------------------------------------------------------------
 
@@ -144,9 +151,11 @@ class PytorchQuantizationWrapper(torch.nn.Module):
         if self._frozen or not self._paths:
             outputs = self.module(*args, **kwargs)
         else:
-            values = {path: self.quantized_weight(path) for path in self._paths}
-            outputs = call_with(self.module, values, args, kwargs)
+            outputs = call_with(self.module, self._values(), args, kwargs)
         return self._quantize_outputs(outputs) if len(self.activation_quantizers) else outputs
+
+    def _values(self) -> dict[str, torch.Tensor]:
+        return {path: self.quantized_weight(path) for path in self._paths}
 
     def _quantize_outputs(self, outputs: Any) -> Any:
         leaves, structure = pytree.tree_flatten(outputs)

@@ -14,6 +14,7 @@ import argparse
 import copy
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from statistics import mean, stdev
@@ -196,40 +197,30 @@ def top1(module: nn.Module, images: Images) -> float:
 
 def digits(seeds: int, epochs: int = 5) -> None:
     """Top-1 after as many epochs of each way to train, from the same float networks of 4 to 16 channels."""
-    images, found, spent = load_digits(), {}, {}
+    images, found, spent = load_digits(), defaultdict(list), defaultdict(list)
     for seed in range(seeds):
         torch.manual_seed(seed)
         module = ResNet8(1, 4)
         fit(module, images, 12, 5e-3)
-        found.setdefault("float", []).append(top1(module, images))
+        found["float"].append(top1(module, images))
         example = images[0][:256]
+        made: dict[str, Callable[[], nn.Module]] = {"float, trained on": partial(copy.deepcopy, module)}
         for recipe in BITS:
             rounded, _ = quantize_model(module, recipe, example, progress=False)
-            found.setdefault(f"{recipe} rounded", []).append(top1(rounded, images))
-            made = {
-                "float, trained on": partial(copy.deepcopy, module),
-                f"{recipe} lsq": partial(prepare_qat, module, recipe, example, progress=False),
-                f"{recipe} ste": partial(prepare_qat, module, recipe, example, method="ste", progress=False),
-                f"{recipe} torch": partial(of_torch, module, recipe, example),
-                f"{recipe} torch learnable": partial(of_torch, module, recipe, example, learnable=True),
-            }
-            for key, make in made.items():
-                torch.manual_seed(seed)
-                way = make()
-                spent.setdefault(key, []).append(fit(way, images, epochs, 2e-3))
-                ours = key.endswith(("lsq", "ste"))
-                found.setdefault(key, []).append(top1(convert(way) if ours else way, images))
-    print(
-        f"\n| digits, {seeds} seeds, {epochs} epochs | top-1, mean | deviation | seconds over float's |\n"
-        + "| --- " * 4
-        + "|"
-    )
+            found[f"{recipe} rounded"].append(top1(rounded, images))
+            prepared = partial(prepare_qat, module, recipe, example, progress=False)
+            made |= {f"{recipe} {method}": partial(prepared, method=method) for method in ("lsq", "ste")}
+            made[f"{recipe} torch"] = partial(of_torch, module, recipe, example)
+            made[f"{recipe} torch learnable"] = partial(of_torch, module, recipe, example, learnable=True)
+        for key, make in made.items():
+            torch.manual_seed(seed)
+            way = make()
+            spent[key].append(fit(way, images, epochs, 2e-3))
+            found[key].append(top1(convert(way) if key.endswith(("lsq", "ste")) else way, images))
+    titles = (f"digits, {seeds} seeds, {epochs} epochs", "top-1, mean", "deviation", "seconds over float's")
+    print(f"\n| {' | '.join(titles)} |\n" + "| --- " * len(titles) + "|")
     for key, values in found.items():
-        ratio = (
-            f"{np.median(np.divide(spent[key], spent['float, trained on'][: len(spent[key])])):.2f}"
-            if key in spent
-            else ""
-        )
+        ratio = f"{np.median(np.divide(spent[key], spent['float, trained on'])):.2f}" if key in spent else ""
         print(f"| {key} | {mean(values):.2f} | {stdev(values):.2f} | {ratio} |", flush=True)
 
 
