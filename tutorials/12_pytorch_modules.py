@@ -2,9 +2,9 @@
 
     python tutorials/12_pytorch_modules.py
 
-It needs PyTorch: pip install 'quantizers-infrastructure[torch]'; no Keras is loaded. Everything has its name from the Keras side
-(tutorials 02 to 06) and lives in `qi.torch`; the arithmetic isn't a second one but the same code, so codes agree bit for bit.
-The network here is a small one of convolutions, trained on the 500 images that ship with QI, at half their size.
+It needs PyTorch and ONNX Runtime: pip install 'quantizers-infrastructure[torch,onnx]'; no Keras is loaded. Everything has its
+name from the Keras side (tutorials 02 to 06) and lives in `qi.torch`; the arithmetic isn't a second one but the same code, so
+codes agree bit for bit. The network is a small one of convolutions, trained on the 500 images that ship with QI, at half size.
 """
 
 # ruff: noqa: D102
@@ -145,7 +145,16 @@ with tempfile.TemporaryDirectory() as folder:
 assert torch.equal(run(loaded), run(trained))
 
 
-# --- 6. A trainable quantizer of your own -------------------------------------------------------------------
+# --- 6. A file for ONNX Runtime, with its proof -------------------------------------------------------------
+# Integers with the module's own scales, channels first at the border. ONNX Runtime has run the file on the samples, and
+# every output was what the twin, the same integer arithmetic computed by QI, had said.
+with tempfile.TemporaryDirectory() as folder:
+    proof = qi.export(quantized, Path(folder) / "net.onnx", samples=x[:64])
+print(proof, "\n")
+assert proof.exact
+
+
+# --- 7. A trainable quantizer of your own -------------------------------------------------------------------
 # The class of tutorial 05, word for word: nothing in it belongs to a framework. It trains how far the step has come
 # from where it began, in percent, as it were.
 @qi.mark_quantizer(

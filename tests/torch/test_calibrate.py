@@ -84,3 +84,17 @@ def test_arguments_that_are_no_tensors_are_fixed() -> None:
     found, _ = collect(graph, graph.flat_outputs(), samples, progress=False)
     (seen,) = found.values()
     assert seen.hi == float(model(x, 2.0).detach().max())
+
+
+def test_values_of_two_runs_hold_the_same_random_numbers() -> None:
+    class Noisy(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.randn_like(x)
+
+    x = torch.ones(4, 3)
+    graph, _ = trace(Noisy(), (x,))
+    assert graph is not None
+    before = torch.get_rng_state()
+    first, second = (values_of(graph, {"y": graph.outputs[0].node}, Batch((x,), {}, 4))["y"] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -77,3 +77,47 @@ def test_conditions_on_numbers_and_on_the_batch_are_refused():
         graph, why = trace(Run(run), (torch.randn(2, 3, 6),))
         assert graph is None
         assert "control flow" in why
+
+
+def test_graphs_refuse_sizes_that_would_be_answered_otherwise():
+    padded = Run(lambda m, x: nn.functional.pad(x, (0, 1)) if x.shape[-1] % 2 != 0 else x)
+    for width in (4, 5):
+        graph, why = trace(padded, (torch.randn(2, 3, width),))
+        assert graph is not None, why
+        same = torch.randn(7, 3, width + 2)
+        assert torch.equal(graph.module(same), padded(same))
+        with pytest.raises(AssertionError, match="expected inputs of sizes for which 'ne' is"):
+            graph.module(torch.randn(2, 3, width + 1))
+
+
+def test_types_may_change_where_a_model_is_moved():
+    graph, _ = trace(Run(lambda m, x: x * 2 if x.dtype == torch.float32 else x), (torch.ones(2),))
+    assert graph.module(torch.ones(2).double()).dtype == torch.float64
+
+
+WRITTEN = """
+def asserting(m, x):
+    assert x.shape[0] <= 8 and x.size(1) > 1, f"received {x.shape}"
+    assert x.shape[1] < 9
+    return x * 2
+
+def sums(m, x):
+    assert x.sum() > 0
+    return x
+"""
+made = {}
+exec(WRITTEN, made)  # pytest rewrites the asserts of this file
+
+
+def test_what_a_forward_asserts_of_sizes_its_graph_asserts():
+    graph, why = trace(Run(made["asserting"]), (torch.ones(2, 3),))
+    assert graph is not None, why
+    assert [call.kind for call in graph.calls] == ["mul"]
+    graph.module(torch.ones(8, 2))
+    for sizes in ((9, 2), (2, 1), (2, 9)):
+        with pytest.raises(AssertionError, match="the forward asserts"):
+            graph.module(torch.ones(sizes))
+
+
+def test_what_is_asserted_of_numbers_is_refused():
+    assert "control flow" in trace(Run(made["sums"]), (torch.ones(2),))[1]

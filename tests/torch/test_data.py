@@ -143,3 +143,16 @@ def test_predictions_are_arrays_and_leave_the_mode() -> None:
     assert isinstance(found, np.ndarray)
     np.testing.assert_allclose(found, module[0](X).detach().numpy(), rtol=1e-6)
     assert [inner.training for inner in module.modules()] == [True, False, True]
+
+
+def test_a_dict_that_is_the_one_argument() -> None:
+    class Batched(torch.nn.Module):
+        def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return batch["x"]
+
+    module = Batched()
+    for data in ({"x": X}, ({"x": X}, Y), [({"x": X}, Y)]):
+        first = Samples(data, module).first
+        assert (first.kwargs, first.count) == ({}, 10)
+        assert torch.equal(module(*first.args), X)
+    assert Samples({"batch": {"x": X}}, module).first.kwargs

@@ -10,7 +10,7 @@ from torch import nn
 
 from qi.errors import InputError, QuantizationWarning
 from qi.recipes import FLOAT, Rule, get_recipe
-from qi.torch import PytorchQuantizationWrapper, quantize_model
+from qi.torch import PytorchQuantizationWrapper, convert, prepare_qat, quantize_model
 from qi.torch.data import Samples
 from qi.torch.in_place import parts_of, prepare_in_place
 from tests.torch.nets import Branching, branching, sqnr
@@ -125,3 +125,73 @@ def test_data_are_needed_and_have_to_fit() -> None:
     with pytest.raises(InputError, match="it fails with"):
         prepare_in_place(model, "w8a8", Samples(torch.ones(4, 5, 7), model), progress=False)
     assert prepare_in_place(model, "w8", None, progress=False).seen == 0
+
+
+class Listed(nn.Module):
+    """Finds its modules in a list of its own, asks for their class, changes what it is given; can't be followed."""
+
+    def __init__(self, asks: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.asks = nn.Linear(4, 4), nn.Linear(4, 4), asks
+        self.steps = [self.a, self.b]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.mul_(2)
+        if x.sum() > 1e9:
+            return x
+        for step in self.steps:
+            x = step(x) if not self.asks or isinstance(step, nn.Linear) else x
+        return x
+
+
+def test_modules_in_lists_are_quantized_and_data_stay() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    before = x.clone()
+    result, _ = quantized(Listed(), "w8a8", x)
+    assert torch.equal(x, before)
+    assert result.steps[0] is result.a
+    assert isinstance(result.b, PytorchQuantizationWrapper)
+    qat = prepare_qat(Listed(), "w4a4", x, progress=False)
+    qat(x.clone()).sum().backward()
+    assert qat.a.bounds["weight"].step.grad is not None
+    made = convert(qat)
+    assert made.steps[1] is made.b
+    assert made.b.frozen
+    assert torch.equal(made(x.clone()), qat.eval()(x.clone()))
+
+
+def test_who_asks_for_a_class_is_told() -> None:
+    x = torch.randn(64, 4)
+    told = r"'a' isn't run any more now that a wrapper stands in its place"
+    with pytest.warns(QuantizationWarning, match=told):
+        quantized(Listed(asks=True), "w8a8", x)
+    with pytest.warns(QuantizationWarning, match=told):
+        prepare_qat(Listed(asks=True), "w8a8", x, progress=False)
+
+
+def test_further_methods_compute_with_quantized_weights() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(9, 4))
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.weight[ids]
+
+        def scores(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight.T
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = Table()
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.table(ids)
+            return self.table.scores(x if x.sum() < 1e9 else -x)
+
+    torch.manual_seed(0)
+    ids = torch.randint(0, 9, (64, 3))
+    qat = prepare_qat(Model(), "w4a8", ids, progress=False)
+    assert torch.equal(convert(qat)(ids), qat.eval()(ids))

@@ -14,6 +14,13 @@ from qi.torch.quantize import quantize_model
 from tests.torch.nets import branching, residual, transformer
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_compiled_modules_are_refused() -> None:
+    for module in (torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), torch.compile(nn.Linear(2, 2))):
+        with pytest.raises(UnsupportedError, match="isn't compiled"):
+            quantize_model(module, "w8a8", torch.ones(4, 2), progress=False)
+
+
 def test_followed_modules_are_folded_and_taken_apart() -> None:
     model, x = residual()
     graph, why, kept = follow_module(model, Samples(x, model))

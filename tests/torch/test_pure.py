@@ -160,3 +160,33 @@ def test_nothing_is_detached_without_need():
     traced = fx.symbolic_trace(nn.Sequential(nn.ReLU()))
     keep_detached(traced)
     assert not any(node.op == "call_method" and kind_of(node) == "detach" for node in traced.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: torch.where((x > 0) & (x < 1) | (x == 3), x, -x),
+        lambda m, x: (~(x > 0)).float(),
+        lambda m, x: functional.normalize(x, dim=-1),  # says out=None
+    ],
+)
+def test_what_only_looks_like_an_operation_in_place(run):
+    x = torch.randn(3, 4)
+    graph, why = trace(Run(run), (x,))
+    assert graph is not None, why
+    assert torch.equal(graph.module(x), run(None, x))
+
+
+def test_masks_changed_in_place():
+    def masked(m, x):
+        mask = x > 0
+        mask &= x < 1
+        mask |= x == 3
+        mask ^= x == 0.5
+        return x.masked_fill(mask, 0)
+
+    x = torch.tensor([-1.0, 0.5, 0.7, 3.0])
+    graph, why = trace(Run(masked), (x,))
+    assert graph is not None, why
+    assert torch.equal(graph.module(x), masked(None, x))
+    assert operator.iand not in {node.target for node in graph.module.graph.nodes}

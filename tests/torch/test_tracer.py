@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from qi.torch.follow import same_in_training
+from qi.torch.graph import trace
 from qi.torch.tracer import Tracer, bind, made_in_graphs, named, placed, tensors_in
 
 
@@ -167,3 +172,79 @@ class Asked(nn.Module):
 def test_an_attention_that_gives_no_weights_gives_none():
     assert [target for op, target in targets(Asked()) if op == "call_module"] == ["attn"]
     assert not any("add" in target for _, target in targets(Asked()))
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -ctx.factor * gradient, None
+
+
+class Reverses(nn.Module):
+    def forward(self, x):
+        return Reversed.apply(x, 2.0)
+
+
+def test_functions_of_the_users_keep_their_gradients():
+    before = torch.autograd.Function.apply
+    graph, why = trace(Reverses(), (torch.ones(2),))
+    assert torch.autograd.Function.apply == before
+    assert graph is not None, why
+    assert [(call.kind, call.builtin_kind) for call in graph.calls] == [("Reversed", "")]
+    x = torch.ones(2, requires_grad=True)
+    copy.deepcopy(graph.module)(x).sum().backward()
+    assert x.grad.tolist() == [-2.0, -2.0]
+    assert same_in_training(Reverses(), (torch.ones(2),))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return checkpoint(self.fc, x, use_reentrant=True)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpoints_are_looked_through():
+    graph, why = trace(Checkpointed(), (torch.ones(1, 2),))
+    assert graph is not None, why
+    graph.module(torch.ones(1, 2)).sum().backward()
+    assert graph.module.fc.weight.grad is not None
+
+
+def test_functions_that_take_modules_are_refused():
+    class Takes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, run):
+            return run(x)
+
+    class Hands(nn.Module):
+        def forward(self, x):
+            return Takes.apply(x, torch.tanh)
+
+    assert "Takes takes functions or modules" in trace(Hands(), (torch.ones(2),))[1]
+
+
+class Positions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.arange(12.0).reshape(6, 2))
+
+    def forward(self, batch):
+        x = batch["x"]
+        return x + self.table[: x.size(1)] + torch.arange(x.size(1))[:, None]
+
+
+def test_graphs_can_be_sent_to_other_processes():
+    graph, why = trace(Positions(), ({"x": torch.ones(1, 3, 2)},))
+    assert graph is not None, why
+    sent = pickle.loads(pickle.dumps(graph.module))
+    given = {"x": torch.randn(2, 5, 2)}
+    assert torch.equal(sent(given), Positions()(given))

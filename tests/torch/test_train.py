@@ -235,3 +235,33 @@ def test_tied_parameters_train_with_one_quantizer_and_stay_tied(follows: bool, m
     assert torch.equal(result(ids), qat.eval()(ids))
     if method == "lsq":  # DoReFa quantizes what it makes of a weight
         assert result.get_submodule("emb").module.weight is result.get_submodule("head").module.weight
+
+
+class Halves(nn.Module):
+    """A trunk that doesn't train, and a weight that is read besides being called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Linear(6, 6).requires_grad_(False), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            y = self.trunk(x).relu()
+        return self.head(y) + (self.head.weight**2).sum()
+
+
+def test_quantizers_that_no_gradient_reaches_rest() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    qat = prepared(Halves(), "w8a8", x)
+    qat(x).sum().backward()
+    assert all(p.grad is not None for p in qat.parameters() if p.requires_grad)
+    resting = {n for n, p in qat.named_parameters() if not p.requires_grad and "bound" in n}
+    assert resting == {"x_quant.bound.step", "relu_quant.bound.step"}
+
+
+def test_weights_that_are_read_besides_being_called() -> None:
+    x = torch.randn(64, 6)
+    qat = prepared(Halves(), "w8a8", x)
+    result = convert(qat)
+    assert torch.equal(result(x), qat.eval()(x))

@@ -265,3 +265,44 @@ def test_attention_taken_apart_gets_grids_within():
     assert TRAITS.name_of(values["self_attn.matmul_1"]) == "self_attn.matmul_1"
     keys = found.group_of(values["self_attn.k_proj"])
     assert keys.spec.method == "symmetric"  # what a product takes second
+
+
+def test_angles_stay_float_and_their_sines_get_grids():
+    def rotary(m, x):
+        at = torch.arange(x.shape[1]).type_as(m.speeds)
+        angles = torch.einsum("i,j->ij", at, m.speeds)
+        both = torch.cat((angles, angles), -1)
+        return x * both.cos() + x.flip(-1) * both.sin()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("speeds", 0.1 ** torch.arange(2.0))
+
+        def forward(self, x):
+            return rotary(self, x)
+
+    graph, why = trace(Net(), (torch.randn(2, 300, 4),))
+    assert graph is not None, why
+    found, values = plan(graph)
+    for name in ("type_as", "speeds", "einsum", "cat"):
+        assert "angle" in found.floats[id(values[name])]
+    assert {id(values[name]) for name in ("x", "cos", "sin", "mul", "add")} <= set(found.quantized)
+
+
+def test_what_is_only_compared_stays_float():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("tril", torch.ones(8, 8).tril())
+
+        def forward(self, x, gate):
+            hidden = self.tril[: x.shape[1], : x.shape[2]] == 0
+            return torch.where(x > 0, x.masked_fill(hidden, 0), gate), gate > 0
+
+    graph, why = trace(Net(), (torch.randn(2, 4, 4), torch.randn(2, 4, 4)))
+    assert graph is not None, why
+    found, values = plan(graph)
+    assert "compared" in found.floats[id(values["tril"])]
+    assert "compared" in found.floats[id(values["getitem"])]
+    assert {id(values["x"]), id(values["gate"])} <= set(found.quantized)

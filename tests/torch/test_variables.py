@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from qi.errors import InputError
+from qi.errors import InputError, UnsupportedError
 from qi.torch.variables import (
     aliases_of,
     call_with,
     class_names,
+    duplicate,
+    exchanged,
     parameter_at,
     parameters_of,
     places_of,
     to_numpy,
     to_tensor,
+    with_values,
 )
 
 
@@ -102,3 +106,39 @@ def test_a_call_that_fails_leaves_the_module_alone():
     with pytest.raises(ValueError, match="dtype"):
         call_with(module, {"weight_ih_l0": torch.zeros(16, 3, dtype=torch.float64)}, (torch.rand(2, 1, 3),), {})
     assert module._flat_weights[0] is module.weight_ih_l0
+
+
+def test_a_copy_leaves_the_history_of_what_was_computed():
+    module = Tied()
+    module.seen = [module(torch.arange(3))]
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(module)
+    made = duplicate(module)
+    assert torch.equal(made.seen[0], module.seen[0])
+    assert not made.seen[0].requires_grad
+    assert made.head.weight is made.table.weight is not module.table.weight
+    module.lock = threading.Lock()
+    with pytest.raises(UnsupportedError, match=r"can be copied.*lock.*__deepcopy__"):
+        duplicate(module)
+
+
+def test_modules_are_exchanged_wherever_they_are_held():
+    module = Tied()
+    old, new = module.inner[0], torch.nn.Identity()
+    module.first, module.kept = [{"a": (old, 1)}], [2, (3,)]
+    kept = module.kept
+    assert exchanged(module, {id(old): new}) is module
+    assert module.inner[0] is module.first[0]["a"][0] is new
+    assert module.kept is kept
+    assert exchanged(old, {id(old): new}) is new
+
+
+def test_methods_with_other_values():
+    class Table(torch.nn.Embedding):
+        def scores(self, x, factor):
+            return factor * x @ self.weight.T
+
+    table = Table(5, 4)
+    scores = with_values(table, table.scores, lambda: {"weight": torch.ones(5, 4)})
+    assert scores(torch.ones(1, 4), factor=2).tolist() == [[8.0] * 5]
+    assert isinstance(table.weight, torch.nn.Parameter)
