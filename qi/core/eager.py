@@ -1,13 +1,17 @@
 """Fake quantization of torch tensors in as few passes over the data as eager execution allows.
 
-The bits are those of the generic body in `qi.core.training`, and so are its gradients; only the number of temporary tensors
-differs, which is what an eager framework spends its time on. Tensors' own methods are all that is used.
+The bits are those of the generic body in `qi.core.training`, and so are its gradients, but for those of NaN, which go through;
+only the number of temporary tensors differs, which is what an eager framework spends its time on. The forward pass makes one
+new tensor and keeps x, which whatever made x mostly keeps anyhow; the backward pass divides again.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from qi.core.grid import IntGrid
 from qi.typing import Array
@@ -15,40 +19,51 @@ from qi.typing import Array
 __all__ = ["eager_body"]
 
 
-def eager_body(grid: IntGrid, residual: bool, *, learns: bool, learns_scale: bool) -> Callable[..., Any]:
-    """A function ``(x, scale[, zero_point]) -> (result, gradient)`` on float32 tensors, for rounding to nearest.
+def eager_body(grid: IntGrid, residual: bool, asked: tuple[bool, ...]) -> Callable[..., Any]:
+    """A function ``(x, scale[, zero_point]) -> (result, gradient, saved)`` on float32 tensors, for rounding to nearest.
+
+    ``gradient(g, *saved)`` gives the gradients of the arguments for one of the result.
 
     Args:
         grid: integer grid.
         residual: as of `qi.core.training.train_quantize`.
-        learns: whether any gradient will be asked for.
-        learns_scale: whether that of the scale or the zero point will be.
+        asked: which of the arguments gradients will be asked for.
     """
 
-    def forward(x: Array, scale: Array, *rest: Array) -> tuple[Array, Any]:
+    def forward(x: Array, scale: Array, *rest: Array) -> tuple[Array, Any, tuple[Array, ...]]:
         lo, hi = _ends(grid, rest)
+        return (
+            (x / scale).clamp_(lo, hi).round_().add_(0.0).mul_(scale),
+            gradient,
+            (x, scale, *rest),
+        )  # +0 in place of -0
+
+    def gradient(g: Array, x: Array, scale: Array, *rest: Array) -> tuple[Array | None, ...]:
+        ends = _ends(grid, rest)
         u = x / scale
-        clipped = u.clamp(lo, hi)
-        if not learns:
-            return clipped.round_().add_(0.0).mul_(scale), None
-        inside = clipped == u
-        value = clipped.round().add_(0.0)  # +0 where rounding gives -0
-        pull = None
-        if learns_scale:
-            pull = value - clipped.mul_(inside) if residual else value.masked_fill(inside, 0.0)
-
-        def gradient(g: Array) -> tuple[Array | None, ...]:
-            dx = g.masked_fill(~inside, 0.0)
-            if pull is None:
-                return (dx, None, None)[: 2 + len(rest)]
-            found = [dx, _product(g, pull, scale)]
-            if rest:
-                found.append(_summed(dx - g, scale) * scale)
-            return tuple(found)
-
-        return value.mul_(scale), gradient
+        dx = _within(g, u, *ends)
+        found = [dx if asked[0] else None, None, None][: 2 + len(rest)]
+        if asked[1]:
+            clipped = u.clamp(*ends)
+            value = clipped.round()
+            pull = value.sub_(_within(clipped if residual else value, u, *ends))
+            found[1] = _product(g, pull, scale)
+        if rest and asked[2]:
+            found[2] = _summed(dx - g, scale) * scale
+        return tuple(found)
 
     return forward
+
+
+def _within(values: Array, u: Array, lo: Any, hi: Any) -> Array:
+    """The values where u lies between the ends or on them, 0 elsewhere."""
+    if not isinstance(lo, float):
+        return values.masked_fill((u < lo) | (u > hi), 0.0)
+    below, above = (float(np.nextafter(np.float32(end), np.float32(far))) for end, far in ((lo, -np.inf), (hi, np.inf)))
+    kept: Array = sys.modules["torch"].ops.aten.hardtanh_backward(
+        values, u, below, above
+    )  # one pass; excludes its ends
+    return kept
 
 
 def _ends(grid: IntGrid, rest: tuple[Array, ...]) -> tuple[Any, Any]:

@@ -324,7 +324,7 @@ class _Torch:
         return tuple(torch.is_grad_enabled() and bool(array.requires_grad) for array in args)
 
     def custom_gradient(self, function: Callable[..., Any], *args: Array) -> Array:
-        """``function(*args)[0]`` with the gradients that ``function(*args)[1]`` gives.
+        """``function(*args)[0]`` with the gradients that ``function(*args)[1]`` gives; it takes the tensors of a third part too.
 
         Eagerly, what the function computed is kept until the backward pass. Transforms (``torch.func``) and compilers can't see
         what a closure keeps: for them the backward pass calls the function again.
@@ -348,12 +348,13 @@ def _autograd_functions(torch: Any) -> tuple[Any, Any]:
     class Keeping(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(ctx: Any, function: Callable[..., Any], *args: Array) -> Array:
-            result, ctx.gradient = function(*args)
+            result, ctx.gradient, *saved = function(*args)
+            ctx.save_for_backward(*(saved[0] if saved else ()))
             return result
 
         @staticmethod
         def backward(ctx: Any, upstream: Array) -> Any:
-            return None, *ctx.gradient(upstream)
+            return None, *ctx.gradient(upstream, *ctx.saved_tensors)
 
     class Repeating(torch.autograd.Function):  # type: ignore[misc]
         generate_vmap_rule = True
@@ -443,6 +444,7 @@ def to_numpy(x: Any) -> np.ndarray:
     """
     torch = sys.modules.get("torch")
     if isinstance(x, getattr(torch, "Tensor", ())):  # a folder may have that name
-        x = x.detach().cpu()
-        x = x.float() if x.dtype == torch.bfloat16 else x
+        tensor: Any = x
+        tensor = tensor.detach().cpu()
+        x = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
     return np.asarray(x)

@@ -95,7 +95,7 @@ def train_quantize(
     body: Any = forward
     asked = xp.asked(*given) if rounding == "nearest" and estimator == "clipped_ste" else None
     if asked is not None:
-        body = eager_body(grid, residual, learns=any(asked), learns_scale=any(asked[1:]))
+        body = eager_body(grid, residual, asked)
     return xp.cast(xp.custom_gradient(body, *given), dtype if "float" in dtype else "float32")
 
 

@@ -52,7 +52,11 @@ class LSQQuantizer(BaseTrainableQuantizer):
     def prepared(self, x: Array, variables: Mapping[str, Array]) -> Mapping[str, Array]:
         """Variables whose gradients are scaled by g."""
         factor = self.gradient_scale(tuple(x.shape))
-        return {name: scale_gradient(value, factor, xp=namespace_of(value)) for name, value in variables.items()}
+        learned = {name: value for name, value in variables.items() if name != "zero_point"}
+        return {
+            **variables,
+            **{name: scale_gradient(value, factor, xp=namespace_of(value)) for name, value in learned.items()},
+        }
 
     def gradient_scale(self, shape: Shape) -> float:
         """``1 / sqrt(n qmax)`` for a tensor of `shape` (the first size of an activation is the batch)."""

@@ -20,7 +20,7 @@ from qi.torch.graph import Graph, Value
 from qi.torch.tracer import bind, named, tensors_in
 from qi.torch.variables import to_numpy
 
-__all__ = ["collect", "errors_of", "quiet", "same_draws", "values_of", "watch"]
+__all__ = ["collect", "errors_of", "quiet", "same_draws", "sample_of", "values_of", "watch"]
 
 SAMPLE = 16
 """How many samples errors are measured on, at most."""
@@ -126,6 +126,25 @@ def values_of(graph: Graph, nodes: Mapping[str, fx.Node], batch: Batch) -> dict[
     with same_draws():
         watch(graph, batch, {node: keeper(name) for name, node in nodes.items()})
     return found
+
+
+def sample_of(first: Batch, run: Callable[[Batch], Any]) -> Batch:
+    """As many samples of a batch as errors are measured on; the whole batch where a model can't be run on a part.
+
+    Its samples may be nodes of one graph, say, or steps that belong to a mask.
+
+    Args:
+        first: the batch.
+        run: runs the model.
+    """
+    head = first.head(SAMPLE)
+    if head.count == first.count:
+        return first
+    try:
+        run(head)
+    except InputError:
+        return first
+    return head
 
 
 def errors_of(

@@ -128,8 +128,8 @@ class Samples:
         if not counts:
             raise InputError(f"expected batches of tensors; received {type(item).__name__} in batch {index}")
         found = pytree.tree_unflatten(tensors, structure)
-        if isinstance(found, dict):
-            return Batch(*((), found) if self._names(found) else ((found,), {}), max(counts))
+        if isinstance(found, dict) and self._names(found):
+            return Batch((), found, max(counts))
         return Batch(tuple(found) if isinstance(found, (list, tuple)) else (found,), {}, max(counts))
 
     def _names(self, given: dict[Any, Any]) -> bool:

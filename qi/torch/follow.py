@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
@@ -180,6 +181,8 @@ def _checked(module: fx.GraphModule, wanted: Any, given: dict[str, Any]) -> str:
         found = set_shapes(module, inputs)
     except Exception as error:  # of the user's code
         return f"its graph fails on the sample inputs: {placed(error)}"
+    if not _same_classes(wanted, found):
+        return "what it gives is of a class that a graph can't make"
     pairs = list(zip(_tensors(wanted), _tensors(found), strict=False))
     same = len(_tensors(wanted)) == len(_tensors(found)) and all(_alike(a, b) for a, b in pairs)
     return "" if same else "its graph gives other numbers than its forward, which does what a graph can't show"
@@ -193,6 +196,16 @@ def _tensors(held: Any) -> list[torch.Tensor]:
     if is_dataclass(held) and not isinstance(held, type):
         held = [getattr(held, part.name) for part in fields(held)]
     return [tensor for part in held for tensor in _tensors(part)] if isinstance(held, (list, tuple)) else []
+
+
+def _same_classes(a: Any, b: Any) -> bool:
+    """Whether dicts are of the same class: a graph makes plain ones of those that have attributes, say."""
+    if isinstance(a, dict):
+        plain = type(a) in (dict, OrderedDict) and isinstance(b, dict)
+        return (plain or type(a) is type(b)) and all(_same_classes(a[key], b.get(key)) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return all(map(_same_classes, a, b))
+    return True
 
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -23,7 +23,7 @@ from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RecipeLike, RuleBook, TensorSpec, get_recipe
 from qi.recipes.choose import activation_quantizer
 from qi.recipes.plan import Group, Role
-from qi.torch.calibrate import quiet, same_draws
+from qi.torch.calibrate import quiet, same_draws, sample_of
 from qi.torch.data import Batch, Samples
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.graph import Call, Value
@@ -33,7 +33,16 @@ from qi.torch.variables import duplicate, exchanged, to_numpy
 from qi.torch.weights import original_weights, share_quantizers, weight_quantizers, weight_rows
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
-__all__ = ["InPlace", "Part", "parts_of", "passed_over", "prepare_in_place", "put_wrappers", "quantize_in_place"]
+__all__ = [
+    "InPlace",
+    "Part",
+    "measured_on",
+    "parts_of",
+    "passed_over",
+    "prepare_in_place",
+    "put_wrappers",
+    "quantize_in_place",
+]
 
 _MOVES = "it only moves values, and leaves them as they come"
 _UNSEEN = "the forward never ran it on the calibration data"
@@ -237,6 +246,13 @@ def put_wrappers(ready: InPlace, wrap: Wrap, adapt: Adapt) -> tuple[torch.nn.Mod
     return root, [*rows, *held], [*refused, *(row for row in held if unasked(row, wanted))]
 
 
+def measured_on(ready: InPlace, samples: Samples | None) -> Batch | None:
+    """Some of the samples that a calibrated copy saw, for a look at what it gives; None where it saw none."""
+    if samples is None or not ready.seen:
+        return None
+    return sample_of(samples.first, lambda part: run(ready.module, part))
+
+
 def passed_over(module: torch.nn.Module, ready: InPlace, batch: Batch | None) -> list[str]:
     """What to tell of parts that the forward doesn't run any more once wrappers stand in their places."""
     if batch is None:
@@ -288,7 +304,7 @@ def quantize_in_place(
 ) -> tuple[torch.nn.Module, RuleBook, list[Row], list[Row], list[str], dict[str, Any]]:
     """(quantized copy, decisions, rows, refused rows, findings, settings) of a module whose forward can't be followed."""
     ready = prepare_in_place(module, recipe, samples, progress)
-    batch = samples.first.head(16) if samples is not None and ready.seen else None
+    batch = measured_on(ready, samples)
     before = _given(ready.module, ready.parts, batch)
     grids = {path: part.quantizers() for path, part in ready.parts.items()}
     result, rows, refused = put_wrappers(ready, frozen_part, lambda quantizer, fixed: quantizer)

@@ -17,7 +17,7 @@ from qi.ledger.outcomes import in_float, quantized_activation
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RecipeLike, RuleBook
 from qi.recipes.dormant import activation_quantizers
-from qi.torch.calibrate import SAMPLE, errors_of, values_of
+from qi.torch.calibrate import errors_of, sample_of, values_of, watch
 from qi.torch.data import Batch, Samples, predict
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.holder import PytorchActivationQuantizationHolder
@@ -95,7 +95,7 @@ def quantize_model(
         ready = prepare(graph, kept, recipe, samples)
         gather(ready, progress)
         quantizers = activation_quantizers(ready.graph, ready.plan, ready.statistics, largest_weight)
-        batch = samples.first.head(SAMPLE) if samples is not None else None
+        batch = None if samples is None else sample_of(samples.first, lambda part: watch(ready.graph, part, {}))
         before = _measured(ready, batch)
         weights = wrap_modules(ready, frozen_wrapper)
         check_strict(weights.refused, strict)

@@ -167,7 +167,7 @@ def made_in_graphs() -> Iterator[None]:
 
     for name, maker in before.items():
         setattr(torch, name, _followed(maker))
-    torch.autograd.Function.apply = classmethod(applied)  # type: ignore[assignment,method-assign]
+    torch.autograd.Function.apply = classmethod(applied)
     try:
         yield
     finally:

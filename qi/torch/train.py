@@ -19,8 +19,7 @@ from qi.torch.data import Samples
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.follow import same_in_training
 from qi.torch.holder import PytorchActivationQuantizationHolder
-from qi.torch.calibrate import SAMPLE
-from qi.torch.in_place import passed_over, prepare_in_place, put_wrappers
+from qi.torch.in_place import measured_on, passed_over, prepare_in_place, put_wrappers
 from qi.torch.kinds import kind_of
 from qi.torch.prepare import check_module, follow_module, gather, largest_weight, prepare
 from qi.torch.quantize import insert_holders, wrap_modules
@@ -92,11 +91,12 @@ def prepare_qat(
     wrap = partial(_trainable_wrapper, methods=methods)
     if graph is None or not same_in_training(module, *((first.args, first.kwargs) if first is not None else ())):
         ready = prepare_in_place(module, recipe, samples, progress)
+        batch = measured_on(ready, samples)
         result, _, refused = put_wrappers(
             ready, wrap, lambda quantizer, fixed: trainable_quantizer(quantizer, (1,), methods, fixed=fixed)
         )
         _tell_refused(refused, strict)
-        for line in passed_over(result, ready, samples.first.head(SAMPLE) if samples is not None and ready.seen else None):
+        for line in passed_over(result, ready, batch):
             warn(line)
         return result.train()
     traced = prepare(graph, kept, recipe, samples)
@@ -118,7 +118,7 @@ def prepare_qat(
 def _rest_unreached(module: torch.fx.GraphModule) -> None:
     """Lets the quantizers rest that no gradient reaches: what is detached after them, or only compared or looked up.
 
-    Trainers that wait for the gradient of every parameter, as `torch.nn.parallel.DistributedDataParallel` does, would wait forever.
+    Who waits for the gradient of every parameter, as `torch.nn.parallel.DistributedDataParallel` does, would wait forever.
     """
     reached: set[torch.fx.Node] = set()
     for node in reversed(module.graph.nodes):

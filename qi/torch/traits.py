@@ -196,7 +196,10 @@ def _exempt(graph: Graph) -> Iterable[tuple[str, Iterable[Value]]]:
         (_INDICES, _indices(graph)),
         (_BIAS, _biases(graph)),
         (_ANGLE, _made_into(graph, lambda call: call.builtin_kind in _ANGLE_OF, _turns)),
-        (_COMPARED, _made_into(graph, lambda call: call.builtin_kind in _COMPARES, lambda call: role_of(call) is Role.KEEPS)),
+        (
+            _COMPARED,
+            _made_into(graph, lambda call: call.builtin_kind in _COMPARES, lambda call: role_of(call) is Role.KEEPS),
+        ),
     )
 
 
@@ -213,7 +216,9 @@ def _made_into(graph: Graph, ends: Callable[[Call], bool], passes: Callable[[Cal
     for value in reversed([*graph.inputs, *(value for call in graph.calls for value in call.outputs)]):
         after = consumers.get(id(value), [])
         through = [call for call in after if not ends(call)]
-        only = all(passes(call) and call.outputs and all(id(held) in found for held in call.outputs) for call in through)
+        only = all(
+            passes(call) and call.outputs and all(id(held) in found for held in call.outputs) for call in through
+        )
         if after and only and id(value) not in given:
             found[id(value)] = value
     return list(found.values())

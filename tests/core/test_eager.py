@@ -59,8 +59,9 @@ def test_as_the_generic_body(case: str, residual: bool, watched: str, monkeypatc
 def test_nothing_given_is_changed() -> None:
     x = samples()
     before = x.clone()
-    forward = eager_body(IntGrid(3), True, learns=False, learns_scale=False)
-    forward(x, torch.tensor(0.37))
+    forward = eager_body(IntGrid(3), True, (True, True))
+    _, gradient, saved = forward(x, torch.tensor(0.37))
+    gradient(torch.ones_like(x), *saved)
     torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
 
 
@@ -69,3 +70,11 @@ def test_the_generic_body_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.ones(3, requires_grad=True)
     train_quantize(x, torch.tensor(0.5), None, IntGrid(3)).sum().backward()
     assert x.grad.tolist() == [1.0] * 3
+
+
+def test_a_tensor_that_changes_before_the_backward_pass_is_an_error() -> None:
+    x = torch.ones(3, requires_grad=True) * 1.0
+    y = train_quantize(x, torch.tensor(0.5), None, IntGrid(3))
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

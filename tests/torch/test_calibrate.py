@@ -9,7 +9,7 @@ import torch
 from qi.core import sqnr_db
 from qi.errors import InputError
 from qi.quantizers import ActivationUniformInferableQuantizer
-from qi.torch.calibrate import collect, errors_of, quiet, values_of, watch
+from qi.torch.calibrate import collect, errors_of, quiet, sample_of, values_of, watch
 from qi.torch.data import Batch, Samples
 from qi.torch.graph import Graph, trace
 from tests.torch.nets import residual
@@ -98,3 +98,15 @@ def test_values_of_two_runs_hold_the_same_random_numbers() -> None:
     first, second = (values_of(graph, {"y": graph.outputs[0].node}, Batch((x,), {}, 4))["y"] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_errors_are_measured_on_a_part_where_a_part_will_do() -> None:
+    first = Batch((torch.ones(64, 2),), {}, 64)
+    seen = []
+    assert sample_of(first, seen.append).count == 16
+    assert seen[0].count == 16
+
+    def fails(part: Batch) -> None:
+        raise InputError("edges lead to nodes that were cut off")
+
+    assert sample_of(first, fails) is first

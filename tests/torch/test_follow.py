@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -151,3 +152,16 @@ def test_same_in_training(run, same):
     module = Run(run, drop=nn.Dropout())
     assert same_in_training(module, (torch.ones(2),)) is same
     assert module.training
+
+
+class Named(dict):
+    """As libraries give it: a dict whose keys are attributes."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+def test_dicts_of_a_class_of_their_own_are_refused():
+    assert "of a class" in follow(Run(lambda m, x: [Named(y=x * 2)]), (torch.ones(2),))[1]
+    given = followed(Run(lambda m, x: OrderedDict(y=x * 2, z=(x,))), torch.ones(2))(torch.ones(2))
+    assert list(given) == ["y", "z"]
