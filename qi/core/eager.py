@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,11 @@ def eager_body(grid: IntGrid, residual: bool, asked: tuple[bool, ...]) -> Callab
     """
 
     def forward(x: Array, scale: Array, *rest: Array) -> tuple[Array, Any, tuple[Array, ...]]:
-        lo, hi = _ends(grid, rest)
-        return (
-            (x / scale).clamp_(lo, hi).round_().add_(0.0).mul_(scale),
-            gradient,
-            (x, scale, *rest),
-        )  # +0 in place of -0
-
-    def gradient(g: Array, x: Array, scale: Array, *rest: Array) -> tuple[Array | None, ...]:
         ends = _ends(grid, rest)
+        value = (x / scale).clamp_(*ends).round_().add_(0.0)  # +0 where rounding gives -0
+        return value.mul_(scale), partial(gradient, ends), (x, scale, *rest)
+
+    def gradient(ends: tuple[Any, Any], g: Array, x: Array, scale: Array, *rest: Array) -> tuple[Array | None, ...]:
         u = x / scale
         dx = _within(g, u, *ends)
         found = [dx if asked[0] else None, None, None][: 2 + len(rest)]
@@ -72,7 +69,8 @@ def _ends(grid: IntGrid, rest: tuple[Array, ...]) -> tuple[Any, Any]:
         return float(grid.qmin), float(grid.qmax)
     (z,) = rest
     if z.numel() == 1 and z.device.type == "cpu":
-        return float(grid.qmin - z), float(grid.qmax - z)
+        shift = z.item()
+        return float(grid.qmin - shift), float(grid.qmax - shift)
     return grid.qmin - z, grid.qmax - z
 
 
