@@ -41,10 +41,10 @@ def eager_body(grid: IntGrid, residual: bool, asked: tuple[bool, ...]) -> Callab
         dx = _within(g, u, *ends)
         found = [dx if asked[0] else None, None, None][: 2 + len(rest)]
         if asked[1]:
-            clipped = u.clamp(*ends)
-            value = clipped.round()
-            pull = value.sub_(_within(clipped if residual else value, u, *ends))
-            found[1] = _product(g, pull, scale)
+            clipped = u.clamp_(*ends)
+            within = _product(dx, clipped, scale) if residual else None
+            value = clipped.round_()  # in place: fresh memory costs more than what is written to it
+            found[1] = _product(g, value, scale) - (_product(dx, value, scale) if within is None else within)
         if rest and asked[2]:
             found[2] = _summed(dx - g, scale) * scale
         return tuple(found)

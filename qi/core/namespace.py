@@ -293,6 +293,8 @@ class _Torch:
         return self._torch.where((a >= b) | (a != a), a, b)
 
     def clip(self, x: Array, lo: Array, hi: Array) -> Array:
+        if isinstance(lo, np.generic) and isinstance(hi, np.generic):  # numbers, which needn't become tensors
+            return self._torch.clamp(x, lo.item(), hi.item())
         return self._torch.clamp(x, *(self.beside(end, x).to(x.dtype) for end in (lo, hi)))
 
     def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:

@@ -11,7 +11,7 @@ from torch import fx
 
 from qi.torch.kinds import kind_of
 
-__all__ = ["UnansweredError", "expect_answer", "expect_asserted", "is_settled"]
+__all__ = ["UnansweredError", "expect_answer", "expect_asserted", "is_settled", "is_shape"]
 
 _SETTLED = frozenset("dim ndim ndimension dtype device layout is_cuda is_floating_point is_complex".split())
 _COMPARED = (operator.eq, operator.ne)
@@ -24,6 +24,16 @@ class UnansweredError(Exception):
     def __init__(self, node: fx.Node) -> None:
         super().__init__(f"expected the answer to {node.name!r}")
         self.node = node
+
+
+def is_shape(node: fx.Node) -> bool:
+    """Whether a node gives the sizes of a tensor, or a slice of them."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if node.target is operator.getitem:
+        return isinstance(node.args[1], slice) and isinstance(node.args[0], fx.Node) and is_shape(node.args[0])
+    kind = kind_of(node)
+    return kind == "shape" or (kind == "size" and len(node.args) == 1 and not node.kwargs)
 
 
 def is_settled(node: fx.Node) -> bool:

@@ -81,7 +81,7 @@ def _refused(module: torch.nn.Module) -> str:
 
 def _nodes(module: torch.nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None) -> fx.Graph:
     bound = bind(module.forward, args, kwargs)
-    answers: list[bool] = []
+    answers: list[int] = []
     while True:
         try:
             with made_in_graphs(), torch.random.fork_rng(devices=[]):
@@ -91,8 +91,8 @@ def _nodes(module: torch.nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
             answers.append(_answer(module, asked.node, named(bound)))
 
 
-def _answer(module: torch.nn.Module, node: fx.Node, given: dict[str, Any]) -> bool:
-    """What a condition of an unfinished graph is for the arguments of a call.
+def _answer(module: torch.nn.Module, node: fx.Node, given: dict[str, Any]) -> int:
+    """What a condition or a number of an unfinished graph is for the arguments of a call.
 
     Raises:
         ValueError: the arguments aren't at hand.
@@ -105,9 +105,9 @@ def _answer(module: torch.nn.Module, node: fx.Node, given: dict[str, Any]) -> bo
     training = module.training
     module.eval()  # statistics stay as they are
     with _calm():
-        answer = bool(fx.Interpreter(unfinished).run(*copy.deepcopy(inputs)))
+        answer = fx.Interpreter(unfinished).run(*copy.deepcopy(inputs))
     module.train(training)
-    return answer
+    return answer if isinstance(answer, int) else bool(answer)
 
 
 def _traced(

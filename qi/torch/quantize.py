@@ -57,8 +57,10 @@ def quantize_model(
 
     Args:
         module: any. Its forward is followed by `torch.fx`, in eval mode; what comes back is a `torch.fx.GraphModule` with the
-            paths of the given module. Where the forward can't be followed (it branches on values, say), the copy keeps its
-            class, and the modules that it is made of are quantized where they are, weights and outputs; a warning tells why.
+            paths of the given module, that takes the arguments which the data give: others are fixed at their defaults. Sizes that
+            a condition of the forward compares have to compare as those of the data; a graph refuses others. Where the forward
+            can't be followed (it branches on values, say), the copy keeps its class, and the modules that it is made of are
+            quantized where they are, weights and outputs; a warning tells why.
         recipe: as of `qi.quantize_model`; rules name modules by their paths in ``named_modules()``.
         data: samples that calibrate the activations, see `qi.torch.data.Samples`; weight-only recipes need none.
         strict: raise where a weight matrix stays in float although no rule says so.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qi.torch.conditions import UnansweredError, expect_answer, expect_asserted, is_settled
+from qi.torch.conditions import UnansweredError, expect_answer, expect_asserted, is_settled, is_shape
 from qi.torch.kinds import torch_class
 
 __all__ = ["GraphTracer", "Tracer", "bind", "made_in_graphs", "named", "placed", "tensors_in"]
@@ -33,12 +33,12 @@ class Tracer(fx.Tracer):
     Args:
         bound: what the forward is called with: tensors, also within dicts, lists and tuples, become inputs; whatever else is
             given stays as it is. `Tracer.INPUT` stands for a tensor that isn't at hand.
-        answers: to the conditions that the forward asks, in this order.
+        answers: to the conditions that the forward asks, and how many sizes shapes have, in this order.
     """
 
     INPUT = object()
 
-    def __init__(self, bound: inspect.BoundArguments, answers: Sequence[bool] = ()) -> None:
+    def __init__(self, bound: inspect.BoundArguments, answers: Sequence[int] = ()) -> None:
         super().__init__(param_shapes_constant=True)
         self.bound, self._answers = bound, iter(answers)
 
@@ -55,7 +55,28 @@ class Tracer(fx.Tracer):
             raise UnansweredError(obj.node)
         if answer is None:
             return bool(super().to_bool(obj))
-        expect_answer(obj.node, answer)
+        expect_answer(obj.node, bool(answer))
+        return bool(answer)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The sizes of a shape, as ``x.view(*x.shape[:-1], -1)`` asks for."""
+        if not is_shape(obj.node):
+            return super().iter(obj)
+        return iter([obj[index] for index in range(self.length(obj))])
+
+    def length(self, obj: fx.Proxy) -> int:
+        """How many sizes a shape has: as many as for the sample inputs.
+
+        Raises:
+            UnansweredError: the inputs would tell.
+            TypeError: it is no shape.
+        """
+        if not is_shape(obj.node):
+            raise TypeError(f"len() of {obj.node.name!r}, which inputs may change, can't be followed; x.shape[0] can")
+        count, answer = self.create_proxy("call_function", len, (obj,), {}), next(self._answers, None)
+        if answer is None:
+            raise UnansweredError(count.node)
+        expect_answer((count == answer).node, True)
         return answer
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
@@ -156,7 +177,7 @@ def made_in_graphs() -> Iterator[None]:
 
     What is applied of a `torch.autograd.Function` is one call, which has the gradient that it defines.
     """
-    before = {name: getattr(torch, name) for name in _MAKERS}
+    before, measures = {name: getattr(torch, name) for name in _MAKERS}, fx.Proxy.__len__
 
     def applied(cls: type, *args: Any, **kwargs: Any) -> Any:
         if (cls.__module__, cls.__name__) == ("torch.utils.checkpoint", "CheckpointFunction"):
@@ -168,10 +189,12 @@ def made_in_graphs() -> Iterator[None]:
     for name, maker in before.items():
         setattr(torch, name, _followed(maker))
     torch.autograd.Function.apply = classmethod(applied)
+    fx.Proxy.__len__ = lambda proxy: proxy.tracer.length(proxy) if isinstance(proxy.tracer, Tracer) else measures(proxy)
     try:
         yield
     finally:
         torch.autograd.Function.apply = _APPLIES
+        fx.Proxy.__len__ = measures
         for name, maker in before.items():
             setattr(torch, name, maker)
 

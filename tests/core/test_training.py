@@ -184,7 +184,7 @@ def test_estimators_change_the_gradient_of_the_tensor_alone(backend, name):
     (x, scale), grid, upstream = problem("one")
     found = backend.gradients(ours(grid, estimator=name), x, scale, upstream=upstream)
     plain = backend.gradients(ours(grid), x, scale, upstream=upstream)
-    np.testing.assert_array_equal(found[1], plain[1])
+    np.testing.assert_allclose(found[1], plain[1], rtol=1e-6)  # sums, in whatever order a body makes them
     u = x / scale
     clipped = np.clip(u, grid.qmin, grid.qmax)
     wanted = ESTIMATORS.get(name)(upstream, u, clipped, np.rint(clipped), xp=NUMPY)

@@ -121,3 +121,20 @@ def test_what_a_forward_asserts_of_sizes_its_graph_asserts():
 
 def test_what_is_asserted_of_numbers_is_refused():
     assert "control flow" in trace(Run(made["sums"]), (torch.ones(2),))[1]
+
+
+def test_shapes_are_handed_on_size_by_size():
+    def heads(m, x):
+        first, *rest = x.size()
+        assert len(x.shape) == 3
+        return x.view(*x.shape[:-1], 2, -1).transpose(1, 2) * (first + sum(rest))
+
+    graph, why = trace(Run(heads), (torch.ones(2, 3, 6),))
+    assert graph is not None, why
+    other = torch.randn(5, 4, 6)
+    assert torch.equal(graph.module(other), heads(None, other))
+    with pytest.raises(AssertionError, match="expected inputs of sizes"):
+        graph.module(torch.ones(2, 3, 6, 6))
+    assert trace(Run(heads))[0] is None
+    assert "len() of 'x'" in trace(Run(lambda m, x: x / len(x)), (torch.ones(2, 3),))[1]
+    assert "cannot be iterated" in trace(Run(lambda m, x: list(x.unbind(1))), (torch.ones(2, 3),))[1]
