@@ -57,7 +57,7 @@ def quantize_model(
 
     Args:
         module: any. Its forward is followed by `torch.fx`, in eval mode; what comes back is a `torch.fx.GraphModule` with the
-            paths of the given module, that takes the arguments which the data give: others are fixed at their defaults. Sizes that
+            paths of the given module and takes the arguments that the data give: others are fixed at their defaults. Sizes that
             a condition of the forward compares have to compare as those of the data; a graph refuses others. Where the forward
             can't be followed (it branches on values, say), the copy keeps its class, and the modules that it is made of are
             quantized where they are, weights and outputs; a warning tells why.

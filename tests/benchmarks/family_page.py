@@ -31,8 +31,9 @@ _LEFT = """\
 SQNR of the first output in dB, and in how many percent of samples that it never saw the quantized network gives the
 class (top-1) of the float one; accuracy of both. JAX and torch run the small ones: each backend builds networks of its own,
 with other random weights, so that numbers of one network differ between backends as they do between seeds. Networks
-without classes have no agreement. An export is exact (the runtime gives the twin's bits) or equal (up to float rounding), with
-so many operations in float."""
+without classes have no agreement. The vae trains by a step that is written for TensorFlow: on the others it is untrained, and
+gives less than one step of the grid of its last tanh. An export is exact (the runtime gives the twin's bits) or equal (up to
+float rounding), with so many operations in float."""
 
 _TIME = """\
 Seconds of processor time, of all threads together, since clock time on a shared machine says nothing: building (and

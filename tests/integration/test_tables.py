@@ -14,6 +14,9 @@ from tests.families import FAMILIES
 from tests.keras.zoo import LAYERS, USERS, public_layers
 
 
+KINDS = (("tensorflow", "full"), ("tensorflow", "small"), ("jax", "small"), ("torch", "small"))
+
+
 def cells(text: str, heading: str = "| layer ") -> dict[str, list[str]]:
     """Rows of the table that begins so, by their first cells."""
     table = text[text.index(heading) :].partition("\n\n")[0]
@@ -54,7 +57,9 @@ def test_layers_script_measures(tmp_path: Path) -> None:
 def test_families_have_rows() -> None:
     rows = json.loads(family_page.RESULTS.read_text(encoding="utf-8"))
     text = family_page.DOCUMENT.read_text(encoding="utf-8")
-    assert set(cells(text, "| network ")) == {row["name"] for row in rows.values()} <= set(FAMILIES)
+    assert set(cells(text, "| network ")) == {row["name"] for row in rows.values()} == set(FAMILIES)
+    measured = {(row["name"], row["backend"], row["size"]) for row in rows.values()}
+    assert measured == {(name, *kind) for name in FAMILIES for kind in KINDS}
     assert text == family_page.page(rows).replace(_made(family_page.page(rows)), _made(text))
 
 
