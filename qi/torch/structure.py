@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import math
@@ -21,6 +20,7 @@ from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.graph import Graph
 from qi.torch.holder import PytorchActivationQuantizationHolder
 from qi.torch.prepare import follow_module
+from qi.torch.variables import duplicate, exchanged
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
 __all__ = ["check_record", "parameters_as_record", "rebuild", "record_of", "wanted"]
@@ -145,7 +145,7 @@ def rebuild(record: Mapping[str, Any], module: torch.nn.Module, example: Any = N
         _put_wrappers(made, record)
         _put_holders(Graph.of(made), record)
     else:
-        made = _put_wrappers(copy.deepcopy(module), record)
+        made = _put_wrappers(duplicate(module), record)
     _settle(made, record)
     return made
 
@@ -305,12 +305,7 @@ def _put_wrappers(made: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.
                 f"{wanted(record)}; received one without the module {path!r}." + suggest(path, paths)
             ) from error
         new = _wrapped(old, config, f"{wanted(record)}; received another at {path!r}")
-        if old is made:
-            return new
-        for owner in list(made.modules()):
-            for name, child in list(owner._modules.items()):
-                if child is old:
-                    owner._modules[name] = new
+        made = exchanged(made, {id(old): new})
     return made
 
 

@@ -276,3 +276,28 @@ def test_records_that_name_what_is_not_there():
         rebuild(changed(record, wrappers={"c1": {}}), Residual())
     with pytest.raises(FileFormatError, match="at most 4294967296 bytes"):
         rebuild(changed(record, inputs=[[["x"], [10**6, 10**6], "float32"]]), Residual())
+
+
+class Listed(nn.Module):
+    """Keeps its modules in a list of Python's beside the one of torch's, and calls those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owned = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.called = list(self.owned)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.called:
+            x = layer(x)
+        return x if x.sum() < 1e9 else -x
+
+
+@pytest.mark.filterwarnings("ignore::qi.errors.QuantizationWarning")
+def test_modules_in_lists_are_wrapped_there_too() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(32, 4)
+    model, _ = qi.torch.quantize_model(Listed(), "w4a8", x, progress=False)
+    made = rebuild(record_of(model), Listed())
+    assert all(isinstance(layer, PytorchQuantizationWrapper) for layer in made.called)
+    made.load_state_dict(model.state_dict())
+    assert torch.equal(made.eval()(x), model(x))
