@@ -13,7 +13,6 @@ from tests.benchmarks import families, family_page, layers
 from tests.families import FAMILIES
 from tests.keras.zoo import LAYERS, USERS, public_layers
 
-
 KINDS = (("tensorflow", "full"), ("tensorflow", "small"), ("jax", "small"), ("torch", "small"))
 
 
