@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from qi.errors import ConfigError, InputError
+from qi.errors import InputError
 from qi.keras.graph import Graph, Value, is_graph_model
 from qi.keras.trace import know_shapes
 from qi.keras.variables import to_numpy
+from qi.ledger.batches import check_batch_size
 
 __all__ = ["CALIBRATION", "batches", "count_batches", "elements", "tell_shapes"]
 
@@ -40,7 +40,7 @@ def batches(
         ConfigError: an illegal batch size.
     """
     index = samples = 0
-    for x in _elements(data, _positive(batch_size), what):
+    for x in _elements(data, check_batch_size(batch_size), what):
         flat = _checked_inputs(x, graph, index, what)
         index, count = index + 1, len(flat[0])
         samples += count
@@ -57,7 +57,7 @@ def count_batches(data: Any, batch_size: int) -> int | None:
     data = _plain(data)
     leaves = keras.tree.flatten(data) if _is_structure(data) else [data]
     if leaves and all(_is_array(leaf) and len(leaf.shape) for leaf in leaves):
-        return -(-len(leaves[0]) // _positive(batch_size))
+        return -(-len(leaves[0]) // check_batch_size(batch_size))
     try:
         return len(data)
     except (TypeError, NotImplementedError):
@@ -137,16 +137,6 @@ def _length(data: keras.utils.PyDataset) -> int:
             f"expected data that end; received {type(data).__name__}, a PyDataset of no length; do give it __len__"
         )
     return int(length)
-
-
-def _positive(batch_size: Any) -> int:
-    try:
-        size = operator.index(batch_size)
-    except TypeError:
-        size = 0
-    if size < 1 or isinstance(batch_size, bool):
-        raise ConfigError(f"expected batch_size to be an integer of at least 1; received batch_size={batch_size!r}")
-    return size
 
 
 def _is_array(value: Any) -> bool:

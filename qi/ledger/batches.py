@@ -6,17 +6,33 @@ no framework is needed: a list of plain numbers is one array.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from qi.errors import InputError
+from qi.errors import ConfigError, InputError
 
-__all__ = ["Batches", "collect", "pairs", "sample_count"]
+__all__ = ["Batches", "check_batch_size", "collect", "pairs", "sample_count"]
 
 Batches: TypeAlias = Callable[[Any], Iterable[Any]]
 """A function that turns a data set into (x, y) or (x, y, sample_weight) batches."""
+
+
+def check_batch_size(batch_size: Any) -> int:
+    """The batch size, checked.
+
+    Raises:
+        ConfigError: no integer of at least 1.
+    """
+    try:
+        size = operator.index(batch_size)
+    except TypeError:
+        size = 0
+    if size < 1 or isinstance(batch_size, bool):
+        raise ConfigError(f"expected batch_size to be an integer of at least 1; received batch_size={batch_size!r}")
+    return size
 
 
 def pairs(data: Any, y: Any = None, batches: Batches | None = None) -> Iterator[tuple[Any, Any]]:

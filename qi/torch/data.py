@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +12,10 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from qi.errors import ConfigError, InputError
+from qi.errors import InputError
+from qi.ledger.batches import check_batch_size
 
-__all__ = ["Batch", "Samples", "check_batch_size", "predict"]
+__all__ = ["Batch", "Samples", "predict"]
 
 
 @dataclass(frozen=True)
@@ -156,21 +156,6 @@ class Samples:
             return leaf
         dtype = self._like.dtype if leaf.dtype is torch.float64 else leaf.dtype
         return leaf.to(device=self._like.device, dtype=dtype)
-
-
-def check_batch_size(batch_size: Any) -> int:
-    """The batch size, checked.
-
-    Raises:
-        ConfigError: no integer of at least 1.
-    """
-    try:
-        size = operator.index(batch_size)
-    except TypeError:
-        size = 0
-    if size < 1 or isinstance(batch_size, bool):
-        raise ConfigError(f"expected batch_size to be an integer of at least 1; received batch_size={batch_size!r}")
-    return size
 
 
 def predict(module: torch.nn.Module, x: Any, batch_size: int = 256) -> Any:

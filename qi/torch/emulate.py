@@ -12,6 +12,7 @@ from qi.ir import run
 from qi.ir.kinds import TARGETS
 from qi.ir.lowered import shown
 from qi.ir.routing import route
+from qi.ledger.batches import check_batch_size
 from qi.torch.lower import lower
 from qi.torch.lower_inputs import model_inputs
 
@@ -64,13 +65,12 @@ def emulate(
     """
     if not isinstance(target, str) or target not in TARGETS:
         raise ConfigError(f"expected target to be one of {sorted(TARGETS)}; received target={target!r}")
-    if type(batch_size) is not int or batch_size < 1:
-        raise ConfigError(f"expected batch_size to be a whole number from 1 up; received batch_size={batch_size!r}")
+    size = check_batch_size(batch_size)
     graph = route(lower(qmodel, x), target, integer_only=integer_only, packed=packed, dynamic=dynamic)
     arrays = model_inputs(qmodel, x)
     parts: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in graph.outputs}
-    for start in range(0, len(arrays[0]), batch_size):
-        found = run(graph, [array[start : start + batch_size] for array in arrays])
+    for start in range(0, len(arrays[0]), size):
+        found = run(graph, [array[start : start + size] for array in arrays])
         for tensor in graph.outputs:
             parts[tensor.name].append(shown(tensor, found[tensor.name], target, raw))
     return _nested(graph.output_structure, {name: np.concatenate(pieces) for name, pieces in parts.items()})

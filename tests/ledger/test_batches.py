@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from qi.errors import InputError
-from qi.ledger.batches import collect, pairs, sample_count
+from qi.errors import ConfigError, InputError
+from qi.ledger.batches import check_batch_size, collect, pairs, sample_count
 
 X, Y = np.arange(6.0).reshape(3, 2), np.array([0, 1, 2])
 
@@ -83,3 +85,12 @@ def test_lengths_must_agree():
         sample_count(3.0, "y")
     with pytest.raises(InputError, match="parts of x to be of one length"):
         sample_count({}, "x")
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, "4", None])
+def test_illegal_batch_sizes(size: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=f"expected batch_size to be an integer of at least 1; received batch_size={size!r}"
+    ):
+        check_batch_size(size)
+    assert check_batch_size(np.int64(3)) == 3

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from qi.errors import ConfigError, InputError
-from qi.torch.data import Batch, Samples, check_batch_size, predict
+from qi.torch.data import Batch, Samples, predict
 
 X, Y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
 
@@ -125,8 +125,6 @@ def test_too_few_inputs_a_batch() -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True, "4", None])
 def test_illegal_batch_sizes(size: Any) -> None:
-    with pytest.raises(ConfigError, match="expected batch_size"):
-        check_batch_size(size)
     with pytest.raises(ConfigError, match="expected batch_size"):
         Samples(X, ONE, size)
 
