@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -93,9 +93,7 @@ class Server:
     def kill(self) -> None:
         """Ends it and all its processes as a loss of power would, but for what the kernel has not yet written."""
         children = _children(self.pid)
-        for pid in (self.pid, *children):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _signal((self.pid, *children), signal.SIGKILL)
         self.stop()
         while any(_runs(pid) for pid in children):
             time.sleep(0.01)
@@ -109,13 +107,18 @@ class Server:
     def hanging(self) -> Iterator[None]:
         """A block in which it takes connections and doesn't answer."""
         pids = (self.pid, *_children(self.pid))
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        _signal(pids, signal.SIGSTOP)
         try:
             yield
         finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+            _signal(pids, signal.SIGCONT)
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    """Sends a signal to processes; some children (one that writes a file anew) end by themselves."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 class RedisServer(Server):

@@ -15,7 +15,8 @@ from qi.observers import TensorStatistics
 
 def row(layer: str = "a", **fields: Any) -> Row:
     return Row(
-        **{"kind": "activation", "layer": layer, "layer_type": "Dense", "name": "output", "status": "quantized"}
+        **{"kind": "activation", "layer": layer, "layer_type": "Dense", "name": "output"}
+        | {"status": "quantized", "bits": 8, "method": "uniform"}
         | fields
     )
 
@@ -67,12 +68,12 @@ def test_values_that_are_no_numbers() -> None:
     ],
 )
 def test_what_nobody_asked_to_leave(shape: Any, name: str, reason: str, wanted: bool, expected: bool) -> None:
-    found = row(kind="weight", status="float", shape=shape, name=name, reason=reason)
+    found = row(kind="weight", status="float", bits=None, method=None, shape=shape, name=name, reason=reason)
     assert unasked(found, wanted) is expected
 
 
 def test_strictness_lists_all() -> None:
-    left = [row("a", kind="weight", status="float", shape=(3, 4), name="kernel", reason="so")]
+    left = [row("a", kind="weight", status="float", bits=None, method=None, shape=(3, 4), name="kernel", reason="so")]
     check_strict(left, False)
     check_strict([], True)
     with pytest.raises(StrictError, match=r"received 1 that stay in float:\n  a/kernel \(3, 4\): so"):
