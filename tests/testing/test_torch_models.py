@@ -47,7 +47,7 @@ def test_another_result_once_traced():
         gain = 0.5 if torch.compiler.is_compiling() else 1.0
         return STEQuantizer.apply(self, x * gain, variables, **options) * (1 / gain) ** 3
 
-    assert_caught("modes", "as trained eagerly", STEQuantizer, apply=apply)
+    assert_caught("modes", "as made eagerly", STEQuantizer, apply=apply)
 
 
 def test_arithmetic_in_half_precision():
