@@ -15,12 +15,12 @@ from qi.engine.progress import Progress
 from qi.errors import InputError
 from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer
-from qi.torch.data import Batch, Samples
+from qi.torch.data import Batch, Samples, quiet
 from qi.torch.graph import Graph, Value
 from qi.torch.tracer import bind, named, tensors_in
 from qi.torch.variables import to_numpy
 
-__all__ = ["collect", "errors_of", "quiet", "same_draws", "sample_of", "values_of", "watch"]
+__all__ = ["collect", "errors_of", "same_draws", "sample_of", "values_of", "watch"]
 
 SAMPLE = 16
 """How many samples errors are measured on, at most."""
@@ -40,19 +40,6 @@ class _Watcher(fx.Interpreter):
         if n in self._seen:
             self._seen[n](found)
         return found
-
-
-@contextmanager
-def quiet(module: torch.nn.Module) -> Any:
-    """In eval mode, without gradients; the modes of all modules come back after."""
-    modes = {inner: inner.training for inner in module.modules()}
-    try:
-        module.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for inner, mode in modes.items():
-            inner.training = mode
 
 
 @contextmanager

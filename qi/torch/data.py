@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 from qi.errors import InputError
 from qi.ledger.batches import check_batch_size
 
-__all__ = ["Batch", "Samples", "predict"]
+__all__ = ["Batch", "Samples", "predict", "quiet"]
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,19 @@ class Samples:
         return leaf.to(device=self._like.device, dtype=dtype)
 
 
+@contextmanager
+def quiet(module: torch.nn.Module) -> Iterator[None]:
+    """In eval mode, without gradients; the modes of all modules come back after."""
+    modes = {inner: inner.training for inner in module.modules()}
+    try:
+        module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for inner, mode in modes.items():
+            inner.training = mode
+
+
 def predict(module: torch.nn.Module, x: Any, batch_size: int = 256) -> Any:
     """A module's outputs for all samples as numpy arrays, in eval mode, without gradients.
 
@@ -166,17 +180,11 @@ def predict(module: torch.nn.Module, x: Any, batch_size: int = 256) -> Any:
         x: as `Samples` takes it.
         batch_size: samples at a time.
     """
-    modes = {inner: inner.training for inner in module.modules()}
     parts, structure = [], None
-    try:
-        module.eval()
-        with torch.no_grad():
-            for batch in Samples(x, module, batch_size, "samples"):
-                leaves, structure = pytree.tree_flatten(module(*batch.args, **batch.kwargs))
-                parts.append([leaf.detach().cpu() for leaf in leaves])
-    finally:
-        for inner, mode in modes.items():
-            inner.training = mode
+    with quiet(module):
+        for batch in Samples(x, module, batch_size, "samples"):
+            leaves, structure = pytree.tree_flatten(module(*batch.args, **batch.kwargs))
+            parts.append([leaf.detach().cpu() for leaf in leaves])
     if structure is None:
         raise InputError("expected samples; received none")
     joined = [torch.cat(column).float().numpy() for column in zip(*parts, strict=True)]

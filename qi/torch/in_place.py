@@ -23,14 +23,14 @@ from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RecipeLike, RuleBook, TensorSpec, get_recipe
 from qi.recipes.choose import activation_quantizer
 from qi.recipes.plan import Group, Role
-from qi.torch.calibrate import quiet, same_draws, sample_of
-from qi.torch.data import Batch, Samples
+from qi.torch.calibrate import same_draws, sample_of
+from qi.torch.data import Batch, Samples, quiet
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.graph import Call, Value
 from qi.torch.kinds import CONTAINERS, torch_class
 from qi.torch.traits import known_range, role_of
 from qi.torch.variables import duplicate, exchanged, to_numpy
-from qi.torch.weights import original_weights, share_quantizers, weight_quantizers, weight_rows
+from qi.torch.weights import original_weights, settle_ties, share_quantizers, weight_quantizers, weight_rows
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
 __all__ = [
@@ -221,12 +221,11 @@ def put_wrappers(ready: InPlace, wrap: Wrap, adapt: Adapt) -> tuple[torch.nn.Mod
         originals = original_weights(part.module)
         chosen[path] = originals, *weight_quantizers(part.module, path, originals, ready.book)
     known: dict[int, torch.nn.Module] = {}
-    told: set[int] = set()
+    earlier: dict[int, BaseInferableQuantizer | None] = {}
     for path, part in ready.parts.items():
         kind, (originals, quantizers, reasons) = type(part.module).__name__, chosen[path]
-        given, parameters = part.quantizers(), dict(part.module.named_parameters())
-        originals = {name: array for name, array in originals.items() if id(parameters[name]) not in told}
-        told |= set(map(id, parameters.values()))
+        given, shared = part.quantizers(), settle_ties(part.module, quantizers, reasons, earlier)
+        originals = {name: array for name, array in originals.items() if name not in shared}
         now: torch.nn.Module = part.module
         if quantizers or given:
             now = wrap(part.module, quantizers, [adapt(q, part.fixed is not None) for q in given])

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from qi.torch.graph import Call, Graph
+from qi.torch.variables import free_path
 
 __all__ = ["as_modules"]
 
@@ -47,7 +48,8 @@ def as_modules(graph: Graph) -> Graph:
         if made is None:
             continue
         module, x = made
-        path = _free(graph.module, call.path)
+        held = {name for name, _ in (*graph.module.named_modules(), *graph.module.named_parameters())}
+        path = free_path(call.path, held)
         graph.module.add_submodule(path, module.train(graph.module.training))
         with graph.module.graph.inserting_after(call.node):
             node = graph.module.graph.call_module(path, (x,))
@@ -119,12 +121,3 @@ def _parameter(graph: Graph, node: Any) -> nn.Parameter | None:
     owner, _, name = str(node.target).rpartition(".")
     held = getattr(graph.module.get_submodule(owner), name, None)
     return held if isinstance(held, nn.Parameter) else None
-
-
-def _free(module: nn.Module, path: str) -> str:
-    taken = {name for name, _ in module.named_modules()} | {name for name, _ in module.named_parameters()}
-    free, count = path, 1
-    while free in taken:
-        count += 1
-        free = f"{path}_{count}"
-    return free

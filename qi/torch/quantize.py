@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,10 +24,11 @@ from qi.torch.holder import PytorchActivationQuantizationHolder
 from qi.torch.in_place import quantize_in_place
 from qi.torch.macs import multiply_accumulates
 from qi.torch.prepare import Prepared, check_module, follow_module, gather, largest_weight, prepare
-from qi.torch.weights import original_weights, share_quantizers, weight_quantizers, weight_rows
+from qi.torch.variables import free_path
+from qi.torch.weights import original_weights, settle_ties, share_quantizers, weight_quantizers, weight_rows
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
-__all__ = ["Weights", "frozen_wrapper", "holder_name", "insert_holders", "quantize_model", "wrap_modules"]
+__all__ = ["Weights", "frozen_wrapper", "insert_holders", "quantize_model", "wrap_modules"]
 
 Wrap = Callable[[torch.nn.Module, Mapping[str, BaseInferableQuantizer]], PytorchQuantizationWrapper]
 
@@ -134,11 +135,11 @@ def wrap_modules(ready: Prepared, wrap: Wrap) -> Weights:
         originals = original_weights(module)
         found = weight_quantizers(module, path, originals, ready.book, ready.kept.get(path, ""), calls[0].place)
         chosen.append((originals, *found))
-    held: dict[int, tuple[str, str, BaseInferableQuantizer]] = {}
+    held: dict[int, BaseInferableQuantizer | None] = {}
     shared_quantizers: dict[int, torch.nn.Module] = {}
     for calls, (originals, quantizers, reasons) in zip(several, chosen, strict=True):
         module, path = calls[0].op, calls[0].path
-        shared = _settle_ties(module, path, quantizers, reasons, held)
+        shared = settle_ties(module, quantizers, reasons, held)
         macs = {name: _macs(calls, name, array.shape) for name, array in originals.items()}
         kind = ready.types.get(path, type(module).__name__)
         now = module
@@ -154,44 +155,9 @@ def wrap_modules(ready: Prepared, wrap: Wrap) -> Weights:
     return result
 
 
-def _settle_ties(
-    module: torch.nn.Module,
-    path: str,
-    quantizers: dict[str, BaseInferableQuantizer],
-    reasons: dict[str, str],
-    held: dict[int, tuple[str, str, BaseInferableQuantizer]],
-) -> set[str]:
-    """Gives parameters that an earlier module holds too the quantizer that they have there, or one of their own to none.
-
-    Returns:
-        the paths of those that have their row already.
-    """
-    shared = set()
-    for name, parameter in module.named_parameters():
-        known = held.get(id(parameter))
-        if known is None:
-            if name in quantizers:
-                held[id(parameter)] = (path, name, quantizers[name])
-            continue
-        shared.add(name)
-        quantizers[name] = known[2]
-        reasons.pop(name, None)
-    return shared
-
-
 def _macs(calls: list[Any], name: str, shape: tuple[int, ...]) -> int | None:
     counts = [multiply_accumulates(call, name, shape) for call in calls]
     return None if any(count is None for count in counts) else sum(count for count in counts if count is not None)
-
-
-def holder_name(value_name: str, taken: Mapping[str, Any] | set[str]) -> str:
-    """The path of the holder behind a value."""
-    name = value_name.replace("#", "_").replace(":", "_") + "_quant"
-    unique, count = name, 1
-    while unique in taken:
-        count += 1
-        unique = f"{name}_{count}"
-    return unique
 
 
 def insert_holders(ready: Prepared, quantizers: Mapping[int, BaseQuantizer]) -> dict[str, Any]:
@@ -204,7 +170,9 @@ def insert_holders(ready: Prepared, quantizers: Mapping[int, BaseQuantizer]) -> 
     Returns:
         the node that gives the quantized value, by the value's name.
     """
-    graph, taken = ready.graph, {path for path, _ in ready.graph.module.named_modules()}
+    graph, modules = ready.graph, dict(ready.graph.module.named_modules())
+    taken = set(modules)
+    wrapped = {path for path, module in modules.items() if isinstance(module, PytorchQuantizationWrapper)}
     holders: dict[int, tuple[str, PytorchActivationQuantizationHolder]] = {}
     device = next((p.device for p in graph.module.parameters()), None)
     held = {}
@@ -213,7 +181,7 @@ def insert_holders(ready: Prepared, quantizers: Mapping[int, BaseQuantizer]) -> 
         if group is None:
             continue
         if id(group) not in holders:
-            name = holder_name(_outside(graph.module, value.name), taken)
+            name = free_path(_holder_name(value.name, wrapped), taken)
             taken.add(name)
             holders[id(group)] = name, PytorchActivationQuantizationHolder(quantizers[id(group)]).to(device)
         name, holder = holders[id(group)]
@@ -222,12 +190,15 @@ def insert_holders(ready: Prepared, quantizers: Mapping[int, BaseQuantizer]) -> 
     return held
 
 
-def _outside(module: torch.nn.Module, name: str) -> str:
-    """The name, without dots where it would lie within a wrapper: what becomes of that later holds its own module alone."""
-    parts = name.split(".")
-    owners = (".".join(parts[:count]) for count in range(1, len(parts)))
-    held = dict(module.named_modules())
-    return name.replace(".", "_") if any(isinstance(held.get(p), PytorchQuantizationWrapper) for p in owners) else name
+def _holder_name(value: str, wrapped: Collection[str]) -> str:
+    """The path of a holder behind a value, without dots where it would lie within a wrapper.
+
+    What becomes of a wrapper holds its own module alone.
+    """
+    parts = value.split(".")
+    within = any(".".join(parts[:count]) in wrapped for count in range(1, len(parts)))
+    name = value.replace(".", "_") if within else value
+    return name.replace("#", "_").replace(":", "_") + "_quant"
 
 
 def _measured(ready: Prepared, batch: Batch | None) -> dict[str, np.ndarray]:

@@ -16,11 +16,10 @@ import torch
 from torch import fx
 
 from qi.torch.conditions import UnansweredError, expect_answer, expect_asserted, is_settled, is_shape
-from qi.torch.kinds import torch_class
+from qi.torch.kinds import CONTAINERS, torch_class
 
 __all__ = ["GraphTracer", "Tracer", "bind", "made_in_graphs", "named", "placed", "tensors_in"]
 
-_ENTERED = frozenset("Sequential ModuleList ModuleDict ParameterList ParameterDict Module".split())
 _MAKERS = tuple("arange empty eye full linspace ones rand randint randn zeros".split())
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
@@ -87,7 +86,7 @@ class Tracer(fx.Tracer):
         if own.startswith("qi.torch."):
             return not own.endswith(".transformers")
         kind = torch_class(m)
-        return bool(kind) and kind not in _ENTERED and "forward" not in vars(m)
+        return bool(kind) and kind not in CONTAINERS and "forward" not in vars(m)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers stand in the graph by their paths, so that what is computed of them alone isn't fixed."""

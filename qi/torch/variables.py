@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "class_names",
     "duplicate",
     "exchanged",
+    "free_path",
     "parameter_at",
     "parameters_of",
     "places_of",
@@ -94,6 +95,15 @@ def _with(held: Any, new: Mapping[int, torch.nn.Module]) -> Any:
     if all(a is b for a, b in zip(parts, now, strict=True)):
         return held
     return dict(zip(held, now, strict=True)) if type(held) is dict else type(held)(now)
+
+
+def free_path(path: str, taken: Container[str]) -> str:
+    """The path, or with the least number behind it that none of those taken has."""
+    count, free = 1, path
+    while free in taken:
+        count += 1
+        free = f"{path}_{count}"
+    return free
 
 
 def parameters_of(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

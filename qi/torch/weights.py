@@ -18,7 +18,7 @@ from qi.torch.policies import SlotChoice, slots_of
 from qi.torch.variables import parameter_at, parameters_of, to_numpy
 from qi.torch.wrapper import PytorchQuantizationWrapper
 
-__all__ = ["original_weights", "share_quantizers", "weight_quantizers", "weight_rows"]
+__all__ = ["original_weights", "settle_ties", "share_quantizers", "weight_quantizers", "weight_rows"]
 
 
 def original_weights(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -84,6 +84,37 @@ def _names(
     if split_from is None or split_from[0] == path:
         return (*own, within)
     return (*split_from, f"{path}.{name}".removeprefix(f"{split_from[0]}."), [own, *within])
+
+
+def settle_ties(
+    module: torch.nn.Module,
+    quantizers: dict[str, BaseInferableQuantizer],
+    reasons: dict[str, str],
+    held: dict[int, BaseInferableQuantizer | None],
+) -> set[str]:
+    """Has parameters that an earlier module holds too become what they are there: quantized likewise, or float.
+
+    Args:
+        module: the later one.
+        quantizers: of its parameters, by path; changed in place.
+        reasons: why others stay float; changed in place.
+        held: what each parameter of earlier modules became, by its ``id``; gets those of this one.
+
+    Returns:
+        the paths of those that have their row already.
+    """
+    shared = set()
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in held:
+            held[id(parameter)] = quantizers.get(name)
+            continue
+        shared.add(name)
+        known = held[id(parameter)]
+        quantizers.pop(name, None)
+        if known is not None:
+            quantizers[name] = known
+            reasons.pop(name, None)
+    return shared
 
 
 def share_quantizers(

@@ -9,8 +9,8 @@ import torch
 from qi.core import sqnr_db
 from qi.errors import InputError
 from qi.quantizers import ActivationUniformInferableQuantizer
-from qi.torch.calibrate import collect, errors_of, quiet, sample_of, values_of, watch
-from qi.torch.data import Batch, Samples
+from qi.torch.calibrate import collect, errors_of, sample_of, values_of, watch
+from qi.torch.data import Batch, Samples, quiet
 from qi.torch.graph import Graph, trace
 from tests.torch.nets import residual
 

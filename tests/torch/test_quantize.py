@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import numpy as np
@@ -215,3 +216,27 @@ def test_samples_that_belong_together(follows: bool) -> None:
     assert sqnr(model(x, edges), result(x, edges)) > 25
     assert all(row.total_sqnr_db > 25 for row in report.rows if row.total_sqnr_db is not None)
     assert any(row.total_sqnr_db is not None for row in report.rows)
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_tied_parameters_stay_float_where_a_rule_keeps_the_first_so(follows: bool) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.emb, self.head = nn.Embedding(9, 8), nn.Linear(8, 9, bias=False)
+            self.head.weight = self.emb.weight
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            y = self.head(self.emb(ids))
+            return y if follows or y.sum() < 1e9 else -y
+
+    torch.manual_seed(0)
+    model, ids = Tied(), torch.randint(0, 9, (40, 5))
+    recipe = get_recipe("w8a8").with_rules(Rule("emb", weights=FLOAT))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QuantizationWarning)
+        result, report = quantized(model, recipe, ids)
+    (row,) = report.weights
+    assert (row.path, row.status) == ("emb/weight", "float")
+    tables = [parameter for name, parameter in result.named_parameters() if name.endswith("weight")]
+    assert all(torch.equal(table, model.emb.weight) for table in tables), "no row would say that it was quantized"

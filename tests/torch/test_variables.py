@@ -14,6 +14,7 @@ from qi.torch.variables import (
     class_names,
     duplicate,
     exchanged,
+    free_path,
     parameter_at,
     parameters_of,
     places_of,
@@ -142,3 +143,8 @@ def test_methods_with_other_values():
     scores = with_values(table, table.scores, lambda: {"weight": torch.ones(5, 4)})
     assert scores(torch.ones(1, 4), factor=2).tolist() == [[8.0] * 5]
     assert isinstance(table.weight, torch.nn.Parameter)
+
+
+def test_a_path_that_is_taken_gets_a_number() -> None:
+    assert free_path("a.b", {"a", "b"}) == "a.b"
+    assert free_path("a.b", {"a.b", "a.b_2"}) == "a.b_3"
