@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.graph import Graph, Value
@@ -100,6 +101,8 @@ def wrap_layers(
     types: Mapping[int, str],
     wrap: Wrap | None = None,
     inner: Mapping[str, Within] | None = None,
+    made: Mapping[tuple[int, str], BaseInferableQuantizer] | None = None,
+    floats: Mapping[tuple[int, str], np.ndarray] | None = None,
 ) -> Weights:
     """Wraps every layer of which the recipe quantizes weights, or anything within.
 
@@ -111,6 +114,8 @@ def wrap_layers(
         types: description of each call's operation by ``id(call)``.
         wrap: makes a built wrapper of a layer and its quantizers; frozen ones by default.
         inner: the quantizers within each layer by the layer's path.
+        made: quantizers that algorithms have chosen, by (``id`` of the layer, path of the weight).
+        floats: likewise, the weights before an algorithm moved them, for the report.
     """
     result = Weights()
     once = Once({calls[0].path: calls[0].op for calls in graph.calls_of().values()}, trains=wrap is not None)
@@ -121,7 +126,9 @@ def wrap_layers(
             continue
         originals = original_weights(op)
         in_rules = partial(weight_in_rules, calls[0])
-        quantizers, reasons = weight_quantizers(op, path, originals, book, kept.get(path, ""), in_rules)
+        chosen = {name: made[id(op), name] for name in originals if made and (id(op), name) in made}
+        quantizers, reasons = weight_quantizers(op, path, originals, book, kept.get(path, ""), in_rules, chosen)
+        originals |= {name: floats[id(op), name] for name in originals if floats and (id(op), name) in floats}
         if path in notes:
             reasons |= dict.fromkeys(quantizers, notes[path])
             quantizers = {}

@@ -11,10 +11,11 @@ import numpy as np
 
 from qi.keras.data import batches, count_batches
 from qi.keras.graph import Graph, Value, build_model
+from qi.keras.inputs import Watch
 from qi.keras.parts import UNSEEN, Part, recording
 from qi.keras.plan import value_name
 from qi.keras.running import fixed_batch, stateless_call, translated
-from qi.observers import TensorStatistics
+from qi.observers import Moments, TensorStatistics
 
 __all__ = ["Calibration", "collect", "run"]
 
@@ -30,12 +31,16 @@ class Calibration:
         samples: how many samples were seen; 0 where it isn't known.
         sample: the inputs of the first few samples, for measuring errors.
         source: where the statistics come from if not from data just seen.
+        inputs: moments of the inputs of layers, by `qi.keras.inputs.weight_key`.
+        channels: statistics of single channels, by the value's name.
     """
 
     statistics: dict[str, TensorStatistics] = field(default_factory=dict)
     samples: int = 0
     sample: list[np.ndarray] = field(default_factory=list)
     source: str = ""
+    inputs: dict[str, Moments] = field(default_factory=dict)
+    channels: dict[str, TensorStatistics] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, str | float | bool | None]:
@@ -67,6 +72,7 @@ def collect(
     values: list[Value],
     data: Any,
     parts: Mapping[str, Part] | None = None,
+    watch: Watch | None = None,
     *,
     batch_size: int,
     progress: bool,
@@ -80,6 +86,7 @@ def collect(
         values: which values to watch.
         data: see `qi.keras.data.batches`.
         parts: layers within others, which see what they give.
+        watch: what else is to be seen.
         batch_size: for arrays.
         progress: whether to show a progress bar.
         keep: samples to keep as `Calibration.sample`.
@@ -87,9 +94,13 @@ def collect(
     Raises:
         InputError: illegal data, see `qi.keras.data.batches`; or data on which the model raises an error.
     """
-    result = Calibration({value_name(value): TensorStatistics() for value in values})
+    watch = watch or Watch()
+    result = Calibration(
+        {value_name(value): TensorStatistics() for value in values}, inputs=watch.inputs, channels=watch.channels
+    )
     within = {path: part for path, part in (parts or {}).items() if part.spec is not None}
-    outputs_of = run(graph, tensors, values or graph.flat_outputs()) if values or within else None
+    looked_at = list({id(value): value for value in [*values, *watch.values]}.values())
+    outputs_of = run(graph, tensors, looked_at or graph.flat_outputs()) if looked_at or within else None
     bar = keras.utils.Progbar(count_batches(data, batch_size), unit_name="batch", verbose=int(progress))
     done = 0
     for inputs, count in batches(data, graph, batch_size):
@@ -97,9 +108,12 @@ def collect(
             result.sample = [array[:keep].copy() for array in inputs]  # a view would keep the whole batch
         result.samples += count
         if outputs_of is not None:
-            for piece in _pieces(inputs, count, graph, values):
+            for piece in _pieces(inputs, count, graph, looked_at):
                 with recording(within):
-                    _observe([result.statistics[value_name(value)] for value in values], outputs_of(piece))
+                    arrays = outputs_of(piece)[: len(looked_at)]
+                _observe([result.statistics[value_name(value)] for value in values], arrays[: len(values)])
+                watch.update(looked_at, arrays)
+                del arrays
                 del piece
         done += 1
         bar.update(done, finalize=False)
@@ -125,5 +139,5 @@ def _pieces(inputs: list[np.ndarray], count: int, graph: Graph, values: list[Val
 
 def _observe(statistics: list[TensorStatistics], arrays: list[np.ndarray]) -> None:
     """Updates each statistic; once it returns, nothing holds the arrays."""
-    for seen, array in zip(statistics, arrays, strict=bool(statistics)):  # none are watched where only parts are
+    for seen, array in zip(statistics, arrays, strict=True):
         seen.update(array)

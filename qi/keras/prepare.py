@@ -22,12 +22,14 @@ from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales, split_
 from qi.keras.given import check_graph, check_layers
 from qi.keras.graph import Call, Graph, Value, build_tensors, flatten_model, follow_model
 from qi.keras.holder import KerasActivationQuantizationHolder
+from qi.keras.inputs import Watch
 from qi.keras.in_place_quantize import calibrate_in_place, prepare_in_place
 from qi.keras.merges import split_merges
 from qi.keras.parts import AdaptWithin, Part, inner_parts, quantizers_within
 from qi.keras.plan import plan_activations
 from qi.keras.rows import original_weights
 from qi.keras.running import fixed_batch
+from qi.keras.links import scalable_values
 from qi.keras.separable import split_separable
 from qi.keras.ties import tied_paths
 from qi.keras.verify import check_copies
@@ -48,7 +50,7 @@ class Prepared:
     """A model on its way: its graph as given, the folded one of copies, the recipe's decisions, the activations' plan.
 
     `kept` says why normalizations weren't folded and attentions not taken apart, by path; `inner` holds what is quantized within
-    layers that are called as a whole, by their paths.
+    layers that are called as a whole, by their paths; `watch` is what calibration has to see beside the values with ranges.
     """
 
     given: Graph
@@ -59,6 +61,7 @@ class Prepared:
     notes: dict[str, str]
     tensors: dict[int, Any]
     inner: dict[str, dict[str, Part]] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def watched(self) -> list[Value]:
@@ -77,7 +80,7 @@ class Prepared:
     @property
     def needs_data(self) -> bool:
         """Whether calibration has to find any range."""
-        return bool(self.watched) or any(part.watched for part in self.parts.values())
+        return bool(self.watched or self.watch.seen) or any(part.watched for part in self.parts.values())
 
 
 Planner = Callable[[Graph, RuleBook], ActivationPlan]
@@ -206,14 +209,22 @@ def gather_statistics(
 
 
 def calibrate(
-    model: keras.Model, data: Any, recipe: RecipeLike = "w8a8", *, batch_size: int = 64, progress: bool = True
+    model: keras.Model,
+    data: Any,
+    recipe: RecipeLike = "w8a8",
+    *,
+    moments: bool = True,
+    batch_size: int = 64,
+    progress: bool = True,
 ) -> CalibratedStatistics:
-    """Collects the statistics from which any recipe's activation ranges can be chosen later, with no data at hand.
+    """Collects the statistics from which any recipe's ranges, and most algorithms, can be redone later with no data at hand.
 
     Args:
         model: as of `quantize_model`; it is only read.
         data: see `quantize_model`.
         recipe: decides which values are watched; recipes that quantize the same tensors can use the result.
+        moments: whether to keep what equalization, GPTQ, bias correction and a search need too: moments of the inputs of all
+            layers that multiply by a weight (of at most 4,096 features or so), and ranges of single channels.
         batch_size: for arrays.
         progress: whether to show a progress bar.
 
@@ -232,11 +243,22 @@ def calibrate(
         calibrate_in_place(in_place, data, None, batch_size, progress)
         return CalibratedStatistics(in_place.statistics, samples=in_place.calibration.samples, model=fingerprint(model))
     ready = prepare(model, recipe, graph=graph)
-    _check_watched(ready.needs_data, ready.book)
+    weights = ready.book.recipe.all_weights()
+    _check_watched(
+        ready.needs_data or any(step.needs != "weights" for spec in weights for step in spec.algorithms), ready.book
+    )
+    if moments:
+        ready.watch = Watch.of(ready.graph, channels=scalable_values(ready.graph))
     calibration = gather_statistics(model, ready, data, None, batch_size, progress)
     for group in ready.plan.groups:
         group_statistics(group, calibration.statistics)  # refuses what no recipe could use
-    return CalibratedStatistics(calibration.statistics, samples=calibration.samples, model=fingerprint(model))
+    return CalibratedStatistics(
+        calibration.statistics,
+        samples=calibration.samples,
+        model=fingerprint(model),
+        inputs=calibration.inputs,
+        channels=calibration.channels,
+    )
 
 
 def _check_watched(watched: bool, book: RuleBook) -> None:
@@ -249,7 +271,7 @@ def _check_watched(watched: bool, book: RuleBook) -> None:
 
 def _new_statistics(ready: Prepared, data: Any, batch_size: int, progress: bool) -> Calibration:
     """What one pass over the data gives; nothing where the recipe needs none."""
-    if not (ready.plan.groups or ready.parts) or (data is None and not ready.needs_data):
+    if not (ready.plan.groups or ready.parts or ready.watch.seen) or (data is None and not ready.needs_data):
         return Calibration()
     return _collect(ready, data, batch_size, progress)
 
@@ -261,7 +283,7 @@ def stored_statistics(model: keras.Model, data: Any, statistics: Any) -> Calibra
     found = load_statistics(statistics) if isinstance(statistics, (str, os.PathLike)) else statistics
     if not isinstance(found, Mapping) or not all(isinstance(s, TensorStatistics) for s in found.values()):
         raise InputError(f"expected TensorStatistics by name, as calibrate gives them; received {type(found).__name__}")
-    samples = 0
+    samples, inputs, channels = 0, {}, {}
     if isinstance(found, CalibratedStatistics):
         if found.model and found.model != fingerprint(model):
             raise ConfigError(
@@ -269,7 +291,8 @@ def stored_statistics(model: keras.Model, data: Any, statistics: Any) -> Calibra
                 "do calibrate again"
             )
         samples = found.samples or 0
-    return Calibration(dict(found), samples=samples, source="stored statistics")
+        inputs, channels = dict(found.inputs), dict(found.channels)
+    return Calibration(dict(found), samples=samples, source="stored statistics", inputs=inputs, channels=channels)
 
 
 def _collect(ready: Prepared, data: Any, batch_size: int, progress: bool) -> Calibration:
@@ -283,6 +306,7 @@ def _collect(ready: Prepared, data: Any, batch_size: int, progress: bool) -> Cal
         ready.watched,
         data,
         ready.parts,
+        ready.watch,
         batch_size=batch_size,
         progress=progress,
         keep=keep,

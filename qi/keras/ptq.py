@@ -25,6 +25,7 @@ from qi.keras.in_place_quantize import (
     put_quantizers,
     quantized_rows,
 )
+from qi.keras.low_bits import LowBits
 from qi.keras.parts import outputs_seen, part_rows
 from qi.keras.prepare import Prepared, gather_statistics, prepare, stored_statistics
 from qi.keras.rows import activation_rows, describe, errors_of, in_graph_order
@@ -47,6 +48,8 @@ def quantize_model(
     strict: bool = False,
     statistics: Mapping[str, TensorStatistics] | str | os.PathLike[str] | None = None,
     exact: str | None = None,
+    jobs: int | None = 1,
+    resume: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> tuple[keras.Model, QuantizationReport]:
@@ -73,6 +76,9 @@ def quantize_model(
             along an axis (GELU, say), the last bit may differ, and with it seldom a code by one.
             Convolutional networks take as long as with plain fake quantization, wide Dense layers and transformers up to two
             thirds longer, "reference", whose kernels compute in 64 bits, 4 to 5 times as long.
+        jobs: how many weights the recipe's algorithms work on at once; None leaves that, and where they run, to
+            `joblib.parallel_config`.
+        resume: a file that keeps what the algorithms have done, weight by weight: stopped by Ctrl-C, the same call goes on there.
         batch_size: for arrays.
         progress: whether to show a progress bar.
 
@@ -110,7 +116,9 @@ def quantize_model(
         stored = None if statistics is None else stored_statistics(model, data, statistics).statistics
         return _quantize_in_place(model, recipe, data, stored, why, strict, batch_size, progress)
     ready = prepare(model, recipe, graph=graph)
+    low_bits = LowBits(ready)
     calibration = gather_statistics(model, ready, data, statistics, batch_size, progress)
+    low_bits.scale(calibration)
     seen = calibration.statistics
     merged = {group.key: group_statistics(group, seen) for group in ready.plan.groups}
     quantizers = activation_quantizers(ready.graph, ready.plan, merged)
@@ -121,8 +129,17 @@ def quantize_model(
     float_graph = Graph(
         ready.graph.name, ready.graph.inputs, ready.graph.outputs, list(ready.graph.calls), whole=ready.graph.whole
     )
-
-    weights = wrap_layers(ready.graph, ready.book, ready.kept, ready.notes, types, inner=ready.within())
+    low_bits.round(calibration, jobs=jobs, resume=resume, progress=progress)
+    weights = wrap_layers(
+        ready.graph,
+        ready.book,
+        ready.kept,
+        ready.notes,
+        types,
+        inner=ready.within(),
+        made=low_bits.quantizers,
+        floats=low_bits.floats,
+    )
     check_strict(weights.refused, strict)
     held = insert_holders(ready.graph, ready.plan, quantizers)
     tensors = build_tensors(ready.graph)
@@ -141,9 +158,8 @@ def quantize_model(
     }
     rows = in_graph_order(float_graph, weights.rows, activations, parts)
     result = result if exact is None else make_exact(result, exact)
-    return result, _report(
-        model, result, ready.book, rows, findings(ready, rows, calibration, seen_by_group), calibration.settings
-    )
+    told = [*low_bits.told, *findings(ready, rows, calibration, seen_by_group)]
+    return result, _report(model, result, ready.book, rows, told, calibration.settings | low_bits.settings)
 
 
 def _quantize_in_place(

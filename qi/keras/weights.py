@@ -8,12 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from qi.dispatch import Slot
 from qi.keras.slots import SlotChoice, layer_policy, slots_of
 from qi.quantizers import BaseInferableQuantizer
-from qi.recipes import RuleBook
+from qi.recipes import RuleBook, TensorSpec
 from qi.recipes.choose import weight_quantizer
 
-__all__ = ["has_policy", "layer_policy", "weight_quantizers"]
+__all__ = ["has_policy", "layer_policy", "weight_quantizers", "weight_specs"]
 
 WeightName = tuple[str, str, str]
 """What rules know a weight by: the path of a layer in the model, its class, the path of the weight within it."""
@@ -31,8 +32,32 @@ def weight_quantizers(
     book: RuleBook,
     kept: str,
     in_rules: Callable[[str], WeightName] | None = None,
+    made: Mapping[str, BaseInferableQuantizer] | None = None,
 ) -> tuple[dict[str, BaseInferableQuantizer], dict[str, str]]:
     """The quantizer of each weight path that gets one, and the reason of each that doesn't.
+
+    Args:
+        op, path, weights, book, kept, in_rules: as of `weight_specs`.
+        made: quantizers by weight path that algorithms have chosen already.
+    """
+    specs, reasons = weight_specs(op, path, weights, book, kept, in_rules)
+    known = made or {}
+    quantizers = {
+        name: known[name] if name in known else weight_quantizer(weights[name], spec, slot)
+        for name, (spec, slot) in specs.items()
+    }
+    return quantizers, reasons
+
+
+def weight_specs(
+    op: Any,
+    path: str,
+    weights: Mapping[str, np.ndarray],
+    book: RuleBook,
+    kept: str,
+    in_rules: Callable[[str], WeightName] | None = None,
+) -> tuple[dict[str, tuple[TensorSpec, Slot]], dict[str, str]]:
+    """How each weight path is quantized that is, and the reason of each that isn't.
 
     Rules may speak of the layer ("rnn", "RNN", "lstm_cell/kernel") or of any layer within it that holds the weight
     ("rnn/lstm_cell", "LSTMCell", "kernel"): the first rule that matches one of these decides.
@@ -47,7 +72,7 @@ def weight_quantizers(
             aren't its own.
     """
     choices = slots_of(op)
-    quantizers: dict[str, BaseInferableQuantizer] = {}
+    specs: dict[str, tuple[TensorSpec, Slot]] = {}
     reasons: dict[str, str] = {}
     for name, array in weights.items():
         choice = choices[name]
@@ -62,8 +87,8 @@ def weight_quantizers(
         elif array.size == 0:
             reasons[name] = "has no elements"
         else:
-            quantizers[name] = weight_quantizer(array, spec, choice.slot)
-    return quantizers, reasons
+            specs[name] = spec, choice.slot
+    return specs, reasons
 
 
 def _names(

@@ -1,7 +1,9 @@
 """What was seen of a tensor (statistics), and which range to quantize it with (selections)."""
 
 from qi.observers.calibrated import CalibratedStatistics
+from qi.observers.channels import rescaled
 from qi.observers.io import load_statistics, save_statistics
+from qi.observers.moments import Moments
 from qi.observers.presets import (
     EmaObserver,
     EntropyObserver,
@@ -25,12 +27,14 @@ __all__ = [
     "MSEObserver",
     "MinMax",
     "MinMaxObserver",
+    "Moments",
     "Observer",
     "PercentileObserver",
     "Statistic",
     "TensorStatistics",
     "clipped_share",
     "load_statistics",
+    "rescaled",
     "save_statistics",
     "select_range",
     "select_weight_threshold",

@@ -6,6 +6,7 @@ from qi.quantizers.activations import (
     ActivationSymmetricInferableQuantizer,
     ActivationUniformInferableQuantizer,
 )
+from qi.quantizers.adaround import AdaRoundQuantizer
 from qi.quantizers.base import BaseInferableQuantizer, BaseQuantizer, QuantizerVariable
 from qi.quantizers.config import (
     BaseQuantizerConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "ActivationPOTInferableQuantizer",
     "ActivationSymmetricInferableQuantizer",
     "ActivationUniformInferableQuantizer",
+    "AdaRoundQuantizer",
     "AdditiveNoiseQuantizer",
     "BaseInferableQuantizer",
     "BaseQuantizer",

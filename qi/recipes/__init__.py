@@ -9,6 +9,7 @@ from qi.recipes.lookup import RecipeLike, get_recipe
 from qi.recipes.recipe import Recipe
 from qi.recipes.rules import FLOAT, Rule
 from qi.recipes.spec import GRANULARITIES, METHODS, RangeOptions, TensorSpec
+from qi.recipes.steps import Step
 
 __all__ = [
     "FLOAT",
@@ -21,6 +22,7 @@ __all__ = [
     "RecipeLike",
     "Rule",
     "RuleBook",
+    "Step",
     "TensorSpec",
     "decode_name",
     "from_json",

@@ -1,6 +1,6 @@
 """Recipes by name: ``w8a8``, ``w4_g32``, ``w4a8_pt_minmax``.
 
-A name reads ``w<bits>[a<bits>][_pt|_pc|_g<size>][_<range>]``:
+A name reads ``w<bits>[a<bits>][_pt|_pc|_g<size>][_<range>][_<algorithm>]...``:
 
 * ``w<bits>``: weights of 2 to 16 bits, symmetric about 0;
 * ``a<bits>``: activations of 1 to 16 bits, one scale per tensor, asymmetric up to 8 bits and symmetric above; left
@@ -8,7 +8,9 @@ A name reads ``w<bits>[a<bits>][_pt|_pc|_g<size>][_<range>]``:
 * ``_pc``: one scale per output channel of a weight (so it is when nothing is said); ``_pt``: one per tensor;
   ``_g<size>``: one per group of so many consecutive weights of a channel;
 * ``_<range>``: how ranges are chosen. "minmax" and "mse" hold for weights and activations; "ema", "percentile",
-  "entropy" and whatever else `qi.observers.SELECTIONS` knows describe a stream of data and hold for activations alone.
+  "entropy" and whatever else `qi.observers.SELECTIONS` knows describe a stream of data and hold for activations alone;
+* ``_<algorithm>``: what is done with the weights beyond rounding to nearest (`qi.algorithms.ALGORITHMS`), as in
+  ``w4a8_gptq`` or ``w4a8_equalize_gptq_bias_correction``.
 
 When no range is named, weights take "minmax" from 8 bits on and "mse" with the third power of the error (``norm=3``)
 below, activations take "mse".
@@ -17,8 +19,10 @@ below, activations take "mse".
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import product
 
+from qi.algorithms import ALGORITHMS
 from qi.errors import ConfigError
 from qi.observers import SELECTIONS
 from qi.recipes.recipe import Recipe
@@ -38,11 +42,12 @@ RECIPE_NAMES = {
 
 _HOW = (
     "Names are built as w<bits>[a<bits>][_pt|_pc|_g<size>][_<range>], such as w8a8, w4_g32 or w4a8_mse, "
-    f"with a range among {', '.join(SELECTIONS)}"
+    f"with a range among {', '.join(SELECTIONS)}, and algorithms after it"
 )
 _NAME = re.compile(
     r"w(?P<weights>[1-9][0-9]?)(?:a(?P<activations>[1-9][0-9]?))?"
-    r"(?:_(?P<granularity>pt|pc|g[1-9][0-9]{0,8}))?(?:_(?P<range>[a-z]{3,}))?"
+    r"(?:_(?P<granularity>pt|pc|g[1-9][0-9]{0,8}))?"
+    r"(?P<words>(?:_[a-z]{3,})*)"
 )
 _GRANULARITY = {None: "per_channel", "pc": "per_channel", "pt": "per_tensor"}
 _RANGES_FOR_WEIGHTS = ("minmax", "mse")
@@ -74,11 +79,26 @@ def decode_name(name: str) -> Recipe:
         near = suggest(name, _nearby_names())
         raise ConfigError(f"expected the name of a recipe; received {name!r}.{near} {_HOW}")
     try:
-        activations = _activations(parts["activations"], parts["range"])
-        weights = _weights(parts["weights"], parts["granularity"], parts["range"], alone=activations is None)
+        range_, algorithms = _words(parts["words"])
+        activations = _activations(parts["activations"], range_)
+        weights = _weights(parts["weights"], parts["granularity"], range_, alone=activations is None)
+        weights = replace(weights, algorithms=algorithms)
         return Recipe(name.lower(), weights=weights, activations=activations)
     except ConfigError as error:
         raise ConfigError(f"recipe {name!r}: {error}. {_HOW}") from error
+
+
+def _words(text: str) -> tuple[str | None, tuple[str, ...]]:
+    """The range, if one is named, and the algorithms: names of either may hold underscores."""
+    words, found = text.strip("_").split("_") if text else [], []
+    while words:
+        known = [n for n in range(len(words), 0, -1) if "_".join(words[:n]) in (*SELECTIONS, *ALGORITHMS)]
+        length = known[0] if known else 1
+        found.append("_".join(words[:length]))
+        words = words[length:]
+    if not found or found[0] in ALGORITHMS:
+        return None, tuple(found)
+    return found[0], tuple(found[1:])
 
 
 def _weights(bits: str, granularity: str | None, range_: str | None, *, alone: bool) -> TensorSpec:
@@ -111,5 +131,5 @@ def _activations(bits: str | None, range_: str | None) -> TensorSpec | None:
 def _nearby_names() -> list[str]:
     """Names to suggest from: the usual bits with every suffix."""
     bits = ["".join(pair) for pair in product(("w2", "w3", "w4", "w6", "w8", "w16"), ("", "a4", "a8", "a16"))]
-    suffixes = ("pt", "pc", "g32", "g64", "g128", *SELECTIONS)
+    suffixes = ("pt", "pc", "g32", "g64", "g128", *SELECTIONS, *ALGORITHMS)
     return [*bits, *map("_".join, product(bits, suffixes))]

@@ -66,6 +66,11 @@ class Recipe:
         """Return a fresh `RuleBook`, which decides tensor by tensor and keeps track of the rules it used."""
         return RuleBook(self)
 
+    def all_weights(self) -> tuple[TensorSpec, ...]:
+        """How weights are quantized, by default and by rules."""
+        given = (self.weights, *(rule.weights for rule in self.rules))
+        return tuple(spec for spec in given if isinstance(spec, TensorSpec))
+
     def to_config(self) -> dict[str, Any]:
         """Return the recipe as a dict that JSON can hold."""
         return {

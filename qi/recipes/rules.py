@@ -136,6 +136,11 @@ def check_choice(slot: str, choice: object) -> None:
             "expected one scale per tensor for activations, as integer kernels need; received "
             f"granularity={choice.granularity!r}; do: granularity='per_tensor'"
         )
+    if slot == "activations" and choice.algorithms:
+        raise ConfigError(
+            f"expected algorithms for weights alone; received algorithms={[step.name for step in choice.algorithms]} for "
+            "activations; do move them to the weights"
+        )
     if slot == "weights" and choice.range not in WEIGHT_SELECTIONS:
         raise ConfigError(
             f"expected a range for weights among {', '.join(WEIGHT_SELECTIONS)}; received range={choice.range!r}, which "

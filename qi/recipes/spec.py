@@ -12,6 +12,7 @@ from typing import Any
 from qi.errors import ConfigError
 from qi.observers import SELECTIONS
 from qi.recipes.checks import check_keys
+from qi.recipes.steps import Step, as_steps
 from qi.registry import suggest
 
 __all__ = ["GRANULARITIES", "METHODS", "RangeOptions", "TensorSpec"]
@@ -77,6 +78,9 @@ class TensorSpec:
         group_size: How many consecutive weights share a scale: at least 2, and only for "per_group".
         range: The range selection: "minmax", "ema", "percentile", "mse" or "entropy" (`qi.observers.SELECTIONS`).
         range_options: Options of the range selection by name, e.g. ``{"percentile": 99.99}``.
+        algorithms: For weights alone: what is done beyond rounding to nearest, by names from
+            `qi.algorithms.ALGORITHMS` or as mappings such as ``{"name": "gptq", "damping": 0.1}``. They are kept in
+            the order in which they run.
 
     Raises:
         ConfigError: If a value is illegal, or two of them contradict each other.
@@ -95,6 +99,7 @@ class TensorSpec:
     group_size: int | None = None
     range: str = "minmax"
     range_options: Mapping[str, float] = field(default_factory=RangeOptions)
+    algorithms: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", _integer("bits", self.bits, 1, _MAX_BITS))
@@ -102,6 +107,7 @@ class TensorSpec:
         _one_of("granularity", self.granularity, GRANULARITIES)
         _one_of("range", self.range, SELECTIONS.names())
         object.__setattr__(self, "range_options", RangeOptions(self.range_options))
+        object.__setattr__(self, "algorithms", as_steps(self.algorithms))
         if self.granularity == "per_group":
             object.__setattr__(self, "group_size", _integer("group_size", self.group_size, 2, _MAX_GROUP))
         elif self.group_size is not None:
@@ -118,6 +124,8 @@ class TensorSpec:
         config["range"] = self.range
         if self.range_options:
             config["range_options"] = dict(self.range_options)
+        if self.algorithms:
+            config["algorithms"] = [step.to_config() for step in self.algorithms]
         return config
 
     @classmethod
@@ -134,7 +142,8 @@ class TensorSpec:
         group = "" if self.group_size is None else f" of {self.group_size}"
         options = "".join(f" {name}={value:g}" for name, value in self.range_options.items())
         words = f"{self.method}, {self.granularity}".replace("_", " ")
-        return f"{self.bits} bit{plural}, {words}{group}, range {self.range}{options}"
+        steps = f", {', '.join(map(str, self.algorithms))}" if self.algorithms else ""
+        return f"{self.bits} bit{plural}, {words}{group}, range {self.range}{options}{steps}"
 
 
 _FIELDS = tuple(TensorSpec.__dataclass_fields__)

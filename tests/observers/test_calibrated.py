@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from qi.errors import ConfigError, InputError
-from qi.observers import CalibratedStatistics, TensorStatistics
+from qi.observers import CalibratedStatistics, Moments, TensorStatistics
 
 SEEN = {"a": TensorStatistics(), "b": TensorStatistics(axis=1)}
 
@@ -28,6 +28,34 @@ def test_what_is_changed_no_longer_claims_an_origin():
 def test_a_copy_keeps_it():
     found = copy.copy(CalibratedStatistics(SEEN, samples=3, model="m"))
     assert (found.samples, found.model, list(found)) == (3, "m", ["a", "b"])
+    assert list(copy.deepcopy(CalibratedStatistics(SEEN, inputs={"c": Moments()})).inputs) == ["c"]
+
+
+def test_they_hold_the_moments_of_inputs_and_the_statistics_of_channels():
+    inputs, channels = {"conv": Moments(2)}, {"a": TensorStatistics(axis=-1)}
+    found = CalibratedStatistics(SEEN, inputs=inputs, channels=channels)
+    assert (found.inputs, found.channels) == (inputs, channels)
+    assert list(found) == ["a", "b"]
+    assert (CalibratedStatistics(SEEN).inputs, CalibratedStatistics(SEEN).channels) == ({}, {})
+    inputs.clear()
+    assert list(found.inputs) == ["conv"]
+    with pytest.raises(TypeError):
+        found.inputs["other"] = Moments()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"inputs": {"a": TensorStatistics()}}, "expected Moments by name"),
+        ({"inputs": {1: Moments()}}, "expected Moments by name"),
+        ({"channels": {"a": Moments()}}, "expected TensorStatistics by name"),
+        ({"channels": {"a": TensorStatistics()}}, "axis=None"),
+        ({"channels": {"a": TensorStatistics(axis=1)}}, "axis=1"),
+    ],
+)
+def test_other_inputs_and_channels_are_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        CalibratedStatistics(SEEN, **wrong)
 
 
 @pytest.mark.parametrize("bad", [{"a": 3}, {1: TensorStatistics()}])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from qi.errors import FileFormatError, InputError
-from qi.observers import CalibratedStatistics, TensorStatistics, load_statistics, save_statistics
+from qi.observers import CalibratedStatistics, Moments, TensorStatistics, load_statistics, save_statistics
 
 
 def statistics(seed=0, axis=None):
@@ -52,10 +52,118 @@ def test_the_file_holds_plain_arrays(tmp_path):
     with np.load(tmp_path / "s.npz", allow_pickle=False) as archive:
         assert json.loads(archive["header"].tobytes()) == {
             "format": "qi.statistics",
-            "version": 1,
+            "version": 2,
             "names": ["a"],
+            "inputs": [],
+            "channels": [],
         }
         assert archive["0.histogram.counts"].shape == (1, 128)
+
+
+def moments(seed=0, features=4):
+    seen = Moments(2)
+    seen.update(np.random.default_rng(seed).standard_normal((20, 2, features)) * 10.0 ** np.arange(features))
+    return seen
+
+
+def calibrated():
+    return CalibratedStatistics(
+        {"a": statistics(), "inputs.0.x": statistics(1)},
+        samples=10,
+        inputs={"conv": moments(), "": Moments(3), "inputs": moments(1, 1)},
+        channels={"inputs.0.x": statistics(2, axis=-1)},
+    )
+
+
+def assert_same_state(first, second):
+    assert set(first) == set(second)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+        assert array.dtype == second[name].dtype
+
+
+def test_inputs_and_channels_round_trip_bit_for_bit(tmp_path):
+    given = calibrated()
+    found = load_statistics(save_statistics(tmp_path / "s.npz", given))
+    assert (found.samples, list(found)) == (10, list(given))
+    assert list(found.inputs) == ["conv", "", "inputs"]
+    assert list(found.channels) == ["inputs.0.x"]
+    for name, seen in given.inputs.items():
+        assert_same_state(seen.state(), found.inputs[name].state())
+        if seen.count:
+            for value in ("mean", "second", "absmax", "absmean"):
+                np.testing.assert_array_equal(getattr(seen, value), getattr(found.inputs[name], value))
+    assert_same_state(given.channels["inputs.0.x"].state(), found.channels["inputs.0.x"].state())
+    assert_same_state(given["inputs.0.x"].state(), found["inputs.0.x"].state())
+
+
+def test_second_moments_are_kept_as_a_triangle_of_float32(tmp_path):
+    save_statistics(tmp_path / "s", calibrated())
+    with np.load(tmp_path / "s", allow_pickle=False) as archive:
+        second = archive["inputs.0.second"]
+    assert (second.shape, second.dtype) == ((2, 10), np.float32)
+
+
+def version_1(path, given):
+    """Rewrite a file of statistics as the first version of the format had them."""
+    save_statistics(path, given)
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = dict(archive)
+    path.write_bytes(archive_of(**arrays | {"header": header_of(names=list(given), samples=7)}))
+
+
+def test_files_of_version_1_are_read(tmp_path):
+    given = {"a": statistics(), "b": statistics(1, axis=1)}
+    version_1(tmp_path / "s", given)
+    found = load_statistics(tmp_path / "s")
+    assert (list(found), found.samples, found.inputs, found.channels) == (["a", "b"], 7, {}, {})
+    for name, seen in given.items():
+        assert_same_state(seen.state(), found[name].state())
+
+
+@pytest.mark.parametrize(
+    ("key", "damage"),
+    [
+        ("inputs.0.second", lambda a: a * np.float32(3)),
+        ("inputs.0.second", lambda a: -a),
+        ("inputs.0.second", lambda a: a[:, :-1]),
+        ("inputs.0.second", lambda a: a.astype(np.float64)),
+        ("inputs.0.second", lambda a: a + np.float32(np.nan)),
+        ("inputs.0.sum", lambda a: a * 100),
+        ("inputs.0.sum", lambda a: a[:, :-1]),
+        ("inputs.0.abs_sum", lambda a: a * 0),
+        ("inputs.0.absmax", lambda a: -a),
+        ("inputs.0.count", lambda a: -a),
+        ("inputs.0.count", lambda a: a * 0),
+        ("inputs.0.groups", lambda a: a + 1),
+        ("inputs.1.groups", lambda a: a * 0),
+        ("inputs.1.count", lambda a: a + 5),
+        ("channels.0.histogram.counts", lambda a: a + 1),
+        ("channels.0.histogram.axis", lambda a: np.empty(0, np.int64)),
+    ],
+)
+def test_damaged_moments_and_channels_are_refused(tmp_path, key, damage):
+    path = tmp_path / "s.npz"
+    save_statistics(path, calibrated())
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = dict(archive)
+    arrays[key] = damage(arrays[key])
+    path.write_bytes(archive_of(**arrays))
+    with pytest.raises(FileFormatError, match=r"s\.npz"):
+        load_statistics(path)
+
+
+@pytest.mark.parametrize("change", [{"drop": "inputs.0.sum"}, {"add": "inputs.7.sum"}, {"add": "inputs.-1.sum"}])
+def test_missing_and_foreign_arrays_are_refused(tmp_path, change):
+    path = tmp_path / "s.npz"
+    save_statistics(path, calibrated())
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {key: value for key, value in archive.items() if key != change.get("drop")}
+    if "add" in change:
+        arrays[change["add"]] = arrays["inputs.0.sum"]
+    path.write_bytes(archive_of(**arrays))
+    with pytest.raises(FileFormatError, match=r"s\.npz"):
+        load_statistics(path)
 
 
 def test_the_origin_is_kept_where_it_is_known(tmp_path):
@@ -150,6 +258,12 @@ def with_header(content):
         archive_of(header=header_of(names=["a", "a"])),
         archive_of(header=header_of()),
         archive_of(header=header_of(), x=np.zeros(1)),
+        archive_of(header=header_of(names="a")),
+        archive_of(header=header_of(names=[], version=2)),
+        archive_of(header=header_of(names=[], inputs=[], channels=[])),
+        archive_of(header=header_of(names=[], version=2, inputs=3, channels=[])),
+        archive_of(header=header_of(names=[], version=2, inputs=["a"], channels=[])),
+        archive_of(header=header_of(names=[], version=True)),
         archive_of(**{"header": header_of(), "7.ema.steps": np.zeros(1)}),
     ],
 )
@@ -162,8 +276,8 @@ def test_foreign_files_are_refused(tmp_path, content):
 
 def test_formats_and_versions_are_named(tmp_path):
     path = tmp_path / "s"
-    path.write_bytes(archive_of(header=header_of(version=2)))
-    with pytest.raises(FileFormatError, match=r"expected version 1 .* received version=2; update"):
+    path.write_bytes(archive_of(header=header_of(version=3)))
+    with pytest.raises(FileFormatError, match=r"expected version 1 to 2 .* received version=3; update"):
         load_statistics(path)
     path.write_bytes(archive_of(header=header_of(format="other")))
     with pytest.raises(FileFormatError, match="another format"):

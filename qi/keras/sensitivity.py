@@ -1,0 +1,394 @@
+"""What quantizing one weight alone costs the model: the losses that a search for bit widths adds up.
+
+By running the model ("task"), by predicting the output of the layer from moments ("output"), or by a prediction that is
+weighted by how much the model minds ("hessian").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+
+from qi.algorithms.sensitivity import relative_error, weighted_losses
+from qi.errors import InputError
+from qi.keras.data import batches
+from qi.keras.graph import Call, Graph
+from qi.keras.inputs import weight_key
+from qi.keras.linear import linear_views
+from qi.keras.macs import multiply_accumulates
+from qi.keras.moving import moved_by
+from qi.keras.prepare import Prepared
+from qi.keras.rows import original_weights
+from qi.keras.running import fixed_batch, translated
+from qi.keras.separable import weight_in_rules
+from qi.keras.slots import slots_of
+from qi.keras.ties import Once
+from qi.keras.variables import to_numpy, weights_of
+from qi.keras.weights import weight_quantizers
+from qi.observers import Moments
+from qi.quantizers import BaseInferableQuantizer
+from qi.recipes import Recipe, RuleBook, TensorSpec
+from qi.recipes.book import Decision
+from qi.recipes.choose import weight_quantizer
+
+__all__ = [
+    "FLOAT_BITS",
+    "Fixed",
+    "Searched",
+    "TaskMetric",
+    "divergence",
+    "hessian_losses",
+    "measured_losses",
+    "output_errors",
+    "perturbed_values",
+    "quantized_values",
+    "searched_weights",
+    "some_samples",
+]
+
+FLOAT_BITS = 32
+"""What a weight or an activation in float counts."""
+
+_STEP = 0.03  # of a weight's size: far above float32's rounding, and small enough for the loss to be a square
+
+TaskMetric = Callable[[list[np.ndarray], list[np.ndarray]], float]
+"""From the outputs of the float model and of the changed one to a loss, 0 where they are equal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A weight about which there is nothing to search; `bits` is None for what no recipe quantizes, as biases."""
+
+    path: str
+    name: str
+    nbytes: int
+    size: int
+    bits: int | None
+    macs: int
+    activation_bits: int
+
+
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """A weight whose quantizer is searched.
+
+    Attributes:
+        path: of its layer, as rules know it.
+        name: of the weight within the layer, likewise.
+        call: the first call of its layer in the graph that is run.
+        own: the path of the weight within that layer.
+        array: its float values.
+        quantizers: one a candidate.
+        macs: multiply-accumulates with it for one sample, over all calls; 0 where they can't be counted.
+        activation_bits: of what it is multiplied with.
+    """
+
+    path: str
+    name: str
+    call: Call
+    own: str
+    array: np.ndarray
+    quantizers: tuple[BaseInferableQuantizer, ...]
+    macs: int
+    activation_bits: int
+
+    @property
+    def label(self) -> str:
+        """The path of the weight, "conv/kernel"."""
+        return f"{self.path}/{self.name}"
+
+    @property
+    def variable(self) -> keras.Variable:
+        """The variable that the graph reads."""
+        return weights_of(self.call.op)[self.own]
+
+    def values(self, candidate: int) -> np.ndarray:
+        """The weight on the grid of a candidate."""
+        return self.quantizers[candidate].qparams(self.array.shape).quantize(self.array).dequantize()
+
+    def nbytes(self, candidate: int) -> int:
+        """Bytes of its packed codes with scales, as a report counts them."""
+        return int(self.quantizers[candidate].qparams(self.array.shape).quantize(self.array).nbytes)
+
+
+class _Asked(RuleBook):
+    """Remembers under which names a weight was last asked for, and whether the recipe's default decided."""
+
+    def __init__(self, recipe: Recipe, default: TensorSpec) -> None:
+        super().__init__(Recipe(recipe.name, weights=default, activations=recipe.activations, rules=recipe.rules))
+        self.names = ("", "")
+        self.free = False
+
+    def weights_for(self, path: str, layer_type: str, attribute: str, within: Any = ()) -> Decision:
+        """As of the base class."""
+        found = super().weights_for(path, layer_type, attribute, within)
+        self.names, self.free = (path, attribute), found.spec is self.recipe.weights
+        return found
+
+
+def searched_weights(ready: Prepared, specs: Sequence[TensorSpec]) -> tuple[list[Searched], list[Fixed]]:
+    """The weights of a prepared graph that no rule of the recipe speaks of, and all others.
+
+    Weights that several layers hold count once, for the first of these.
+
+    Args:
+        ready: the graph; its weights are only read.
+        specs: the candidates.
+    """
+    asked = _Asked(ready.book.recipe, TensorSpec(bits=8, granularity="per_channel"))
+    once = Once({calls[0].path: calls[0].op for calls in ready.graph.calls_of().values()}, trains=False)
+    searched: list[Searched] = []
+    fixed: list[Fixed] = []
+    for calls in ready.graph.calls_of().values():
+        op, path = calls[0].op, calls[0].path
+        if not isinstance(op, keras.layers.Layer) or not op.weights:
+            continue
+        originals, slots = original_weights(op), slots_of(op)
+        still = set(originals) if path in ready.notes else moved_by(calls[0])
+        quantizers, reasons, free = {}, {}, {}
+        for name, array in originals.items():
+            own, why = _decided(calls[0], name, array, asked, ready.kept.get(path, ""))
+            if own is not None and name not in still:
+                quantizers[name] = own
+                free[name] = asked.names if asked.free else None
+            else:
+                reasons[name] = why
+        known = once.settle(op, path, quantizers, reasons)
+        bits = _activation_bits(ready, calls[0])
+        for name, array in originals.items():
+            if name in known:
+                continue
+            macs = _macs(calls, name, array)
+            names = free.get(name)
+            if name in quantizers and names is not None:
+                made = tuple(weight_quantizer(array, spec, slots[name].slot) for spec in specs)  # type: ignore[arg-type]
+                searched.append(Searched(*names, calls[0], name, array, made, macs, bits))
+            else:
+                fixed.append(_fixed(path, name, array, quantizers.get(name), slots[name].slot is not None, macs, bits))
+    return searched, fixed
+
+
+def _decided(
+    call: Call, name: str, array: np.ndarray, asked: _Asked, kept: str
+) -> tuple[BaseInferableQuantizer | None, str]:
+    found, reasons = weight_quantizers(call.op, call.path, {name: array}, asked, kept, partial(weight_in_rules, call))
+    return found.get(name), reasons.get(name, "")
+
+
+def _fixed(
+    path: str,
+    name: str,
+    array: np.ndarray,
+    quantizer: BaseInferableQuantizer | None,
+    matrix: bool,
+    macs: int,
+    bits: int,
+) -> Fixed:
+    if quantizer is None:
+        return Fixed(path, name, array.nbytes, array.size, FLOAT_BITS if matrix else None, macs, bits)
+    nbytes = int(quantizer.qparams(array.shape).quantize(array).nbytes)
+    return Fixed(path, name, nbytes, array.size, quantizer.num_bits, macs, bits)
+
+
+def _macs(calls: Sequence[Call], name: str, array: np.ndarray) -> int:
+    counts = [multiply_accumulates(call, name, array.shape) for call in calls]
+    return sum(count for count in counts if count is not None)
+
+
+def _activation_bits(ready: Prepared, call: Call) -> int:
+    group = ready.plan.group_of(call.inputs[0]) if call.inputs else None
+    return FLOAT_BITS if group is None else int(group.spec.bits)
+
+
+class _Walk:
+    """One batch on its way through the float graph: from any call on, the rest can be run with other weights.
+
+    What lies before is computed once; of that only the tensors live on that are needed later.
+    """
+
+    def __init__(self, graph: Graph, inputs: Sequence[np.ndarray]) -> None:
+        self._graph, self._position = graph, 0
+        self._last = {id(value): place for place, call in enumerate(graph.calls) for value in call.inputs}
+        self._last |= {id(value): len(graph.calls) for value in graph.flat_outputs()}
+        self._tensors = {
+            id(value): array if array is None else keras.ops.convert_to_tensor(array)
+            for value, array in zip(graph.flat_inputs(), inputs, strict=True)
+        }
+
+    def to(self, call: Call) -> None:
+        """Runs all before a call."""
+        place = self._graph.calls.index(call)
+        with keras.StatelessScope():  # states, as of a recurrent layer, stay as they are
+            self._run(self._tensors, self._position, place)
+        self._position = place
+
+    def outputs(self, variable: keras.Variable | None = None, values: np.ndarray | None = None) -> list[np.ndarray]:
+        """What the model gives with other values of a variable that no call before here reads."""
+        changed = [] if variable is None else [(variable, keras.ops.convert_to_tensor(values, dtype=variable.dtype))]
+        tensors = dict(self._tensors)
+        with keras.StatelessScope(state_mapping=changed):
+            self._run(tensors, self._position, len(self._graph.calls))
+            return [to_numpy(tensors[id(value)]) for value in self._graph.flat_outputs()]
+
+    def _run(self, tensors: dict[int, Any], start: int, stop: int) -> None:
+        for place, call in enumerate(self._graph.calls[start:stop], start):
+            args, kwargs = call.arguments([tensors[id(value)] for value in call.inputs])
+            results = keras.tree.flatten(call.op(*args, **kwargs))
+            tensors.update((id(value), result) for value, result in zip(call.outputs, results, strict=True))
+            for value in call.inputs:
+                if self._last[id(value)] == place:
+                    tensors.pop(id(value), None)
+
+
+def measured_losses(
+    ready: Prepared,
+    data: Iterable[tuple[list[np.ndarray], int]],
+    weights: Sequence[Searched],
+    changes: Sequence[Sequence[Callable[[], np.ndarray]]],
+    distance: TaskMetric,
+    advance: Callable[[], object] = lambda: None,
+) -> list[np.ndarray]:
+    """The loss of the model with other values of one weight at a time, all else in float; the mean over the samples.
+
+    Args:
+        ready: its graph is run, as often as there are changes, from the changed layer on; nothing of it is changed.
+        data: (flat inputs, number of samples), batch by batch.
+        weights: those to change.
+        changes: of each weight, functions that give values to take.
+        distance: from the float model's outputs and the changed one's to a loss, batch by batch.
+        advance: called after each weight of each batch.
+
+    Raises:
+        InputError: outputs or losses that aren't finite; data on which the model raises an error.
+    """
+    graph = ready.graph
+    order = sorted(range(len(weights)), key=lambda place: graph.calls.index(weights[place].call))
+    totals = [np.zeros(len(own)) for own in changes]
+    seen = 0
+    for inputs, count in data:
+        known = graph.flat_inputs()
+        named = {value.name: array for value, array in zip(known, inputs, strict=True)}
+        with translated(graph.name, named, [value.shape for value in known]):
+            walk = _Walk(graph, inputs)
+            before = walk.outputs()
+        _check_finite(graph, before)
+        for place in order:
+            weight = weights[place]
+            walk.to(weight.call)
+            for each, make in enumerate(changes[place]):
+                found = float(distance(before, walk.outputs(weight.variable, make())))
+                if not np.isfinite(found):
+                    raise InputError(
+                        f"expected a finite number of the metric; received {found} with {weight.label!r} changed; do have it "
+                        "return a loss that is 0 for equal outputs"
+                    )
+                totals[place][each] += count * found
+            advance()
+        seen += count
+    return [total / max(seen, 1) for total in totals]
+
+
+def _check_finite(graph: Graph, outputs: Sequence[np.ndarray]) -> None:
+    if not all(np.isfinite(array.astype(np.float32)).all() for array in outputs):
+        raise InputError(
+            f"expected finite outputs; received NaN or infinity from {graph.name!r} in float; do look at the model, or at "
+            "the samples"
+        )
+
+
+def some_samples(ready: Prepared, data: Any, samples: int, batch_size: int) -> Iterator[tuple[list[np.ndarray], int]]:
+    """The first batches of the data, up to a number of samples (whole batches where the model demands their size)."""
+    fixed = fixed_batch([value.shape for value in ready.graph.flat_inputs()])
+    left = samples
+    for inputs, count in batches(data, ready.graph, batch_size):
+        taken = count if fixed else min(count, left)
+        yield [array if array is None else array[:taken] for array in inputs], taken
+        left -= taken
+        if left <= 0:
+            return
+
+
+def quantized_values(weight: Searched) -> list[Callable[[], np.ndarray]]:
+    """The weight on the grid of each candidate, for `measured_losses`."""
+    return [partial(weight.values, place) for place in range(len(weight.quantizers))]
+
+
+def perturbed_values(weight: Searched, count: int = 2, seed: int = 0) -> list[Callable[[], np.ndarray]]:
+    """The weight with small errors of random signs, for `measured_losses`: the same at each call.
+
+    The mean of the losses is the trace of the weight's Hessian, up to a factor.
+
+    Args:
+        weight: which is to be perturbed.
+        count: how often, with other signs.
+        seed: of the signs.
+    """
+    step = _STEP * float(np.sqrt(np.mean(np.square(weight.array, dtype=np.float64))))
+
+    def make(number: int) -> np.ndarray:
+        signs = np.random.default_rng([seed, number]).choice(np.array([-step, step]), weight.array.shape)
+        return np.asarray(weight.array + signs)
+
+    return [partial(make, number) for number in range(count)]
+
+
+def hessian_losses(
+    weights: Sequence[Searched], measured: Sequence[np.ndarray], inputs: Mapping[str, Moments]
+) -> list[np.ndarray]:
+    """Predicted losses: the error of each candidate, times how much the model minds small errors there.
+
+    Args:
+        weights: the searched ones.
+        measured: of each weight the losses with `perturbed_values`.
+        inputs: as of `output_errors`.
+    """
+    losses = []
+    for weight, found in zip(weights, measured, strict=True):
+        caused = sum(_error(weight, make(), inputs) for make in perturbed_values(weight, len(found)))
+        errors = output_errors([weight], inputs)[0]
+        losses.append(weighted_losses(errors, float(np.maximum(found, 0.0).sum()), caused))
+    return losses
+
+
+def output_errors(weights: Sequence[Searched], inputs: Mapping[str, Moments]) -> list[np.ndarray]:
+    """The predicted relative error of the layer's output, for each weight and each of its candidates.
+
+    Args:
+        weights: the searched ones.
+        inputs: moments by `qi.keras.inputs.weight_key`; weights that have none, as those of tables, are compared themselves.
+    """
+    return [
+        np.array([_error(weight, weight.values(place), inputs) for place in range(len(weight.quantizers))])
+        for weight in weights
+    ]
+
+
+def _error(weight: Searched, values: np.ndarray, inputs: Mapping[str, Moments]) -> float:
+    moments = inputs.get(weight_key(weight.call.path, weight.own))
+    linear = next((view for view in linear_views(weight.call) if view.weight == weight.own), None)
+    if linear is None or moments is None or not moments.count:
+        return relative_error(weight.array.reshape(1, -1, 1), values.reshape(1, -1, 1))
+    return relative_error(linear.view.matrix(weight.array), linear.view.matrix(values), moments.second)
+
+
+def divergence(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
+    """How far the outputs of a changed model are from those of the float model, 0 where they are equal.
+
+    Of probabilities (not negative, of sum 1 along the last axis) the mean Kullback-Leibler divergence in nats, of anything
+    else the mean squared difference over the variance; the sum over the outputs.
+    """
+    return float(sum(_diverged(one, other) for one, other in zip(before, after, strict=True)))
+
+
+def _diverged(one: np.ndarray, other: np.ndarray) -> float:
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    if one.ndim > 1 and one.shape[-1] > 1 and one.min() >= 0 and np.allclose(one.sum(-1), 1, atol=1e-3):
+        tiny = 1e-7  # what float32 loses beside 1
+        return float(np.mean(np.sum(one * (np.log(one + tiny) - np.log(other + tiny)), axis=-1)))
+    spread = float(np.var(one)) or float(np.mean(one**2)) or 1.0
+    return float(np.mean((one - other) ** 2)) / spread

@@ -1,0 +1,116 @@
+"""The algorithms that a recipe names for weights, with their options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qi.algorithms import STAGES, check_algorithm
+from qi.errors import ConfigError
+
+__all__ = ["Step", "as_steps"]
+
+
+class StepOptions(Mapping[str, Any]):
+    """An immutable, hashable mapping of option names to numbers, booleans and texts."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values = {name: values[name] for name in sorted(values)} if values else {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One algorithm by name, with options where they aren't its defaults.
+
+    Args:
+        name: a name from `qi.algorithms.ALGORITHMS`.
+        options: by name.
+
+    Raises:
+        ConfigError: an unknown algorithm or option, or an option of a wrong type.
+
+    Example:
+        >>> print(Step("gptq", {"damping": 0.1}))
+        gptq damping=0.1
+        >>> Step("gptq").stage
+        'rounding'
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=StepOptions)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, Mapping):
+            raise ConfigError(f"expected options of {self.name!r} by name; received options={self.options!r}")
+        check_algorithm(self.name, self.options)
+        object.__setattr__(self, "options", StepOptions(self.options))
+
+    @property
+    def stage(self) -> str:
+        """When it runs: one of `qi.algorithms.STAGES`."""
+        return check_algorithm(self.name, {}).stage
+
+    @property
+    def needs(self) -> str:
+        """What it needs: one of `qi.algorithms.NEEDS`."""
+        return check_algorithm(self.name, {}).needs
+
+    def to_config(self) -> str | dict[str, Any]:
+        """The name, or a mapping of it and the options, as JSON holds it."""
+        return {"name": self.name, **self.options} if self.options else self.name
+
+    def __str__(self) -> str:
+        return self.name + "".join(f" {name}={value}" for name, value in self.options.items())
+
+
+def as_steps(given: object) -> tuple[Step, ...]:
+    """Steps from names, mappings with a "name", or steps, in the order in which they run.
+
+    Raises:
+        ConfigError: something else, an algorithm named twice, or two that round.
+
+    Example:
+        >>> [step.name for step in as_steps(["bias_correction", {"name": "gptq", "damping": 0.1}])]
+        ['gptq', 'bias_correction']
+    """
+    items = (given,) if isinstance(given, str | Step | Mapping) else given
+    if not isinstance(items, Iterable):
+        raise ConfigError(f"expected names of algorithms; received algorithms={given!r}; do: algorithms=('gptq',)")
+    steps = sorted((_as_step(item) for item in items), key=lambda step: STAGES.index(step.stage))
+    names = [step.name for step in steps]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    rounding = [step.name for step in steps if step.stage == "rounding"]
+    if twice or len(rounding) > 1:
+        raise ConfigError(
+            f"expected each algorithm once, and one that rounds; received algorithms={names}; do leave out "
+            f"{twice or rounding[-1]!r}"
+        )
+    return tuple(steps)
+
+
+def _as_step(item: object) -> Step:
+    if isinstance(item, Step):
+        return item
+    if isinstance(item, str):
+        return Step(item)
+    if isinstance(item, Mapping) and isinstance(item.get("name"), str):
+        return Step(item["name"], {key: value for key, value in item.items() if key != "name"})
+    raise ConfigError(f"expected the name of an algorithm, or a mapping with one; received {item!r}")

@@ -1,0 +1,94 @@
+"""Accuracy and time of the post-training algorithms at 4, 3 and 2 bits on both reference models: Markdown tables.
+
+Weights as said, activations of 8 bits, first and last layer of 8 bits; 1,024 calibration and 5,000 test images.
+
+Run: python -m tests.benchmarks.low_bits [ablation|all_layers|times] [--models NAME ...] [--bits 4 3 2] [--only ALGORITHMS ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import qi
+from qi.recipes import Recipe, Rule, TensorSpec, get_recipe
+from tests.benchmarks.accuracy import top1
+from tests.benchmarks.common import MODELS, load_data, load_float
+
+# Algorithms by the name of the row; the range of round-to-nearest is that of the recipes' names ("mse" with norm 3).
+ROWS: dict[str, tuple[Any, ...]] = {
+    "round to nearest": (),
+    "bias_correction": ("bias_correction",),
+    "hqq": ("hqq",),
+    "output_range": ("output_range",),
+    "kmeans": ("kmeans",),
+    "gptq": ("gptq",),
+    "gptq + bias_correction": ("gptq", "bias_correction"),
+    "output_range + gptq": ("output_range", "gptq"),
+    "output_range + gptq + bias_correction": ("output_range", "gptq", "bias_correction"),
+    "output_range + descent + bias_correction": ("output_range", "descent", "bias_correction"),
+    "output_range + adaround + bias_correction": ("output_range", "adaround", "bias_correction"),
+}
+
+
+def recipe(model: Any, bits: int, algorithms: Sequence[Any], *, ends: int | None = 8, granularity: str = "per_channel") -> Recipe:
+    """A recipe of so many bits and 8-bit activations; the first and the last layer get `ends` bits, to nearest."""
+    base = get_recipe(f"w{bits}a8" if granularity == "per_channel" else f"w{bits}a8_pt")
+    weights = base.weights
+    assert weights is not None
+    chosen = TensorSpec.from_config(weights.to_config() | {"algorithms": list(algorithms)})
+    made = Recipe(f"w{bits}a8", weights=chosen, activations=base.activations)
+    if ends is None:
+        return made
+    eight = get_recipe(f"w{ends}a8").weights
+    return made.with_rules(*(Rule(layer, weights=eight) for layer in ends_of(model)))
+
+
+def ends_of(model: Any) -> tuple[str, str]:
+    """The paths of the first and the last layer with weights."""
+    from qi.keras.graph import flatten_model
+    from qi.keras.weights import has_policy
+
+    layers = [call.path for call in flatten_model(model).calls if has_policy(call.op)]
+    return layers[0], layers[-1]
+
+
+def measured(model: Any, chosen: Recipe, data: Any, **options: Any) -> tuple[float, float, Any]:
+    """(top-1, seconds, report) of a model quantized by a recipe."""
+    start = time.perf_counter()
+    quantized, report = qi.quantize_model(model, chosen, data.x_calib, progress=False, **options)
+    seconds = time.perf_counter() - start
+    return top1(quantized, data), seconds, report
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("table", nargs="?", default="ablation", choices=["ablation", "all_layers"])
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--bits", nargs="*", type=int, default=[4, 3, 2])
+    parser.add_argument("--only", nargs="*", default=[])
+    arguments = parser.parse_args()
+    data = load_data()
+    ends = 8 if arguments.table == "ablation" else None
+    for name in arguments.models:
+        model = load_float(name)
+        print(f"\n{name}: float {top1(model, data):.2f}\n")
+        print("| algorithms | " + " | ".join(f"w{b}a8 top-1 (s)" for b in arguments.bits) + " |")
+        print("| --- " * (len(arguments.bits) + 1) + "|")
+        for row, algorithms in ROWS.items():
+            if arguments.only and row not in arguments.only:
+                continue
+            cells = []
+            for bits in arguments.bits:
+                accuracy, seconds, _ = measured(model, recipe(model, bits, algorithms, ends=ends), data)
+                cells.append(f"{accuracy:.2f} ({seconds:.1f})")
+            print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", qi.QuantizationWarning)
+    main()

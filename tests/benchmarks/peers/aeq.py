@@ -1,0 +1,90 @@
+"""AI Edge Quantizer on the float LiteRT file, run by LiteRT."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from ai_edge_quantizer import qtyping, quantizer
+from cell import BATCH, Cell, main
+
+OPS = qtyping.TFLOperationName
+KERNELS = {"CONV_2D": OPS.CONV_2D, "DEPTHWISE_CONV_2D": OPS.DEPTHWISE_CONV_2D, "FULLY_CONNECTED": OPS.FULLY_CONNECTED}
+TEST_BATCH = 250
+
+
+def kernel_ops(path: str) -> list[tuple[str, str]]:
+    """(operation, name of its output) of every one with a kernel, in order."""
+    lite = Interpreter(path)
+    names = {tensor["index"]: tensor["name"] for tensor in lite.get_tensor_details()}
+    return [
+        (op["op_name"], names[op["outputs"][0]])
+        for op in lite._get_ops_details()  # the interpreter has no public list of operations
+        if op["op_name"] in KERNELS
+    ]
+
+
+class Plan:
+    """Adds settings to a quantizer, and notes which it refused."""
+
+    def __init__(self, tool: Any, mode: str) -> None:
+        self.tool, self.mode = tool, mode
+
+    def add(self, regex: str, op: Any, bits: int, algorithm: str) -> None:
+        """One setting; raises ValueError where the tool refuses it."""
+        common = {"regex": regex, "operation_name": op, "algorithm_key": algorithm}
+        if self.mode == "static":
+            self.tool.add_static_config(**common, activation_num_bits=8, weight_num_bits=bits)
+        elif self.mode == "dynamic":
+            self.tool.add_dynamic_config(**common, num_bits=bits)
+        else:
+            self.tool.add_weight_only_config(**common, num_bits=bits)
+
+
+def planned(cell: Cell, tool: Any) -> None:
+    """8 bits for everything, then the asked bits by the asked algorithm for what lies between the ends and can have them."""
+    plan, ops = Plan(tool, cell.options["mode"]), kernel_ops(str(cell.file(".tflite")))
+    plan.add(".*", OPS.ALL_SUPPORTED, 8, "min_max_uniform_quantize")
+    refused: dict[str, str] = {}
+    taken = 0
+    for kind in sorted({kind for kind, _ in ops}):
+        wanted = [name for op, name in ops[1:-1] if op == kind]
+        for name in wanted:
+            try:
+                plan.add(f"^{re.escape(name)};?$", KERNELS[kind], cell.bits, cell.options["algorithm"])
+                taken += 1
+            except ValueError as error:
+                refused[f"{kind} x {len(wanted)}"] = str(error)
+    if refused and not taken:
+        raise ValueError(next(iter(refused.values())))
+    cell.remarks += [f"{what} keep 8 bits: {why}" for what, why in refused.items()]
+
+
+def run(cell: Cell) -> np.ndarray:
+    """The scores of the quantized file."""
+    tool = quantizer.Quantizer(str(cell.file(".tflite")))
+    runner = Interpreter(str(cell.file(".tflite"))).get_signature_runner()
+    argument = next(iter(runner.get_input_details()))
+    with cell.timed():
+        planned(cell, tool)
+        found = None
+        if tool.need_calibration:
+            batches = [{argument: images} for images in cell.batches(cell.options.get("batch", BATCH))]
+            found = tool.calibrate({"serving_default": batches}, num_threads=2)
+        content = tool.quantize(found).quantized_model
+    lite = Interpreter(model_content=bytes(content), num_threads=2)
+    entry, out = lite.get_input_details()[0], lite.get_output_details()[0]
+    lite.resize_tensor_input(entry["index"], (TEST_BATCH, 32, 32, 3))
+    lite.allocate_tensors()
+    images, scores = cell.data["x_test"], []
+    for start in range(0, len(images), TEST_BATCH):
+        lite.set_tensor(entry["index"], images[start : start + TEST_BATCH])
+        lite.invoke()
+        scores.append(lite.get_tensor(out["index"]))
+    return np.concatenate(scores)
+
+
+if __name__ == "__main__":
+    main(run)
