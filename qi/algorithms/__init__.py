@@ -7,14 +7,19 @@ and its import here.
 from __future__ import annotations
 
 from qi.algorithms.adaround import adaround
+from qi.algorithms.awq import awq_factors
 from qi.algorithms.codebook import kmeans, powers
+from qi.algorithms.correction import bias_correction, clipped_normal, match_norms, output_moments
 from qi.algorithms.descent import descent
+from qi.algorithms.equalize import absorb_high_bias, equalization_factors, equalize, equalize_chain
 from qi.algorithms.gptq import gptq
 from qi.algorithms.hqq import hqq
 from qi.algorithms.matrix import MatrixView
 from qi.algorithms.output_range import output_range
 from qi.algorithms.problem import Problem, Solution
+from qi.algorithms.reconstruction import brecq, reconstruct
 from qi.algorithms.registry import ALGORITHMS, NEEDS, STAGES, Algorithm, algorithm, check_algorithm
+from qi.algorithms.smooth import smoothing_factors
 
 __all__ = [
     "ALGORITHMS",
@@ -24,13 +29,25 @@ __all__ = [
     "MatrixView",
     "Problem",
     "Solution",
+    "absorb_high_bias",
     "adaround",
     "algorithm",
+    "awq_factors",
+    "bias_correction",
+    "brecq",
     "check_algorithm",
+    "clipped_normal",
     "descent",
+    "equalization_factors",
+    "equalize",
+    "equalize_chain",
     "gptq",
     "hqq",
     "kmeans",
+    "match_norms",
+    "output_moments",
     "output_range",
     "powers",
+    "reconstruct",
+    "smoothing_factors",
 ]

@@ -111,7 +111,8 @@ def _feedback(second: np.ndarray, damping: float) -> np.ndarray:
 
     With ``H = R R^T``, R upper triangular, the output error of e is ``sum_i (R[i,i] e[i] + sum_{j<i} R[j,i] e[j])^2``, so
     each term is least where ``e[i] = -sum_{j<i} R[j,i] / R[i,i] e[j]``. That is GPTQ's update, as the Cholesky factor of
-    the inverse that it works with is the inverse of R, without inverting anything.
+    the inverse that it works with is the inverse of R, without inverting anything. Inputs that were always 0 have zeros in
+    their row and column: they neither give nor take.
     """
     diagonal = np.diagonal(second, axis1=1, axis2=2)
     live = diagonal > 0
@@ -119,8 +120,6 @@ def _feedback(second: np.ndarray, damping: float) -> np.ndarray:
     relative = diagonal / greatest
     mean = np.where(live.any(axis=1), relative.sum(axis=1) / np.maximum(live.sum(axis=1), 1), 1.0)
     matrix = second / greatest[..., None] / mean[:, None, None]
-    if not live.all():
-        matrix *= live[:, :, None] & live[:, None, :]  # what never sees an input neither gives nor takes
     # Upper times its transpose is lower times its transpose with both axes reversed.
     lower = _cholesky(matrix[:, ::-1, ::-1], damping)[:, ::-1, ::-1].swapaxes(1, 2)
     return np.ascontiguousarray(lower / np.diagonal(lower, axis1=1, axis2=2)[..., None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qi.algorithms.gptq import checked_count, checked_positive
+from qi.algorithms.output_range import shrunk_ends
 from qi.algorithms.problem import Problem, Solution
 from qi.algorithms.registry import algorithm
 from qi.core import IntGrid
@@ -17,8 +18,8 @@ _SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the given scales, to s
 class _Fit:
     """The best parameters so far, each by its own share of the objective."""
 
-    def __init__(self, problem: Problem, norm: float, moving: bool) -> None:
-        self._problem, self._norm, self._moving = problem, norm, moving
+    def __init__(self, problem: Problem, norm: float, grid: IntGrid | None) -> None:
+        self._problem, self._norm, self._grid = problem, norm, grid
         self._weight, self._index = problem.weight.astype(np.float64), problem.sharing.ravel()
         self.best = problem
         self.objective = np.full(problem.scale.shape, np.inf)
@@ -45,10 +46,10 @@ class _Fit:
         scale = problem.scale.astype(np.float64)
         target = self._weight - kept * scale[problem.sharing]
         zero_point = problem.zero_point
-        if self._moving and isinstance(problem.grid, IntGrid):
+        if self._grid:
             # The mean of what is left, in steps, is how far the zero point is off.
             left = self.sums(steps - target / scale[problem.sharing]) / np.maximum(self.sums(np.ones_like(steps)), 1)
-            moved = np.clip(np.rint(zero_point + left), problem.grid.qmin, problem.grid.qmax)
+            moved = np.clip(np.rint(zero_point + left), self._grid.qmin, self._grid.qmax)
             steps = steps - (moved - zero_point)[problem.sharing]
             zero_point = moved.astype(zero_point.dtype)
         squares, products = self.sums(steps * steps), self.sums(steps * target)
@@ -91,10 +92,17 @@ def hqq(
     """
     norm, strength = checked_positive("norm", norm, 2.0), checked_positive("strength", strength)
     iterations = min(checked_count("iterations", iterations, 0), 1000)
-    asymmetric = isinstance(problem.grid, IntGrid) and bool(np.any(problem.zero_point))
-    fit = _Fit(problem, norm, zero_points and asymmetric)
+    asymmetric = zero_points and bool(np.any(problem.zero_point))
+    grid = problem.grid if isinstance(problem.grid, IntGrid) and asymmetric else None
+    fit = _Fit(problem, norm, grid)
     for shrink in _SHRINKS:
         fit.offer(problem.with_parameters(np.maximum(problem.scale * shrink, np.finfo(np.float32).tiny)))
+    if grid is not None:
+        for end in (0, 1):
+            start = fit.best
+            for shrink in _SHRINKS[1:]:
+                low, high = (1.0, shrink) if end else (shrink, 1.0)
+                fit.offer(start.with_parameters(*shrunk_ends(start.scale, start.zero_point, grid, low, high)))
     current = fit.best
     for _ in range(iterations):
         steps, error = fit.offer(current)

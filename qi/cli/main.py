@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 import qi
-from qi.cli import calibrate, demo, emulate, evaluate, export, inspect, quantize, serve, verify
+from qi.cli import calibrate, demo, emulate, evaluate, export, inspect, quantize, search, serve, verify
 from qi.cli.console import Console
 from qi.cli.exits import BAD_INPUT, FAILED, INTERRUPTED, OK, REFUSED, exit_code, message_of
 from qi.cli.options import Parser
@@ -18,7 +18,7 @@ from qi.cli.quiet import debugging, shown_warnings
 
 __all__ = ["main", "make_parser"]
 
-COMMANDS = (demo, quantize, calibrate, evaluate, inspect, export, emulate, verify, serve)
+COMMANDS = (demo, quantize, search, calibrate, evaluate, inspect, export, emulate, verify, serve)
 """The modules of the commands, in the order of the help; each has ``add(commands)`` and ``run(arguments, console)``."""
 
 _ENDING = f"""exit codes: {OK} done; {FAILED} failed (no space, no memory, a missing package); {BAD_INPUT} wrong option or

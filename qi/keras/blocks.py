@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from qi.errors import ConfigError
-from qi.keras.graph import Call, Graph, Value, build_model, build_tensors
+from qi.keras.graph import Call, Graph, Value, build_model
 from qi.registry import suggest
 
 __all__ = ["SCOPES", "Block", "cut_graph", "several_blocks"]
@@ -35,8 +35,16 @@ class Block:
 
     def build(self) -> keras.Model:
         """A model of lists of inputs and outputs, which calls the block's operations."""
+        tensors = {
+            id(value): keras.Input(batch_shape=value.shape, dtype=value.dtype, name=f"input_{place}")
+            for place, value in enumerate(self.inputs)
+        }
+        for call in self.calls:
+            args, kwargs = call.arguments([tensors[id(value)] for value in call.inputs])
+            results = keras.tree.flatten(call.op(*args, **kwargs))
+            tensors |= dict(zip(map(id, call.outputs), results, strict=True))
         graph = Graph(self.name.replace("/", "_"), list(self.inputs), list(self.outputs), self.calls)
-        return build_model(graph, build_tensors(graph))
+        return build_model(graph, tensors)
 
 
 def cut_graph(
@@ -72,7 +80,9 @@ def cut_graph(
         ['a', 'b', 'c', 'd']
     """
     if scope not in SCOPES:
-        raise ConfigError(f"expected scope to be one of {SCOPES}; received scope={scope!r}." + suggest(str(scope), SCOPES))
+        raise ConfigError(
+            f"expected scope to be one of {SCOPES}; received scope={scope!r}." + suggest(str(scope), SCOPES)
+        )
     heads = [place for place, call in enumerate(graph.calls) if weighted(call)]
     starts = [0]
     for place in heads[1:] if scope != "network" else []:

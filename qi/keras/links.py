@@ -10,12 +10,23 @@ from typing import Any
 import keras
 import numpy as np
 
+from qi.keras.caps import ChannelCap
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.linear import LinearView, linear_views
 from qi.keras.variables import weights_of
+from qi.recipes import RuleBook
+from qi.recipes.plan import ActivationPlan
 
-__all__ = ["ChannelCap", "Link", "Taker", "find_links", "open_caps", "scalable_values"]
+__all__ = [
+    "Link",
+    "Taker",
+    "asks_scaling",
+    "cap_grids",
+    "find_links",
+    "open_caps",
+    "scalable_values",
+]
 
 # f(c x) = c f(x) for every c > 0, channel by channel.
 _HOMOGENEOUS = frozenset(
@@ -27,44 +38,6 @@ _HOMOGENEOUS = frozenset(
 _GIVES = ("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D", "Dense")
 _NORMS = ("LayerNormalization", "RMSNormalization", "BatchNormalization", "GroupNormalization")
 _TAKES = (*_GIVES, "EinsumDense", "SeparableConv1D", "SeparableConv2D")
-
-
-@keras.saving.register_keras_serializable(package="qi")
-class ChannelCap(keras.layers.Layer):
-    """The lesser of x and a number for each channel: what ReLU6 cuts off, once its channels were scaled.
-
-    Args:
-        value: of all channels, to begin with.
-
-    Shapes: ``[..., C]`` to the same. The numbers are the non-trainable variable ``caps``, float32 ``[C]``.
-    """
-
-    def __init__(self, value: float = 6.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.value = float(value)
-        self.supports_masking = True
-
-    def build(self, input_shape: Any) -> None:
-        """Makes the variable."""
-        self.caps = self.add_weight(
-            name="caps",
-            shape=(input_shape[-1],),
-            initializer=keras.initializers.Constant(self.value),
-            trainable=False,
-            dtype="float32",
-        )
-
-    def call(self, x: Any) -> Any:
-        """The lesser of the two."""
-        return keras.ops.minimum(x, keras.ops.cast(self.caps, x.dtype))
-
-    def compute_output_spec(self, x: Any) -> Any:
-        """As the input."""
-        return keras.KerasTensor(x.shape, x.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return super().get_config() | {"value": self.value}
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,3 +228,30 @@ def _open(graph: Graph, call: Call) -> Call:
     call.outputs, result.producer = [middle], after
     graph.calls.insert(graph.calls.index(call) + 1, after)
     return after
+
+
+def cap_grids(graph: Graph, plan: ActivationPlan) -> None:
+    """Has a ReLU ahead of a `ChannelCap` share the grid of what the cap leaves of it: that alone makes the range.
+
+    Args:
+        graph: with its caps.
+        plan: of its activations; changed.
+    """
+    for call in graph.calls:
+        if isinstance(call.op, ChannelCap):
+            source = call.inputs[0]
+            group = plan.group_of(source)
+            if group is not None and group is plan.group_of(call.outputs[0]):
+                kept = [(v, n) for v, n in zip(group.observed, group.names, strict=True) if v is not source]
+                group.observed, group.names = [v for v, _ in kept], [n for _, n in kept]
+
+
+def asks_scaling(book: RuleBook, link: Link) -> bool:
+    """Whether the recipe names an algorithm that scales for a weight that takes a link.
+
+    Args:
+        book: of its own: asking marks rules as used.
+        link: of the graph as given.
+    """
+    specs = [book.weights_for(t.call.path, t.call.kind, t.linear.weight).spec for t in link.takers]
+    return any(step.stage == "scaling" for spec in specs if spec is not None for step in spec.algorithms)

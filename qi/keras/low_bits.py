@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from qi.algorithms import ALGORITHMS
 from qi.keras.calibrate import Calibration
+from qi.keras.correction import corrected
+from qi.keras.graph import build_tensors
 from qi.keras.inputs import Watch
+from qi.keras.links import find_links, scalable_values
 from qi.keras.prepare import Prepared
+from qi.keras.reconstruct import reconstruct
 from qi.keras.rounding import Rounded, WeightSite, round_weights, weight_sites
+from qi.keras.scaling import equalize_links, rescale_statistics, smooth_links
 from qi.keras.variables import to_numpy, weights_of
+from qi.observers import Moments
 from qi.quantizers import BaseInferableQuantizer
+from qi.recipes.choose import weight_quantizer
 
 __all__ = ["LowBits"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training made of a weight: its quantizer, and values that lie on the quantizer's grid exactly."""
+
+    site: WeightSite
+    quantizer: BaseInferableQuantizer
+    values: np.ndarray
 
 
 class LowBits:
@@ -41,7 +59,18 @@ class LowBits:
         self.sites = self._workable(weight_sites(ready)) if asked else []
         if self.sites:
             keys = [site.key for site in self.sites if any(step.needs == "moments" for step in site.spec.algorithms)]
-            ready.watch = Watch.of(ready.graph, keys)
+            scales = any(site.steps("scaling") for site in self.sites)
+            ready.watch = Watch.of(ready.graph, keys, scalable_values(ready.graph) if scales else ())
+            self._tell_too_large()
+
+    def _tell_too_large(self) -> None:
+        large = set(self.ready.watch.too_large)
+        for site in self.sites:
+            if site.key in large:
+                self.told.append(
+                    f"{site.key!r} is rounded to nearest: moments of its inputs would take too much memory"
+                )
+        self.sites = [site for site in self.sites if site.key not in large]
 
     def _workable(self, sites: Iterable[WeightSite]) -> list[WeightSite]:
         """The sites that algorithms can work on; of the others it is told why they are rounded to nearest."""
@@ -60,25 +89,111 @@ class LowBits:
         return found
 
     def scale(self, calibration: Calibration) -> None:
-        """Scales channels, and what is known of them."""
+        """Scales channels where the recipe asks for it, and what is known of them: the float function stays."""
+        if not any(site.steps("scaling") for site in self.sites):
+            return
+        links = find_links(self.ready.graph)
+        sites = {site.key: site for site in self.sites}
+        done = equalize_links(links, sites) + smooth_links(links, sites, calibration.inputs)
+        scaled = list({id(link): link for link in done}.values())
+        rescale_statistics(scaled, calibration)
+        self.ready.tensors = build_tensors(self.ready.graph)
+        arrays = {
+            (id(site.op), path): variable for site in self.sites for path, variable in weights_of(site.op).items()
+        }
+        self.sites = [replace(site, array=to_numpy(arrays[id(site.op), site.weight])) for site in self.sites]
+        self.settings["scaled_links"] = len(scaled)
 
     def round(
-        self, calibration: Calibration, *, jobs: int | None, resume: str | os.PathLike[str] | None, progress: bool
-    ) -> None:
-        """Puts weights on their grids, in the layers themselves, and corrects what that shifts."""
-        if not self.sites:
-            return
-        rounded = round_weights(
-            self.sites, calibration.inputs, jobs=jobs, resume=resume, origin=self.ready.graph.name, progress=progress
-        )
-        for one in rounded.values():
-            self._assign(one.site, one.site.weight, one.values)
-            self.quantizers[id(one.site.op), one.site.weight] = one.quantizer
-            self.floats[id(one.site.op), one.site.weight] = one.site.array
-        self._tell(rounded)
+        self,
+        calibration: Calibration,
+        activations: dict[int, BaseInferableQuantizer],
+        data: Any,
+        *,
+        jobs: int | None,
+        resume: str | os.PathLike[str] | None,
+        progress: bool,
+    ) -> dict[int, BaseInferableQuantizer]:
+        """Puts weights on their grids, in the layers themselves, trains them where the recipe says so, and corrects biases.
 
-    def _assign(self, site: WeightSite, path: str, values: np.ndarray) -> None:
-        variable = weights_of(site.op)[path]
+        Args:
+            calibration: with the moments that were asked for.
+            activations: the quantizers of activations by ``id(group)``.
+            data: for algorithms that need samples; None elsewhere.
+            jobs: see `qi.quantize_model`.
+            resume: likewise.
+            progress: likewise.
+
+        Returns:
+            the quantizers of activations, some of them trained.
+        """
+        if not self.sites:
+            return activations
+        origin = self.ready.graph.name
+        rounded = round_weights(
+            self.sites, calibration.inputs, jobs=jobs, resume=resume, origin=origin, progress=progress
+        )
+        self._tell(rounded)
+        trained, activations = self._trained(rounded, activations, data, progress)
+        for key, before in rounded.items():
+            if (id(before.site.op), before.site.weight) not in trained:
+                self._keep(self._corrected(before, calibration.inputs.get(key)))
+        for one in trained.values():
+            self._keep(one)
+        return activations
+
+    def _trained(
+        self,
+        rounded: dict[str, Rounded],
+        activations: dict[int, BaseInferableQuantizer],
+        data: Any,
+        progress: bool,
+    ) -> tuple[dict[tuple[int, str], Trained], dict[int, BaseInferableQuantizer]]:
+        """The weights whose recipe names an algorithm of stage "training", after it, and the activations' quantizers."""
+        asking = {(id(site.op), site.weight): site for site in self.sites if site.steps("training")}
+        if not asking:
+            return {}, activations
+        start = {key: weight_quantizer(site.array, site.spec, site.slot) for key, site in asking.items()}
+        start |= {
+            (id(one.site.op), one.site.weight): one.quantizer
+            for one in rounded.values()
+            if (id(one.site.op), one.site.weight) in asking
+        }
+        (name, options), *_ = next(iter(asking.values())).steps("training")
+        settings = ALGORITHMS.get(name).function(**options)
+        found = reconstruct(self.ready, start, activations, data, progress=progress, **settings)
+        for (op, path), values in found.floats.items():
+            self._assign(next(site.op for site in asking.values() if id(site.op) == op), path, values)
+        self.told += [f"{place!r} wasn't trained: {why}" for place, why in found.fixed.items()]
+        before, after = (sum(pair[i] for pair in found.losses.values()) for i in (0, 1))
+        self.settings |= {"reconstruction_loss_before": before, "reconstruction_loss_after": after}
+        trained = {key: Trained(asking[key], *pair) for key, pair in found.weights.items()}
+        return trained, activations | found.activations
+
+    def _keep(self, one: Rounded | Trained) -> None:
+        """Has a layer hold what a weight became."""
+        self._assign(one.site.op, one.site.weight, one.values)
+        self.quantizers[id(one.site.op), one.site.weight] = one.quantizer
+        self.floats[id(one.site.op), one.site.weight] = one.site.array
+
+    def _corrected(self, rounded: Rounded, moments: Moments | None) -> Rounded:
+        """A weight after the corrections that the recipe names; the layer's bias takes what they shift."""
+        site = rounded.site
+        steps = [name for name, _ in site.steps("correction")]
+        if not steps or moments is None:
+            return rounded
+        found = corrected(rounded, moments)
+        if isinstance(found, str):
+            self.told.append(f"{site.key!r} is left without {', '.join(steps)}: it {found}")
+            return rounded
+        bias = site.linear.bias if site.linear is not None else None
+        if bias is not None:
+            before = to_numpy(weights_of(site.op)[bias])
+            self._assign(site.op, bias, before + found[1].reshape(before.shape))
+        return found[0]
+
+    def _assign(self, op: Any, path: str, values: np.ndarray) -> None:
+        variable = weights_of(op)[path]
         variable.assign(values.astype(to_numpy(variable).dtype))
 
     def _tell(self, rounded: dict[str, Rounded]) -> None:

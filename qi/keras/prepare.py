@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import keras
@@ -22,14 +23,14 @@ from qi.keras.fold import fold_batch_norms, fold_gain, folds_into_scales, split_
 from qi.keras.given import check_graph, check_layers
 from qi.keras.graph import Call, Graph, Value, build_tensors, flatten_model, follow_model
 from qi.keras.holder import KerasActivationQuantizationHolder
-from qi.keras.inputs import Watch
 from qi.keras.in_place_quantize import calibrate_in_place, prepare_in_place
+from qi.keras.inputs import Watch
+from qi.keras.links import asks_scaling, cap_grids, open_caps, scalable_values
 from qi.keras.merges import split_merges
 from qi.keras.parts import AdaptWithin, Part, inner_parts, quantizers_within
 from qi.keras.plan import plan_activations
 from qi.keras.rows import original_weights
 from qi.keras.running import fixed_batch
-from qi.keras.links import scalable_values
 from qi.keras.separable import split_separable
 from qi.keras.ties import tied_paths
 from qi.keras.verify import check_copies
@@ -93,6 +94,7 @@ def prepare(
     graph: Graph | None = None,
     train_norms: bool = False,
     planner: Planner | None = None,
+    scales: bool = False,
 ) -> Prepared:
     """The model's graph, ready for quantizers.
 
@@ -102,6 +104,7 @@ def prepare(
         graph: the model's, where that is known already; it is only read.
         train_norms: leaves batch normalizations that can be folded later, without touching a code, to train.
         planner: makes the plan of activations in place of the recipe; it may change the graph first.
+        scales: whether channels may be scaled, as algorithms of the recipe ask: clamps at 6 then get a cap for each channel.
 
     Raises:
         UnsupportedError: an already quantized model; a call that can't be followed on symbolic tensors.
@@ -143,7 +146,10 @@ def prepare(
         split_separable(graph)
         split_merges(graph)
     _check_ties(graph, whole, tied)
+    if scales:
+        open_caps(graph, partial(asks_scaling, chosen.resolve()))
     plan = plan_activations(graph, book, later) if planner is None else planner(graph, book)
+    cap_grids(graph, plan)
     notes = copy_layers(graph, plan)
     ready = Prepared(given, graph, book, plan, kept, notes, build_tensors(graph))
     for call in graph.calls:

@@ -34,7 +34,8 @@ from qi.keras.saving import size_on_disk
 from qi.ledger import QuantizationReport, Row
 from qi.ledger.findings import check_strict, range_findings
 from qi.observers import TensorStatistics
-from qi.recipes import RecipeLike, RuleBook
+from qi.recipes import RecipeLike, RuleBook, with_effort
+from qi.recipes.efforts import check_no_algorithms, check_repeatable
 from qi.recipes.plan import group_statistics
 
 __all__ = ["check_not_exact", "quantize_model"]
@@ -48,6 +49,7 @@ def quantize_model(
     strict: bool = False,
     statistics: Mapping[str, TensorStatistics] | str | os.PathLike[str] | None = None,
     exact: str | None = None,
+    effort: str | None = None,
     jobs: int | None = 1,
     resume: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
@@ -76,6 +78,7 @@ def quantize_model(
             along an axis (GELU, say), the last bit may differ, and with it seldom a code by one.
             Convolutional networks take as long as with plain fake quantization, wide Dense layers and transformers up to two
             thirds longer, "reference", whose kernels compute in 64 bits, 4 to 5 times as long.
+        effort: "fast", "balanced" or "best" (`qi.recipes.EFFORTS`): algorithms for the weights that the recipe names none for.
         jobs: how many weights the recipe's algorithms work on at once; None leaves that, and where they run, to
             `joblib.parallel_config`.
         resume: a file that keeps what the algorithms have done, weight by weight: stopped by Ctrl-C, the same call goes on there.
@@ -109,13 +112,16 @@ def quantize_model(
         ['bias', 'bias']
     """
     check_exact(exact)
+    recipe = recipe if effort is None else with_effort(recipe, effort)
+    check_repeatable(recipe, data)
     tell_shapes(model, data)
     graph, why = follow_model(model)
     if graph is None:
+        check_no_algorithms(recipe, f"a model that is quantized in place ({why})")
         check_not_exact(model, exact)
         stored = None if statistics is None else stored_statistics(model, data, statistics).statistics
         return _quantize_in_place(model, recipe, data, stored, why, strict, batch_size, progress)
-    ready = prepare(model, recipe, graph=graph)
+    ready = prepare(model, recipe, graph=graph, scales=True)
     low_bits = LowBits(ready)
     calibration = gather_statistics(model, ready, data, statistics, batch_size, progress)
     low_bits.scale(calibration)
@@ -129,7 +135,7 @@ def quantize_model(
     float_graph = Graph(
         ready.graph.name, ready.graph.inputs, ready.graph.outputs, list(ready.graph.calls), whole=ready.graph.whole
     )
-    low_bits.round(calibration, jobs=jobs, resume=resume, progress=progress)
+    quantizers = low_bits.round(calibration, quantizers, data, jobs=jobs, resume=resume, progress=progress)
     weights = wrap_layers(
         ready.graph,
         ready.book,

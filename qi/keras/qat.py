@@ -42,6 +42,7 @@ from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer, BaseTrainableQuantizer
 from qi.quantizers.trainables import TrainingMethods, trainable_quantizer, trainable_within
 from qi.recipes import RecipeLike
+from qi.recipes.efforts import check_no_algorithms
 from qi.recipes.plan import group_statistics
 
 __all__ = ["convert", "prepare_qat"]
@@ -121,6 +122,7 @@ def prepare_qat(
     if batch_norm not in _NORMS:
         raise ConfigError(f"expected batch_norm to be one of {_NORMS}; received batch_norm={batch_norm!r}")
     methods = TrainingMethods(method, activation_method, estimator, dict(estimator_options or {}))
+    check_no_algorithms(recipe, "quantization-aware training")
     kind = _model_class(model)
     tell_shapes(model, data)
     graph, _ = follow_model(model)

@@ -16,7 +16,7 @@ from qi.keras.given import check_copied
 from qi.keras.graph import Graph
 from qi.keras.prepare import Prepared
 from qi.keras.running import fixed_batch, stateless_call
-from qi.keras.student import ROUNDINGS, Student, Weight, paths
+from qi.keras.student import ROUNDINGS, Student, Weight, elements, paths
 from qi.keras.variables import to_numpy
 from qi.ledger.batches import check_batch_size
 from qi.quantizers import BaseInferableQuantizer
@@ -28,6 +28,7 @@ _KEPT_ELEMENTS = 2**28  # samples' inputs and targets, held at once: 1 GiB
 _FORWARD = 128  # samples at a time where nothing trains
 _REGULARIZED = 0.2  # the share of the steps after which AdaRound's regularization begins
 _BETA = (20.0, 2.0)  # its exponent, from the first to the last step
+
 
 @dataclass(frozen=True, eq=False)
 class Reconstructed:
@@ -83,9 +84,10 @@ def reconstruct(
     """Trains quantized weights, scales and biases so that blocks give what they gave in float, on unlabelled samples.
 
     "network" trains one quantized copy of the whole graph: its outputs against those of the float graph (the Kullback-Leibler
-    divergence of a softmax, the mean squared error over the variance of all else). "block" and "layer" train one segment after
-    the other: what leads into it comes from the segments that are done, at random mixed with the float values, and what it
-    has to give is what it gave in float. Everything runs as at inference: nothing drops out, and normalizations keep their statistics.
+    divergence of a softmax, the mean squared error over the variance of all else), and those of its blocks. "block" and "layer"
+    train one segment after the other: what leads into it comes from the segments that are done, at random mixed with the float
+    values, and what it has to give is what it gave in float. Everything runs as at inference: nothing drops out, and
+    normalizations keep their statistics.
 
     Source: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, 2020 (arXiv:2004.10568); Li et al., BRECQ,
     2021 (arXiv:2102.05426); Wei et al., QDrop, 2022 (arXiv:2203.05740); steps of scales as in Esser et al., Learned Step Size
@@ -135,7 +137,7 @@ def reconstruct(
     )
     if count < settings.batch:
         raise InputError(f"expected whole batches of {settings.batch} samples; received {count} samples")
-    student = Student(ready, weights, activations, rounding=rounding, scope=scope)
+    student = Student(ready, weights, activations, rounding=rounding, scope=scope, room=_KEPT_ELEMENTS // count)
     count = _within_memory(student, count, settings.batch if demanded else 1)
     losses = _train_all(student, [array[:count] for array in inputs], settings, progress)
     return Reconstructed(student.weights(), student.floats(), student.activations(), losses, dict(student.fixed), count)
@@ -144,9 +146,7 @@ def reconstruct(
 # Checks -----------------------------------------------------------------------------------------------------------------
 
 
-def _check(
-    scope: str, rounding: str, steps: int | None, rate: float | None, drop: float, control: bool
-) -> None:
+def _check(scope: str, rounding: str, steps: int | None, rate: float | None, drop: float, control: bool) -> None:
     for name, value, known in (("scope", scope, SCOPES), ("rounding", rounding, ROUNDINGS)):
         if value not in known:
             raise ConfigError(f"expected {name} to be one of {known}; received {value!r}." + suggest(str(value), known))
@@ -165,7 +165,9 @@ def _is_number(value: Any) -> bool:
 def _check_keys(ready: Prepared, weights: Mapping[Weight, Any], activations: Mapping[int, Any]) -> None:
     known = {(key, path) for key, calls in ready.graph.calls_of().items() for path in paths(calls[0].op)}
     if strange := set(weights) - known:
-        raise ConfigError(f"expected weights of layers of the prepared graph; received {sorted(strange)[:3]}, which aren't")
+        raise ConfigError(
+            f"expected weights of layers of the prepared graph; received {sorted(strange)[:3]}, which aren't"
+        )
     if set(activations) - {id(group) for group in ready.plan.groups}:
         raise ConfigError("expected quantizers of groups of the plan; received some of others")
 
@@ -199,8 +201,8 @@ def _samples(graph: Graph, data: Any, batch_size: int) -> list[np.ndarray]:
 
 def _within_memory(student: Student, count: int, multiple: int) -> int:
     """How many samples' values fit into memory where a block is trained, in whole batches of a size that is demanded."""
-    sizes = lambda values: sum(int(np.prod([n or 1 for n in value.shape[1:]])) for value in values)
-    most = max(2 * sizes(block.inputs) + 2 * sizes(block.outputs) for block in student.blocks)
+    copies = 1 if student.scope == "network" else 2  # float and quantized
+    most = max(copies * (elements(block.inputs) + elements(block.outputs)) for block in student.blocks)
     fitting = min(count, max(multiple, _KEPT_ELEMENTS // max(1, most)))
     return fitting - fitting % multiple
 
@@ -312,9 +314,7 @@ class _Job:
             )
         return loss
 
-    def train(
-        self, bar: Any, done: int, rng: np.random.Generator, stopped: bool
-    ) -> tuple[tuple[float, float], bool]:
+    def train(self, bar: Any, done: int, rng: np.random.Generator, stopped: bool) -> tuple[tuple[float, float], bool]:
         """((loss before, loss after), whether the user stopped it); the better state stays."""
         before = self.measure()
         learner = _Learner(self.net, self)
@@ -352,7 +352,9 @@ class _Job:
         for given, float_one in zip(self.inputs, self.float_inputs, strict=True):
             array = given[chosen]
             if float_one is not given and self.settings.drop and array.dtype.kind == "f":
-                array = np.where(rng.random(array.shape, dtype=np.float32) < self.settings.drop, float_one[chosen], array)
+                array = np.where(
+                    rng.random(array.shape, dtype=np.float32) < self.settings.drop, float_one[chosen], array
+                )
             found.append(array)
         return found
 

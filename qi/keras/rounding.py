@@ -167,8 +167,8 @@ def _lut_quantizer(
 ) -> BaseInferableQuantizer:
     if site.spec.granularity == "per_group":
         raise ConfigError(
-            f"expected one scale a tensor or channel for a table of values; received granularity='per_group' for {site.key!r}; do "
-            "use 'per_channel'"
+            f"expected one scale a tensor or channel for a table of values; received granularity='per_group' for "
+            f"{site.key!r}; do use 'per_channel'"
         )
     pot = site.spec.method == "power_of_two"
     cls = WeightsLUTPOTInferableQuantizer if pot else WeightsLUTSymmetricInferableQuantizer
@@ -194,7 +194,7 @@ def round_weights(
     origin: str,
     progress: bool,
 ) -> dict[str, Rounded]:
-    """Runs the algorithms of stages "range" and "rounding" that the recipe names for each weight.
+    """Runs the algorithms of stages "range" and "rounding" that the recipe names for each weight; without any, to nearest.
 
     Args:
         sites: of the model.
@@ -205,12 +205,12 @@ def round_weights(
         progress: whether to show a progress bar.
 
     Returns:
-        what became of each weight that has such algorithms, by key.
+        what became of each weight that has such algorithms, or is to be corrected, by key.
 
     Raises:
         InputError: moments are needed that aren't there.
     """
-    wanted = {site.key: site for site in sites if site.steps(*_SOLVED)}
+    wanted = {site.key: site for site in sites if site.steps(*_SOLVED, "correction")}
     _check_moments(wanted, inputs)
     journal = Journal(resume, _fingerprint(wanted, inputs, origin))
     tasks = {

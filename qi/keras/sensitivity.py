@@ -16,9 +16,10 @@ import numpy as np
 
 from qi.algorithms.sensitivity import relative_error, weighted_losses
 from qi.errors import InputError
+from qi.keras.calibrate import run
 from qi.keras.data import batches
 from qi.keras.graph import Call, Graph
-from qi.keras.inputs import weight_key
+from qi.keras.inputs import Watch, weight_key
 from qi.keras.linear import linear_views
 from qi.keras.macs import multiply_accumulates
 from qi.keras.moving import moved_by
@@ -43,6 +44,7 @@ __all__ = [
     "TaskMetric",
     "divergence",
     "hessian_losses",
+    "input_moments",
     "measured_losses",
     "output_errors",
     "perturbed_values",
@@ -54,6 +56,7 @@ __all__ = [
 FLOAT_BITS = 32
 """What a weight or an activation in float counts."""
 
+_MOST = 1e6  # a relative error; one that leaves nothing of the output is 1
 _STEP = 0.03  # of a weight's size: far above float32's rounding, and small enough for the loss to be a square
 
 TaskMetric = Callable[[list[np.ndarray], list[np.ndarray]], float]
@@ -355,6 +358,22 @@ def hessian_losses(
     return losses
 
 
+def input_moments(ready: Prepared, data: Iterable[tuple[list[np.ndarray], int]]) -> dict[str, Moments]:
+    """Moments of the inputs of all layers that multiply by a weight, by `qi.keras.inputs.weight_key`.
+
+    Args:
+        ready: its graph is run.
+        data: (flat inputs, number of samples), batch by batch.
+    """
+    watch = Watch.of(ready.graph)
+    values = watch.values
+    if values:
+        arrays_of = run(ready.graph, ready.tensors, values)
+        for inputs, _ in data:
+            watch.update(values, arrays_of(inputs))
+    return watch.inputs
+
+
 def output_errors(weights: Sequence[Searched], inputs: Mapping[str, Moments]) -> list[np.ndarray]:
     """The predicted relative error of the layer's output, for each weight and each of its candidates.
 
@@ -373,7 +392,8 @@ def _error(weight: Searched, values: np.ndarray, inputs: Mapping[str, Moments]) 
     linear = next((view for view in linear_views(weight.call) if view.weight == weight.own), None)
     if linear is None or moments is None or not moments.count:
         return relative_error(weight.array.reshape(1, -1, 1), values.reshape(1, -1, 1))
-    return relative_error(linear.view.matrix(weight.array), linear.view.matrix(values), moments.second)
+    # Where the inputs seen leave nothing of the output, any error is infinitely larger; losses are finite.
+    return min(relative_error(linear.view.matrix(weight.array), linear.view.matrix(values), moments.second), _MOST)
 
 
 def divergence(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:

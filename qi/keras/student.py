@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +10,10 @@ import keras
 import numpy as np
 
 from qi.core import IntGrid
-from qi.errors import InputError
 from qi.keras.blocks import Block, cut_graph, several_blocks
 from qi.keras.bound import Bound
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
-from qi.keras.graph import Call, Graph, Value
+from qi.keras.graph import Graph, Value
 from qi.keras.holder import KerasActivationQuantizationHolder
 from qi.keras.layers import copy_operations
 from qi.keras.prepare import Prepared
@@ -28,11 +27,11 @@ from qi.quantizers.trainables import TrainingMethods, trainable_quantizer
 from qi.recipes.plan import Group
 from qi.typing import Shape
 
-__all__ = ["ROUNDINGS", "Student", "Weight", "paths"]
+__all__ = ["ROUNDINGS", "Student", "Weight", "elements", "paths"]
 
 ROUNDINGS = ("lsq", "adaround")
 _OFFSETS = ("bias", "beta")
-_WITHIN = 0.5  # what blocks' outputs weigh together, beside those of the network
+_WITHIN = 0.75  # what blocks' outputs weigh together, beside those of the network
 
 Weight = tuple[int, str]
 """``id`` of an operation of the prepared graph, and the path of one of its weights."""
@@ -41,6 +40,11 @@ Weight = tuple[int, str]
 def paths(op: Any) -> dict[str, keras.Variable]:
     """The weights of an operation by path; none where it is no layer."""
     return weights_of(op) if isinstance(op, keras.layers.Layer) else {}
+
+
+def elements(values: Iterable[Value]) -> int:
+    """How many numbers values hold for one sample."""
+    return sum(int(np.prod([size or 1 for size in value.shape[1:]])) for value in values)
 
 
 class Student:
@@ -52,6 +56,8 @@ class Student:
         activations: quantizers by ``id(group)``.
         rounding: "lsq" or "adaround".
         scope: as of `qi.keras.blocks.cut_graph`.
+        room: for how many elements of a sample's values there is memory: what blocks give is a target of "network" as far as it
+            fits, the smallest first.
 
     Attributes:
         graph: the quantized graph.
@@ -69,6 +75,7 @@ class Student:
         *,
         rounding: str,
         scope: str,
+        room: int = 2**62,
     ) -> None:
         self.scope, self.fixed = scope, {}  # type: tuple[str, dict[str, str]]
         self._ready, self._given, self._ranges = ready, dict(weights), dict(activations)
@@ -83,7 +90,7 @@ class Student:
         self._last = {id(value) for value in self.graph.flat_outputs()}
         self._quantize()
         weighted = {id(op) for key, op in self._wrappers.items() if any(key == known for known, _ in self._given)}
-        self.blocks = self._cut(weighted)
+        self.blocks = self._cut(weighted, room)
         self._choose()
 
     # The two copies -----------------------------------------------------------------------------------------------------
@@ -132,7 +139,7 @@ class Student:
 
     # Blocks -------------------------------------------------------------------------------------------------------------
 
-    def _cut(self, weighted: set[int]) -> list[Block]:
+    def _cut(self, weighted: set[int], room: int) -> list[Block]:
         batch = fixed_batch([value.shape for value in self.graph.flat_inputs()])
 
         def passes(value: Value) -> bool:
@@ -145,8 +152,13 @@ class Student:
         blocks = cut_graph(self.graph, self.scope, heads, passes)
         if self.scope != "network":
             return blocks
+        known = {id(value): value for value in blocks[0].outputs}
+        room -= elements(blocks[0].inputs) + elements(known.values())
         inner = [v for block in cut_graph(self.graph, "block", heads, passes)[:-1] for v in block.outputs if v.is_float]
-        known = {id(value): value for value in (*blocks[0].outputs, *inner)}
+        for value in sorted(inner, key=lambda value: elements([value])):
+            room -= elements([value])
+            if room >= 0:
+                known[id(value)] = value
         return [Block(self.graph.name, blocks[0].calls, blocks[0].inputs, list(known.values()))]
 
     def twin(self, block: Block) -> Block:
@@ -164,7 +176,7 @@ class Student:
         """What the error of an output of a block weighs."""
         if self.scope != "network" or id(value) in self._last:
             return 1.0
-        return _WITHIN / max(1, len(self.blocks[0].outputs) - len(self._last))
+        return _WITHIN / sum(id(other) not in self._last for other in self.blocks[0].outputs)
 
     # What trains --------------------------------------------------------------------------------------------------------
 
@@ -212,28 +224,29 @@ class Student:
         for variable in owner.weights:
             variable.trainable = free and id(variable) in learned
 
-    def _rounded(self, block: Block) -> list[Bound]:
+    def _rounded(self, block: Block) -> list[tuple[AdaRoundQuantizer, Bound]]:
         """The quantizers of a block that learn how to round."""
         inside = {id(call.op) for call in block.calls}
-        wrappers = [self._wrappers[key] for key in self._wrappers if key in self._free]
-        bounds = [bound for w in wrappers if id(w) in inside for bound in w.bounds.values()]
-        return [bound for bound in bounds if isinstance(bound.quantizer, AdaRoundQuantizer)]
+        wrappers = [wrapper for key, wrapper in self._wrappers.items() if key in self._free and id(wrapper) in inside]
+        bounds = [bound for wrapper in wrappers for bound in wrapper.bounds.values()]
+        return [(bound.quantizer, bound) for bound in bounds if isinstance(bound.quantizer, AdaRoundQuantizer)]
 
     @contextmanager
     def soft(self, block: Block) -> Iterator[None]:
         """Within it, weights of a block whose rounding is learned are rounded softly."""
-        bounds = self._rounded(block)
+        found = self._rounded(block)
         try:
-            for bound in bounds:
-                bound.quantizer.soft = True
+            for quantizer, _ in found:
+                quantizer.soft = True
             yield
         finally:
-            for bound in bounds:
-                bound.quantizer.soft = False
+            for quantizer, _ in found:
+                quantizer.soft = False
 
     def rounded_up(self, block: Block) -> list[Any]:
         """How far each weight of a block is rounded up, tensor by tensor, where that is learned."""
-        return [bound.quantizer.rounded_up({"rounding": bound.variables["rounding"].value}) for bound in self._rounded(block)]
+        found = self._rounded(block)
+        return [quantizer.rounded_up({"rounding": bound.variables["rounding"].value}) for quantizer, bound in found]
 
     # What came of it ----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qi.keras.attention import BandSoftmax
+from qi.keras.caps import ChannelCap
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call
 from qi.keras.hidden_masks import MaskedAs, Unmasked
@@ -64,7 +65,7 @@ def role_of(call: Call) -> Role:
         return Role.KEEPS if call.op.interpolation == "nearest" else Role.SAME
     if (kind in _KEEPS and len(call.inputs) == 1) or isinstance(call.op, (MaskedAs, Unmasked)):
         return Role.KEEPS
-    if kind in _SAME:
+    if kind in _SAME or isinstance(call.op, ChannelCap):
         return Role.SAME
     if kind in _JOINS or (kind in _CHOOSES and len(call.inputs) > 1):
         return Role.JOINS

@@ -37,7 +37,12 @@ def weight_quantizers(
     """The quantizer of each weight path that gets one, and the reason of each that doesn't.
 
     Args:
-        op, path, weights, book, kept, in_rules: as of `weight_specs`.
+        op: as of `weight_specs`, and so are the five below.
+        path: likewise.
+        weights: likewise.
+        book: likewise.
+        kept: likewise.
+        in_rules: likewise.
         made: quantizers by weight path that algorithms have chosen already.
     """
     specs, reasons = weight_specs(op, path, weights, book, kept, in_rules)

@@ -13,8 +13,8 @@ from qi.typing import Array
 
 __all__ = ["Moments"]
 
-_ROWS = 4096  # multiplied in float32 at a time: the sums of longer products would lose digits
-_PRODUCTS = 1 << 22  # float32 values of one block's products, unless one group alone has more
+_ROWS = 4096  # multiplied in float32 at a time at most: the sums of longer products would lose digits
+_VALUES = 1 << 22  # at a time, or as many rows as there are features
 _EXPONENTS = (-120, 126)  # whose powers of two float32 holds, inverses included
 _TOLERANCE = 1e-3  # of float32 products, in what the arrays of a state are checked for
 
@@ -94,36 +94,35 @@ class Moments:
             raise InputError(f"expected rows of shape [n, {wanted[0]}, {wanted[1]}]; received shape {rows.shape}")
         if self.features is None:
             self._open(rows.shape[2])
-        for start in range(0, len(rows), _ROWS):
+        features = rows.shape[2]
+        step = min(_ROWS, max(features, _VALUES // (self.groups * features)))
+        for start in range(0, len(rows), step):
             with np.errstate(over="ignore", invalid="ignore"):  # to infinity, and NaN of small float types
-                block = np.asarray(rows[start : start + _ROWS], np.float32)
+                block = np.asarray(rows[start : start + step], np.float32)
             self._add(block)
 
     def _add(self, block: np.ndarray) -> None:
-        size = np.abs(block)
-        greatest = size.max(axis=0)
-        if not np.isfinite(greatest).all():  # NaN and infinities reach the maximum
-            finite = np.isfinite(block).all(axis=(1, 2))
-            self.nonfinite += len(block) - int(finite.sum())
-            block, size = block[finite], size[finite]
-            if not len(block):
-                return
-            greatest = size.max(axis=0)
+        finite = np.isfinite(block)
+        if not finite.all():
+            whole = finite.all(axis=(1, 2))
+            self.nonfinite += len(block) - int(whole.sum())
+            block = block[whole]
+        if not len(block):
+            return
         self.count += len(block)
+        greatest = np.maximum(block.max(axis=0), -block.min(axis=0))
         self._absmax = np.maximum(self._absmax, greatest)
-        self._sum += block.sum(axis=0, dtype=np.float64)
-        self._abs_sum += size.sum(axis=0, dtype=np.float64)
         # In units of a power of two per feature, exact to multiply with, float32 holds all products that matter.
         exponent = np.clip(np.frexp(greatest)[1], *_EXPONENTS)
-        unit, inverse = np.ldexp(1.0, exponent), np.ldexp(np.float32(1), -exponent)
-        step = max(1, _PRODUCTS // block.shape[2] ** 2)
-        for first in range(0, self.groups, step):
-            part = slice(first, first + step)
-            columns = np.ascontiguousarray((block[:, part] * inverse[part]).transpose(1, 2, 0))
-            products = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
-            products *= unit[part, :, None]
-            products *= unit[part, None, :]
-            self._products[part] += products
+        unit = np.ldexp(1.0, exponent)
+        scaled = block * np.ldexp(np.float32(1), -exponent)
+        columns = scaled.transpose(1, 2, 0)  # which BLAS reads as it is
+        products = np.matmul(columns, columns.transpose(0, 2, 1)).astype(np.float64)
+        products *= unit[:, :, None]
+        products *= unit[:, None, :]
+        self._products += products
+        self._sum += scaled.sum(axis=0, dtype=np.float64) * unit
+        self._abs_sum += np.abs(scaled, out=scaled).sum(axis=0, dtype=np.float64) * unit
 
     def merge(self, other: Moments) -> Moments:
         """Return new moments of the rows that these and `other` have seen.

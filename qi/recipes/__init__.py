@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qi.recipes.book import Decision, RuleBook
 from qi.recipes.decoder import RECIPE_NAMES, decode_name
+from qi.recipes.efforts import EFFORTS, with_effort
 from qi.recipes.io import from_json, load, save, to_json
 from qi.recipes.lookup import RecipeLike, get_recipe
 from qi.recipes.recipe import Recipe
@@ -12,6 +13,7 @@ from qi.recipes.spec import GRANULARITIES, METHODS, RangeOptions, TensorSpec
 from qi.recipes.steps import Step
 
 __all__ = [
+    "EFFORTS",
     "FLOAT",
     "GRANULARITIES",
     "METHODS",
@@ -30,4 +32,5 @@ __all__ = [
     "load",
     "save",
     "to_json",
+    "with_effort",
 ]

@@ -48,7 +48,7 @@ def test_is_near_the_best_choice_of_neighbours() -> None:
         errors = output_errors(problem, adaround(problem, steps=400))
         assert np.all(least <= errors * (1 + 1e-6))
         best, found, nearest = best + least.sum(), found + errors.sum(), nearest + nearest_errors(problem).sum()
-    assert found - best <= 0.25 * (nearest - best)
+    assert found - best <= 0.4 * (nearest - best)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from qi.algorithms.awq import awq_factors
+from qi.algorithms.registry import ALGORITHMS
 from qi.errors import ConfigError, InputError
 from qi.observers import Moments
 from tests.algorithms.digits import digits, rounded, squared
@@ -133,3 +134,8 @@ def test_it_helps_few_bits(bits, axis, works):
         after.append(error_of(x, weight, s, bits, axis))
     assert all(a <= b * (1 + 1e-9) for a, b in zip(after, before, strict=True))
     assert (sum(after) < 0.8 * sum(before)) == works
+
+
+def test_it_is_registered():
+    found = ALGORITHMS.get("awq")
+    assert (found.stage, found.needs, set(found.options)) == ("scaling", "moments", {"steps", "limit", "power_of_two"})

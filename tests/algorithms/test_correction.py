@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from qi.algorithms.correction import bias_correction, clipped_normal, clipped_normal_mean, match_norms, output_moments
+from qi.algorithms.registry import ALGORITHMS
 from qi.errors import ConfigError, InputError
 from qi.observers import Moments
 from tests.algorithms.digits import digits, rounded, squared
@@ -168,3 +169,9 @@ def test_matching_deviations_helps_beyond_the_means():
     _, shifted = errors(mean_shift, 2, None)
     _, matched = errors(both, 2, None)
     assert matched.sum() < 0.9 * shifted.sum()
+
+
+def test_they_are_registered():
+    for name, options in (("bias_correction", {}), ("norm_correction", {"limit": 2.0})):
+        found = ALGORITHMS.get(name)
+        assert (found.stage, found.needs, found.options) == ("correction", "moments", options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ def test_no_sweep_raises_the_error_of_a_column(seed: int, per: str, kind: str) -
     problem = problem_on(kind, seed, (2, 11, 4), per)
     errors = [output_errors(problem, descent(problem, sweeps=sweeps)) for sweeps in (0, 1, 2, 5)]
     assert np.all(errors[0] == output_errors(problem, gptq(problem)))
-    for before, after in zip(errors, errors[1:], strict=False):
+    for before, after in itertools.pairwise(errors):
         assert np.all(after <= before * (1 + 1e-12))
     assert np.all(errors[-1] <= nearest_errors(problem))
 
@@ -55,7 +56,7 @@ def test_lies_between_gptq_and_the_optimum_of_tiny_problems() -> None:
             start + output_errors(problem, gptq(problem)).sum(),
         )
     assert best <= found < start
-    assert found - best <= 0.75 * (start - best)
+    assert found <= 1.15 * best
 
 
 @given(SEEDS)

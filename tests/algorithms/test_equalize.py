@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from qi.algorithms.equalize import absorb_high_bias, equalization_factors, equalize, equalize_chain
 from qi.algorithms.factors import scale_axis
+from qi.algorithms.registry import ALGORITHMS
 from qi.errors import ConfigError, InputError
 from tests.algorithms.digits import digits, rounded, rounded_activations, squared
 
@@ -235,3 +236,13 @@ def test_what_cannot_be_absorbed_is_refused():
         absorb_high_bias([1.0], [1.0], [-1.0], [[1.0]])
     with pytest.raises(InputError, match="next_weight_sums"):
         absorb_high_bias([1.0], [1.0], [1.0], [1.0])
+
+
+def test_it_is_registered():
+    found = ALGORITHMS.get("equalize")
+    assert (found.stage, found.needs, set(found.options)) == (
+        "scaling",
+        "weights",
+        {"limit", "steps", "tolerance", "power_of_two"},
+    )
+    assert ALGORITHMS.get("absorb").options == {"n_std": 3.0}

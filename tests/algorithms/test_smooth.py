@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from qi.algorithms.registry import ALGORITHMS
 from qi.algorithms.smooth import smoothing_factors
 from qi.errors import ConfigError, InputError
 from qi.observers import Moments
@@ -61,3 +62,8 @@ def test_it_helps_inputs_with_outliers(share, works):
         after.append(squared(rounded_activations(x / s, 4) @ rounded(weight * s[:, None], 4, axis=0), wanted))
     assert all(a <= b for a, b in zip(after, before, strict=True))
     assert (sum(after) < 0.8 * sum(before)) == works
+
+
+def test_it_is_registered():
+    found = ALGORITHMS.get("smooth")
+    assert (found.stage, found.needs, set(found.options)) == ("scaling", "moments", {"alpha", "limit", "power_of_two"})

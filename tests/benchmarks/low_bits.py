@@ -22,6 +22,10 @@ from tests.benchmarks.common import MODELS, load_data, load_float
 ROWS: dict[str, tuple[Any, ...]] = {
     "round to nearest": (),
     "bias_correction": ("bias_correction",),
+    "norm_correction": ("norm_correction",),
+    "equalize": ("equalize",),
+    "smooth": ("smooth",),
+    "awq": ("awq",),
     "hqq": ("hqq",),
     "output_range": ("output_range",),
     "kmeans": ("kmeans",),
@@ -34,7 +38,9 @@ ROWS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def recipe(model: Any, bits: int, algorithms: Sequence[Any], *, ends: int | None = 8, granularity: str = "per_channel") -> Recipe:
+def recipe(
+    model: Any, bits: int, algorithms: Sequence[Any], *, ends: int | None = 8, granularity: str = "per_channel"
+) -> Recipe:
     """A recipe of so many bits and 8-bit activations; the first and the last layer get `ends` bits, to nearest."""
     base = get_recipe(f"w{bits}a8" if granularity == "per_channel" else f"w{bits}a8_pt")
     weights = base.weights
@@ -70,6 +76,7 @@ def main() -> None:
     parser.add_argument("table", nargs="?", default="ablation", choices=["ablation", "all_layers"])
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--bits", nargs="*", type=int, default=[4, 3, 2])
+    parser.add_argument("--granularity", default="per_channel")
     parser.add_argument("--only", nargs="*", default=[])
     arguments = parser.parse_args()
     data = load_data()
@@ -84,7 +91,9 @@ def main() -> None:
                 continue
             cells = []
             for bits in arguments.bits:
-                accuracy, seconds, _ = measured(model, recipe(model, bits, algorithms, ends=ends), data)
+                accuracy, seconds, _ = measured(
+                    model, recipe(model, bits, algorithms, ends=ends, granularity=arguments.granularity), data
+                )
                 cells.append(f"{accuracy:.2f} ({seconds:.1f})")
             print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
 

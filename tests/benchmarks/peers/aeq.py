@@ -59,7 +59,8 @@ def planned(cell: Cell, tool: Any) -> None:
                 refused[f"{kind} x {len(wanted)}"] = str(error)
     if refused and not taken:
         raise ValueError(next(iter(refused.values())))
-    cell.remarks += [f"{what} keep 8 bits: {why}" for what, why in refused.items()]
+    cell.partial = bool(refused)
+    cell.remarks += [f"{what} keep 8 bits: {why.split(' Error:')[0]}" for what, why in refused.items()]
 
 
 def run(cell: Cell) -> np.ndarray:
@@ -74,16 +75,28 @@ def run(cell: Cell) -> np.ndarray:
             batches = [{argument: images} for images in cell.batches(cell.options.get("batch", BATCH))]
             found = tool.calibrate({"serving_default": batches}, num_threads=2)
         content = tool.quantize(found).quantized_model
-    lite = Interpreter(model_content=bytes(content), num_threads=2)
+    return scores_of(Interpreter(model_content=bytes(content), num_threads=2), cell.data["x_test"])
+
+
+def scores_of(lite: Any, images: np.ndarray) -> np.ndarray:
+    """What a file gives, from real numbers to real numbers, whether it takes and gives codes or not."""
     entry, out = lite.get_input_details()[0], lite.get_output_details()[0]
-    lite.resize_tensor_input(entry["index"], (TEST_BATCH, 32, 32, 3))
+    lite.resize_tensor_input(entry["index"], (TEST_BATCH, *images.shape[1:]))
     lite.allocate_tensors()
-    images, scores = cell.data["x_test"], []
+    if entry["dtype"] != np.float32:
+        scale, zero_point = entry["quantization"]
+        info = np.iinfo(entry["dtype"])
+        images = np.clip(np.rint(images / scale) + zero_point, info.min, info.max).astype(entry["dtype"])
+    scores = []
     for start in range(0, len(images), TEST_BATCH):
         lite.set_tensor(entry["index"], images[start : start + TEST_BATCH])
         lite.invoke()
         scores.append(lite.get_tensor(out["index"]))
-    return np.concatenate(scores)
+    found = np.concatenate(scores)
+    if found.dtype == np.float32:
+        return found
+    scale, zero_point = out["quantization"]
+    return (found.astype(np.float32) - zero_point) * scale
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 import traceback
@@ -29,7 +30,9 @@ class Cell:
         bits: Of the weights.
         options: The method's, as its row in the table of rows has them.
         seconds: What `timed` counted: calibration and quantization, no imports, no measurement of accuracy.
-        remarks: What the setting had to leave out.
+        processor: The same in seconds of processor time, all threads added up, which a busy machine doesn't move.
+        remarks: What the setting had to leave out, for readers.
+        partial: Whether more kernels than the first and the last have more bits than asked for.
     """
 
     inputs: Path
@@ -37,7 +40,9 @@ class Cell:
     bits: int
     options: dict[str, Any]
     seconds: float = 0.0
+    processor: float = 0.0
     remarks: list[str] = field(default_factory=list)
+    partial: bool = False
 
     @cached_property
     def data(self) -> dict[str, np.ndarray]:
@@ -66,10 +71,23 @@ class Cell:
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
-        """Adds to `seconds`."""
-        start = time.perf_counter()
+        """Adds to `seconds` and `processor`."""
+        start, used = time.perf_counter(), sum(os.times()[:4])
         yield
         self.seconds += time.perf_counter() - start
+        self.processor += sum(os.times()[:4]) - used
+
+    def check_kernels(self, bits: list[int | str]) -> None:
+        """Notes it where the kernels between the first and the last are not all of the asked bits.
+
+        Args:
+            bits: of every kernel, as found in the quantized model.
+        """
+        inner = len(bits) if self.bits == 8 else len(bits) - len(self.ends)
+        if len(bits) != self.about["kernels"] or bits.count(self.bits) < inner:
+            self.partial = True
+            counts = ", ".join(f"{bits.count(one)} of {one}" for one in sorted(set(bits), key=str))
+            self.remarks.append(f"kernels by bits: {counts}, of {self.about['kernels']}")
 
     def check_float(self, scores: np.ndarray) -> None:
         """Raises where a float twin's scores of the first calibration images are not the model's."""
@@ -103,4 +121,5 @@ def main(run: Callable[[Cell], np.ndarray]) -> None:
     except Exception as error:  # whatever a peer raises is its result
         traceback.print_exc()
         found = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps({**found, "seconds": cell.seconds, "remarks": cell.remarks}), flush=True)
+    told = {name: getattr(cell, name) for name in ("seconds", "processor", "remarks", "partial")}
+    print(json.dumps({**found, **told}), flush=True)

@@ -31,7 +31,10 @@ def run(cell: Cell) -> np.ndarray:
         model.quantize(wanted) if isinstance(wanted, str) else model.quantize(config=wanted)
     done = [layer.name for layer in model.layers if getattr(layer, "quantization_mode", None) and layer.name in kernels]
     left = 100 * (1 - sum(kernels[name] for name in done) / sum(kernels.values()))
-    cell.remarks.append(f"{len(kernels) - len(done)} of {len(kernels)} kernels ({left:.1f} % of their weights) stay in float")
+    cell.partial = len(done) < len(kernels)
+    cell.remarks.append(
+        f"{len(kernels) - len(done)} of {len(kernels)} kernels ({left:.1f} % of their weights) stay in float"
+    )
     return model.predict(cell.data["x_test"], batch_size=250, verbose=0)
 
 

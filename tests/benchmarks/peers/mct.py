@@ -58,7 +58,10 @@ def platform(cell: Cell) -> Any:
     eight, rest = (one.clone_and_edit(activation_quantization_method=method) for one in (eight, rest))
     changed = {"weights_n_bits": cell.bits}
     if "weights" in cell.options:
-        changed |= {"weights_quantization_method": getattr(QuantizationMethod, cell.options["weights"]), "lut_values_bitwidth": 8}
+        changed |= {
+            "weights_quantization_method": getattr(QuantizationMethod, cell.options["weights"]),
+            "lut_values_bitwidth": 8,
+        }
     few = eight.clone_and_edit(attr_to_edit={KERNEL: changed})
     choices = [few] if cell.bits == 8 else [few, eight]
     return imx500.generate_tpc(
@@ -69,7 +72,9 @@ def platform(cell: Cell) -> Any:
 def node_of(cell: Cell, name: str) -> str:
     """What the toolkit calls a layer: one that takes in the batch normalization after it is renamed."""
     layers = cell.about["config"]["layers"]
-    after = [one for one in layers if one["class_name"] == "BatchNormalization" and f'["{name}", 0, 0]' in json.dumps(one)]
+    after = [
+        one for one in layers if one["class_name"] == "BatchNormalization" and f'["{name}", 0, 0]' in json.dumps(one)
+    ]
     return f"{name}_bn" if after else name
 
 
@@ -97,17 +102,9 @@ def run(cell: Cell) -> np.ndarray:
             quantized, _ = mct.gptq.keras_gradient_post_training_quantization(model, images, config, **common)
         else:
             quantized, _ = mct.ptq.keras_post_training_quantization(model, images, **common)
-    cell.remarks.append(told(quantized))
+    wrapped = [one for layer in quantized.layers for one in getattr(layer, "weights_quantizers", {}).values()]
+    cell.check_kernels([one.num_bits for one in wrapped])
     return quantized.predict(cell.data["x_test"], batch_size=250, verbose=0)
-
-
-def told(quantized: Any) -> str:
-    """How many kernels have how many bits."""
-    counts: dict[int, int] = {}
-    for layer in quantized.layers:
-        for one in getattr(layer, "weights_quantizers", {}).values():
-            counts[one.num_bits] = counts.get(one.num_bits, 0) + 1
-    return "kernels: " + ", ".join(f"{count} of {bits} bits" for bits, count in sorted(counts.items()))
 
 
 if __name__ == "__main__":

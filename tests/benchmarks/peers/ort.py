@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,12 +28,14 @@ class Reader(CalibrationDataReader):
         return None if images is None else {self.name: images}
 
 
-def end_weights(path: Path) -> list[str]:
-    """The names of the first and the last kernel of a file."""
-    graph = onnx.load(path).graph
-    stored = {one.name for one in graph.initializer}
-    names = [name for node in graph.node if node.op_type in KERNELS for name in node.input[1:2] if name in stored]
-    return [names[0], names[-1]]
+def at_eight_bits(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Overrides that give the first and the last kernel of a file 8 bits, per output channel."""
+    nodes = [node for node in onnx.load(path).graph.node if node.op_type in KERNELS]
+    found = {}
+    for node in (nodes[0], nodes[-1]):
+        across = any(one.name == "transB" and one.i for one in node.attribute)
+        found[node.input[1]] = [{"quant_type": QuantType.QInt8, "axis": 0 if node.op_type == "Conv" or across else 1}]
+    return found
 
 
 def run(cell: Cell) -> np.ndarray:
@@ -46,10 +49,9 @@ def run(cell: Cell) -> np.ndarray:
         with cell.timed():
             quant_pre_process(str(cell.file(".onnx")), str(ready))
         name = onnx.load(ready).graph.input[0].name
-        extra = {}
+        extra: dict[str, Any] = {}
         if cell.bits != 8:
-            eight = {"quant_type": QuantType.QInt8, "axis": 0}
-            extra["TensorQuantOverrides"] = {end: [eight] for end in end_weights(ready)}
+            extra["TensorQuantOverrides"] = at_eight_bits(ready)
         with cell.timed():
             quantize_static(
                 str(ready),
@@ -62,23 +64,21 @@ def run(cell: Cell) -> np.ndarray:
                 calibrate_method=CalibrationMethod[cell.options["calibration"]],
                 extra_options=extra,
             )
-        cell.remarks.append(told(done))
+        cell.check_kernels(kernel_bits(done))
         session = onnxruntime.InferenceSession(str(done))
         images = cell.data["x_test"]
         return np.concatenate([session.run(None, {name: part})[0] for part in np.split(images, len(images) // 250)])
 
 
-def told(path: Path) -> str:
-    """How many kernels have which type."""
+def kernel_bits(path: Path) -> list[int | str]:
+    """Of every kernel that is stored as integers; the type's name where it is not one of those."""
     graph = onnx.load(path).graph
-    types = {one.name: onnx.TensorProto.DataType.Name(one.data_type).lower() for one in graph.initializer}
+    bits: dict[str, int | str] = {"INT8": 8, "INT4": 4}
+    types = {one.name: onnx.TensorProto.DataType.Name(one.data_type) for one in graph.initializer}
     source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    counts: dict[str, int] = {}
-    for node in graph.node:
-        if node.op_type in KERNELS:
-            kind = types.get(source.get(node.input[1], node.input[1]), "computed")
-            counts[kind] = counts.get(kind, 0) + 1
-    return "kernels: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    used = [node.input[1] for node in graph.node if node.op_type in KERNELS]
+    kinds = [types.get(source.get(name, name), "computed") for name in used]
+    return [bits.get(kind, kind) for kind in kinds]
 
 
 if __name__ == "__main__":

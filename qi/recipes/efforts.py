@@ -1,0 +1,90 @@
+"""The algorithms of a recipe as a whole: chosen by one word, and refused where they can't run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from qi.errors import ConfigError, InputError, UnsupportedError
+from qi.recipes.lookup import RecipeLike, get_recipe
+from qi.recipes.recipe import Recipe
+from qi.recipes.rules import Rule
+from qi.recipes.spec import TensorSpec
+from qi.registry import suggest
+
+__all__ = ["EFFORTS", "check_no_algorithms", "check_repeatable", "with_effort"]
+
+EFFORTS = {
+    "fast": "to nearest, in seconds",
+    "balanced": "GPTQ and bias correction, from moments of the layers' inputs, in tens of seconds",
+    "best": "reconstruction by gradients, in minutes; reads the data many times",
+}
+"""The efforts, with what they do and take, for networks of some hundred thousand weights."""
+
+_FULL_BITS = 8
+_BALANCED = ("gptq", "bias_correction")
+
+
+def with_effort(recipe: RecipeLike, effort: str) -> Recipe:
+    """The recipe with the algorithms of an effort for all weights that it names none for.
+
+    "balanced" leaves weights of 8 bits and more as they are: rounding to nearest loses nothing there.
+
+    Args:
+        recipe: as of `get_recipe`.
+        effort: "fast", "balanced" or "best" (`EFFORTS`).
+
+    Raises:
+        ConfigError: an unknown effort, besides what `get_recipe` raises.
+
+    Example:
+        >>> print(with_effort("w4a8", "balanced").weights)
+        4 bits, symmetric, per channel, range mse norm=3, gptq, bias_correction
+        >>> with_effort("w8a8", "balanced").weights.algorithms
+        ()
+    """
+    if effort not in EFFORTS:
+        raise ConfigError(
+            f"expected effort to be one of {', '.join(EFFORTS)}; received effort={effort!r}.{suggest(str(effort), EFFORTS)}"
+        )
+    given = get_recipe(recipe)
+
+    def worked(spec: TensorSpec) -> TensorSpec:
+        if spec.algorithms or effort == "fast" or (effort == "balanced" and spec.bits >= _FULL_BITS):
+            return spec
+        return replace(spec, algorithms=("reconstruct",) if effort == "best" else _BALANCED)
+
+    def ruled(rule: Rule) -> Rule:
+        return replace(rule, weights=worked(rule.weights)) if isinstance(rule.weights, TensorSpec) else rule
+
+    weights = None if given.weights is None else worked(given.weights)
+    return replace(given, weights=weights, rules=tuple(ruled(rule) for rule in given.rules))
+
+
+def check_no_algorithms(recipe: RecipeLike, what: str) -> None:
+    """Refuses a recipe that names algorithms where none can run.
+
+    Raises:
+        UnsupportedError: it does.
+    """
+    names = sorted({step.name for spec in get_recipe(recipe).all_weights() for step in spec.algorithms})
+    if names:
+        raise UnsupportedError(
+            f"expected a recipe without algorithms for {what}; received one with {', '.join(names)}; do leave them out"
+        )
+
+
+def check_repeatable(recipe: RecipeLike, data: Any) -> None:
+    """Refuses data that can be read once where an algorithm reads them again after calibration, or none where it needs some.
+
+    Raises:
+        InputError: they can't be read again, or there are none.
+    """
+    names = {step.name for spec in get_recipe(recipe).all_weights() for step in spec.algorithms if step.needs == "data"}
+    if names and (data is None or isinstance(data, Iterator)):
+        received = "none" if data is None else f"a {type(data).__name__}, which can be read once"
+        raise InputError(
+            f"expected samples for {', '.join(sorted(names))}; received {received}; do pass arrays, a tf.data.Dataset or a "
+            "PyDataset"
+        )

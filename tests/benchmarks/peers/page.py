@@ -1,0 +1,194 @@
+"""The page that `tests.benchmarks.low_bits_peers` writes: tables, what they say, and the texts of errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+Result = dict[str, Any]
+_SHORT, _LONG = 90, 900
+_SIGMAS = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of a peer.
+
+    Attributes:
+        peer: Its short name.
+        label: The method's.
+        activations: What they are quantized to.
+        options: The script's.
+        bits: Of the weights, where it makes sense.
+    """
+
+    peer: str
+    label: str
+    activations: str
+    options: Mapping[str, Any]
+    bits: tuple[int, ...] = (8, 4, 3, 2)
+    key: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", json.dumps([self.peer, self.label]))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+Results = Mapping[tuple[str, Row, int], Result]
+
+
+class Notes:
+    """Texts with numbers."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def __call__(self, text: str) -> str:
+        """The number of a text."""
+        line = " ".join(text.split())[:_LONG]
+        if line not in self.texts:
+            self.texts.append(line)
+        return f"[{self.texts.index(line) + 1}]"
+
+
+def page(
+    results: Results,
+    floats: Mapping[str, float],
+    titles: Mapping[str, str],
+    rows: Sequence[Row],
+    bits: Sequence[int],
+    command: str,
+    cap: float,
+) -> str:
+    """The page.
+
+    Args:
+        results: By model, row and bits.
+        floats: The accuracy of every float model.
+        titles: Of the peers, by their short names.
+        rows: In their order.
+        bits: The columns.
+        command: Which makes the page.
+        cap: Seconds that a cell may take.
+    """
+    notes = Notes()
+    parts = [_head(command, cap)]
+    for model, top1 in floats.items():
+        parts.append(f"## {model} (float: {top1:.2f} %)\n\n" + _table(results, model, titles, rows, bits, notes))
+        told = [_verdict(results, model, titles, rows, one) for one in bits]
+        parts.append("\n".join(f"- {line}" for line in told))
+    parts.append("## Notes\n\n" + "\n".join(f"{at}. {text}" for at, text in enumerate(notes.texts, 1)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(command: str, cap: float) -> str:
+    return f"""# Low bits without training, beside others
+
+Top-1 accuracy in percent after post-training quantization, and the seconds of processor time that it took (calibration and
+quantization, all threads added up; no imports, no measurement of accuracy). Made on {datetime.now(UTC):%Y-%m-%d} by
+`{command}` with {os.cpu_count()} processors; a cell may take {cap:.0f} seconds.
+
+All get the same float models, the same 1,024 calibration images and the same 5,000 test images of CIFAR-10. Setting: weights
+of so many bits per output channel, the first and the last layer's of 8 bits, activations of 8 bits. What deviates is said: "~"
+marks results in which more kernels than those two kept more bits or stayed in float, and the column "activations" says what
+became of these. Bold is the best of the rows that keep to the setting. Numbers in brackets are notes, at the end. Plus/minus is
+one standard error of the difference on the same images; differences below two of these are called even."""
+
+
+def _table(
+    results: Results, model: str, titles: Mapping[str, str], rows: Sequence[Row], bits: Sequence[int], notes: Notes
+) -> str:
+    best = {one: max((_top1(results, model, row, one) for row in rows), default=-1.0) for one in bits}
+    lines = [
+        "| method | activations | " + " | ".join(f"w{one}" for one in bits) + " |",
+        "| --- " * (len(bits) + 2) + "|",
+    ]
+    for row in rows:
+        cells = []
+        for one in bits:
+            result = results.get((model, row, one))
+            cells.append("" if result is None else _cell(result, best[one] == _top1(results, model, row, one), notes))
+        lines.append(f"| {titles[row.peer]}: {row.label} | {row.activations} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(result: Result, best: bool, notes: Notes) -> str:
+    if "error" in result:
+        text = " ".join(result["error"].split()).replace("|", "\\|")
+        return text if len(text) <= _SHORT else f"{text[:_SHORT].rstrip()} … {notes(text)}"
+    told = f"{result['top1']:.2f}"
+    told = f"**{told}**" if best else told
+    seconds = result["processor"]
+    marks = "".join(f" {notes(one)}" for one in result["remarks"])
+    return ("~ " if result["partial"] else "") + f"{told} ({seconds:.{0 if seconds >= 10 else 1}f} s){marks}"
+
+
+def _fits(row: Row, result: Result | None) -> bool:
+    """Whether a result keeps to the setting, and can so be compared; outputs that are not numbers are none."""
+    if result is None or "top1" not in result or row.activations == "float":
+        return False
+    return not result["partial"] and not any("not finite" in one for one in result["remarks"])
+
+
+def _top1(results: Results, model: str, row: Row, bits: int) -> float:
+    """The accuracy; -1 where there is none that keeps to the setting."""
+    result = results.get((model, row, bits))
+    return float(result["top1"]) if result is not None and _fits(row, result) else -1.0
+
+
+def _verdict(results: Results, model: str, titles: Mapping[str, str], rows: Sequence[Row], bits: int) -> str:
+    """What the numbers say of one width: who is ahead, and by how much."""
+    order = sorted(rows, key=lambda row: -_top1(results, model, row, bits))
+    ours = [row for row in order if row.peer == "ours" and _top1(results, model, row, bits) >= 0]
+    theirs = [row for row in order if row.peer != "ours" and _top1(results, model, row, bits) >= 0]
+    if not ours:
+        return f"w{bits}: no result of QI."
+    mine = ours[0]
+    result = results[model, mine, bits]
+    told = f"w{bits}: QI's best is {result['top1']:.2f} ({mine.label}). "
+    if theirs:
+        other = results[model, theirs[0], bits]
+        name = f"{titles[theirs[0].peer]} ({theirs[0].label}, {other['top1']:.2f})"
+        told += _compared(result, other, name)
+    else:
+        told += "No peer keeps to the setting."
+    loose = [row for row in rows if row.peer != "ours" and _ahead(results.get((model, row, bits)), result, row)]
+    if loose:
+        names = ", ".join(f"{titles[row.peer]} ({row.label}) {results[model, row, bits]['top1']:.2f}" for row in loose)
+        told += f" Higher, but not in this setting: {names}."
+    return told
+
+
+def _ahead(result: Result | None, than: Result, row: Row) -> bool:
+    return result is not None and "top1" in result and not _fits(row, result) and result["top1"] > than["top1"]
+
+
+def _compared(mine: Result, other: Result, name: str) -> str:
+    difference, error = paired(mine["hits"], other["hits"])
+    by = f"{abs(difference):.2f} ± {error:.2f} points"
+    if abs(difference) < _SIGMAS * error or not difference:
+        side = "ahead" if difference >= 0 else "behind"
+        return f"Even with the best peer, {name}: {side} by {by}."
+    if difference < 0:
+        return f"**The peer wins**: {name} is ahead by {by}."
+    return f"Ahead of the best peer, {name}, by {by}."
+
+
+def paired(mine: str, other: str) -> tuple[float, float]:
+    """Points by which one is ahead of the other on the same images, and the standard error of that.
+
+    Args:
+        mine: Which images are right, as bits, in hexadecimal.
+        other: The same.
+    """
+    first, second = (np.unpackbits(np.frombuffer(bytes.fromhex(one), np.uint8)).astype(float) for one in (mine, other))
+    apart = first - second
+    return 100 * float(apart.mean()), 100 * float(apart.std() / np.sqrt(len(apart)))
