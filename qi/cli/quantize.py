@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qi.cli.console import Console
 from qi.cli.exits import RefusedError
-from qi.cli.options import REPORTS, add_batch_size, check_input, check_output, writing
+from qi.cli.options import REPORTS, add_batch_size, check_input, check_output, positive, writing
 from qi.errors import InputError, StrictError
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ __all__ = ["add", "run"]
 _DESCRIPTION = """Quantizes a trained Functional or Sequential Keras model; the given file stays as it is.
 
 recipes: a name such as w8a8 (weights and activations of 8 bits), w8 (weights alone), w4a8, w8a16 or w4_g32 (one scale
-per 32 weights), or a .json file with rules. Recipes with activations need --data or --stats."""
+per 32 weights), with algorithms behind it as in w4a8_gptq, or a .json file with rules. Recipes with activations need
+--data or --stats.
+
+efforts: fast rounds to nearest, balanced adds GPTQ and bias correction for weights of fewer than 8 bits, best trains
+weights and scales against the float model's outputs (needs --data)."""
 
 
 def add(commands: Any) -> None:
@@ -38,6 +42,22 @@ def add(commands: Any) -> None:
         "--stats", metavar="FILE", type=Path, help="statistics from `qi calibrate`, in place of samples"
     )
     parser.add_argument("--recipe", metavar="RECIPE", default="w8a8", help="a name or a .json file (default: w8a8)")
+    parser.add_argument(
+        "--effort",
+        metavar="EFFORT",
+        help="fast, balanced or best: algorithms for weights that the recipe names none for",
+    )
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=positive,
+        default=1,
+        help="how many weights the algorithms work on at once (default: 1)",
+    )
+    parser.add_argument(
+        "--resume", metavar="FILE", type=Path,
+        help="an .npz file that keeps what the algorithms have done: stopped by Ctrl-C, the same command goes on there",
+    )  # fmt: skip
     parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the .keras file to write")
     parser.add_argument(
         "--report", metavar="FILE", type=Path, action="append", default=[],
@@ -52,9 +72,10 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Quantizes, saves, reports."""
     _check(arguments)
-    from qi.recipes import get_recipe
+    from qi.recipes import get_recipe, with_effort
 
     recipe = get_recipe(arguments.recipe)
+    recipe = recipe if arguments.effort is None else with_effort(recipe, arguments.effort)
     file = None
     if arguments.data is not None:
         from qi.cli.data import ArrayFile, check_samples
@@ -92,6 +113,8 @@ def _check(arguments: argparse.Namespace) -> None:
     check_output(arguments.out, [".keras"], read)
     for path in arguments.report:
         check_output(path, REPORTS, [*read, Path(arguments.recipe)])
+    if arguments.resume is not None:
+        check_output(arguments.resume, [".npz"], [*read, arguments.out])
 
 
 def _quantize(
@@ -109,6 +132,8 @@ def _quantize(
             data,
             statistics=arguments.stats,
             strict=arguments.strict,
+            jobs=arguments.jobs,
+            resume=arguments.resume,
             batch_size=arguments.batch_size,
             progress=progress,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from qi.keras.reconstruct import reconstruct
 from qi.keras.rounding import Rounded, WeightSite, round_weights, weight_sites
 from qi.keras.scaling import equalize_links, rescale_statistics, smooth_links
 from qi.keras.variables import to_numpy, weights_of
+from qi.ledger import Row
 from qi.observers import Moments
 from qi.quantizers import BaseInferableQuantizer
 from qi.recipes.choose import weight_quantizer
@@ -55,6 +56,7 @@ class LowBits:
         self.floats: dict[tuple[int, str], np.ndarray] = {}
         self.told: list[str] = []
         self.settings: dict[str, Any] = {}
+        self._notes: dict[str, dict[str, Any]] = {}
         asked = any(spec.algorithms for spec in ready.book.recipe.all_weights())
         self.sites = self._workable(weight_sites(ready)) if asked else []
         if self.sites:
@@ -135,6 +137,7 @@ class LowBits:
         )
         self._tell(rounded)
         trained, activations = self._trained(rounded, activations, data, progress)
+        self._note(rounded, trained)
         for key, before in rounded.items():
             if (id(before.site.op), before.site.weight) not in trained:
                 self._keep(self._corrected(before, calibration.inputs.get(key)))
@@ -175,6 +178,20 @@ class LowBits:
         self._assign(one.site.op, one.site.weight, one.values)
         self.quantizers[id(one.site.op), one.site.weight] = one.quantizer
         self.floats[id(one.site.op), one.site.weight] = one.site.array
+
+    def noted(self, rows: list[Row]) -> list[Row]:
+        """Rows of the report, with what was done with each weight."""
+        return [replace(row, **self._notes[row.path]) if row.path in self._notes else row for row in rows]
+
+    def _note(self, rounded: dict[str, Rounded], trained: Collection[tuple[int, str]]) -> None:
+        for site in self.sites:
+            one = rounded.get(site.key)
+            skipped = "training" if (id(site.op), site.weight) not in trained else ""
+            names = [step.name for step in site.spec.algorithms if step.stage != skipped]
+            error = one.solved.error / one.solved.nearest if one is not None and one.solved.nearest else np.nan
+            self._notes[site.key] = {"algorithms": ", ".join(names)} | (
+                {"output_error": float(error)} if np.isfinite(error) else {}
+            )
 
     def _corrected(self, rounded: Rounded, moments: Moments | None) -> Rounded:
         """A weight after the corrections that the recipe names; the layer's bias takes what they shift."""

@@ -162,7 +162,7 @@ def quantize_model(
         path: [row for part in parts.values() for row in part_rows(part, made[part.path], before_within, after_within)]
         for path, parts in ready.inner.items()
     }
-    rows = in_graph_order(float_graph, weights.rows, activations, parts)
+    rows = low_bits.noted(in_graph_order(float_graph, weights.rows, activations, parts))
     result = result if exact is None else make_exact(result, exact)
     told = [*low_bits.told, *findings(ready, rows, calibration, seen_by_group)]
     return result, _report(model, result, ready.book, rows, told, calibration.settings | low_bits.settings)

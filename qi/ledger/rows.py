@@ -43,6 +43,9 @@ class Row:
         total_sqnr_db: For an activation, the same between the float model's values and the quantized model's:
             all errors up to there.
         clipped_share: Share of the values that lay beyond the range, in [0, 1].
+        algorithms: What was done beyond rounding to nearest, "gptq, bias_correction".
+        output_error: Of a weight, the expected squared error of the layer's outputs, as a share of what rounding to
+            nearest would have made; None where it isn't known.
 
     Raises:
         ConfigError: If the fields contradict each other.
@@ -77,6 +80,8 @@ class Row:
     sqnr_db: float | None = None
     total_sqnr_db: float | None = None
     clipped_share: float | None = None
+    algorithms: str = ""
+    output_error: float | None = None
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
@@ -139,7 +144,7 @@ class Row:
             raise FileFormatError(f"expected a legal row; received {dict(values)!r}: {error}") from error
 
 
-_TEXTS = ("kind", "layer", "layer_type", "name", "status", "reason", "method", "granularity", "grid")
+_TEXTS = ("kind", "layer", "layer_type", "name", "status", "reason", "method", "granularity", "grid", "algorithms")
 _OPTIONAL_TEXTS = ("method", "granularity", "grid")
 _COUNTS = ("bits", "size_before", "size_after", "macs")
 _NUMBERS = (
@@ -150,6 +155,7 @@ _NUMBERS = (
     "sqnr_db",
     "total_sqnr_db",
     "clipped_share",
+    "output_error",
 )
 
 

@@ -89,11 +89,11 @@ def row_cells(row: Row) -> tuple[str, ...]:
 
 
 def method_text(row: Row) -> str:
-    """Return a row's method and granularity, without remarks in brackets."""
+    """Return a row's method and granularity, without remarks in brackets, and its algorithms."""
     if not row.quantized:
         return "float"
     shared = (row.granularity or "").partition("(")[0].strip()
-    return ", ".join(filter(None, [row.method, shared])).replace("_", " ")
+    return ", ".join(filter(None, [row.method, shared, row.algorithms])).replace("_", " ")
 
 
 def codes_text(row: Row) -> str:

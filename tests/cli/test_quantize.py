@@ -141,3 +141,33 @@ def test_a_full_disk_leaves_the_old_file(environment: dict[str, str], files: Pat
     assert (done.returncode, done.stderr) == (1, f"qi: error: File too large: {old}\n")
     assert old.read_text() == "old"
     assert list(tmp_path.iterdir()) == [old]
+
+
+def test_algorithms_are_named_in_recipes_and_by_effort(
+    quantize: Callable[..., Any], files: Path, tmp_path: Path
+) -> None:
+    done = quantize(
+        "--data", files / "data.npz", "--recipe", "w4a8", "--effort", "balanced", "--report", tmp_path / "r.json"
+    )
+    assert (done.code, done.err) == (0, "")
+    rows = [row for row in QuantizationReport.load(tmp_path / "r.json").rows if row.kind == "weight" and row.quantized]
+    assert {row.algorithms for row in rows} == {"gptq, bias_correction"}
+    assert all(row.output_error is not None and row.output_error <= 1 for row in rows)
+
+
+def test_work_is_kept_in_a_file_that_belongs_to_the_model(
+    quantize: Callable[..., Any], files: Path, tmp_path: Path
+) -> None:
+    options = ("--data", files / "data.npz", "--resume", tmp_path / "work.npz", "--quiet")
+    assert quantize("--recipe", "w4a8_gptq", *options).code == 0
+    first = (tmp_path / "q.keras").read_bytes()
+    assert quantize("--recipe", "w4a8_gptq", *options).code == 0
+    assert len((tmp_path / "q.keras").read_bytes()) == len(first)
+    done = quantize("--recipe", "w3a8_gptq", *options)
+    assert done.code != 0
+    assert "expected progress of this model, recipe and statistics" in done.err
+
+
+@pytest.mark.parametrize("option", [("--effort", "bset"), ("--jobs", "0"), ("--resume", "work.txt")])
+def test_illegal_options_of_algorithms(quantize: Callable[..., Any], files: Path, option: tuple[str, str]) -> None:
+    assert quantize("--data", files / "data.npz", *option).code == 2
