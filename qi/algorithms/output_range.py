@@ -70,7 +70,7 @@ class _Search:
         self._rows = np.flatnonzero(used.any(axis=(0, 2)))
         self._used, self._sharing = used[:, self._rows], self.problem.sharing[:, self._rows]
         self._block = self.second[:, self._rows[:, None], self._rows]
-        self._own = np.where(self._used, self._sharing, -1).max(axis=1)
+        self._own = np.where(self._used, self._sharing, -1).max(axis=1, initial=-1)
         products = self.error[:, self._rows] * self.gradient[:, self._rows]
         self._margin = _MARGIN * self._sums(np.abs(np.sum(products * self._used, axis=1)))
 

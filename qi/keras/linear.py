@@ -167,6 +167,8 @@ def _einsum(op: Any) -> list[LinearView]:
     outputs = [label for label in kernel if label in result and label not in source]
     if not inputs or any(label not in source for label in inputs):
         return []
+    if any(label not in kernel + result for label in source):
+        return []  # summed over places as well: no place gives an output of its own
     view = MatrixView(
         tuple(op.kernel.shape),
         tuple(kernel.index(label) for label in inputs),
@@ -185,6 +187,7 @@ def _einsum(op: Any) -> list[LinearView]:
 
     biased = (
         op.bias is not None
+        and {*op.bias_axes} <= {*shared, *outputs}
         and math.prod(op.bias.shape) == view.sizes[0] * view.sizes[2]
         and _ordered(result, kernel, [*shared, *outputs])
     )

@@ -108,6 +108,11 @@ def _prelu(site: Site) -> Tensor:
     return site.emit("prelu", [site.x, site.weight("alpha")])
 
 
+@lowering("ChannelCap")
+def _channel_cap(site: Site) -> Tensor:
+    return site.emit("minimum", [site.x, site.constant("caps", site.array("caps"))])
+
+
 @lowering("Softmax")
 def _softmax(site: Site) -> Tensor:
     if len(site.inputs) > 1:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 
 from qi.errors import UnsupportedError, warn
+from qi.keras.accuracy import Metric, check_control, quantize_within
 from qi.keras.assemble import insert_holders, wrap_layers
 from qi.keras.calibrate import Calibration, run
 from qi.keras.data import elements, tell_shapes
@@ -35,7 +37,7 @@ from qi.ledger import QuantizationReport, Row
 from qi.ledger.findings import check_strict, range_findings
 from qi.observers import TensorStatistics
 from qi.recipes import RecipeLike, RuleBook, with_effort
-from qi.recipes.efforts import check_no_algorithms, check_repeatable
+from qi.recipes.efforts import check_many_times, check_no_algorithms, check_repeatable
 from qi.recipes.plan import group_statistics
 
 __all__ = ["check_not_exact", "quantize_model"]
@@ -50,6 +52,8 @@ def quantize_model(
     statistics: Mapping[str, TensorStatistics] | str | os.PathLike[str] | None = None,
     exact: str | None = None,
     effort: str | None = None,
+    max_drop: float | None = None,
+    metric: Metric | None = None,
     jobs: int | None = 1,
     resume: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
@@ -79,6 +83,10 @@ def quantize_model(
             Convolutional networks take as long as with plain fake quantization, wide Dense layers and transformers up to two
             thirds longer, "reference", whose kernels compute in 64 bits, 4 to 5 times as long.
         effort: "fast", "balanced" or "best" (`qi.recipes.EFFORTS`): algorithms for the weights that the recipe names none for.
+        max_drop: how much less than the float model's the metric may be, in the metric's unit: where the recipe costs more, the
+            weights, then the activations, that cost most get more bits until it holds. The report's settings say what was raised,
+            and what that took. Needs scipy (the extra "search").
+        metric: with max_drop: a function of a model that gives a number, the more the better, as its accuracy in percent.
         jobs: how many weights the recipe's algorithms work on at once; None leaves that, and where they run, to
             `joblib.parallel_config`.
         resume: a file that keeps what the algorithms have done, weight by weight: stopped by Ctrl-C, the same call goes on there.
@@ -112,7 +120,18 @@ def quantize_model(
         ['bias', 'bias']
     """
     check_exact(exact)
+    check_control(max_drop, metric)
     recipe = recipe if effort is None else with_effort(recipe, effort)
+    if max_drop is not None and metric is not None:
+        again = partial(
+            quantize_model, model, data=data, strict=strict, statistics=statistics, exact=exact, jobs=jobs,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+        check_many_times(data)
+        return quantize_within(
+            model, recipe, data, again, max_drop=max_drop, metric=metric, statistics=statistics, batch_size=batch_size,
+            progress=progress,
+        )  # fmt: skip
     check_repeatable(recipe, data)
     tell_shapes(model, data)
     graph, why = follow_model(model)

@@ -65,7 +65,7 @@ class WeightChoice:
     """What was found of one weight.
 
     Attributes:
-        path: of the weight.
+        path: of the weight, as in the report of `qi.quantize_model`.
         size: how many numbers it holds.
         macs: multiply-accumulates with it for one sample.
         candidate: the name of the chosen one.
@@ -251,6 +251,7 @@ class SearchResult:
 
     def _draw_bits(self, ax: Any, named: bool) -> None:
         _tidy(ax, "bits of every weight", "in the order of the graph, the first at the top")
+        ax.grid(visible=False, axis="y")
         places = range(len(self.weights))
         bits = [weight.bits for weight in self.weights]
         ax.barh(places, bits, height=0.7 if named else 1.0, color=_FRONT)
@@ -272,7 +273,7 @@ def _tidy(ax: Any, title: str, note: str) -> None:
     )
     ax.set_axisbelow(True)
     ax.grid(axis="both", color=_LINE, linewidth=0.8)
-    ax.tick_params(length=0, labelsize=8.5, labelcolor=_MUTED)
+    ax.tick_params(which="both", length=0, labelsize=8.5, labelcolor=_MUTED)
     for side in ("top", "right", "left", "bottom"):
         ax.spines[side].set_visible(False)
 

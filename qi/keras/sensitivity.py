@@ -102,8 +102,8 @@ class Searched:
 
     @property
     def label(self) -> str:
-        """The path of the weight, "conv/kernel"."""
-        return f"{self.path}/{self.name}"
+        """The path of the weight as reports and statistics have it, "conv/kernel"."""
+        return weight_key(self.call.path, self.own)
 
     @property
     def variable(self) -> keras.Variable:
@@ -388,7 +388,7 @@ def output_errors(weights: Sequence[Searched], inputs: Mapping[str, Moments]) ->
 
 
 def _error(weight: Searched, values: np.ndarray, inputs: Mapping[str, Moments]) -> float:
-    moments = inputs.get(weight_key(weight.call.path, weight.own))
+    moments = inputs.get(weight.label)
     linear = next((view for view in linear_views(weight.call) if view.weight == weight.own), None)
     if linear is None or moments is None or not moments.count:
         return relative_error(weight.array.reshape(1, -1, 1), values.reshape(1, -1, 1))

@@ -13,7 +13,7 @@ from qi.recipes.rules import Rule
 from qi.recipes.spec import TensorSpec
 from qi.registry import suggest
 
-__all__ = ["EFFORTS", "check_no_algorithms", "check_repeatable", "with_effort"]
+__all__ = ["EFFORTS", "check_many_times", "check_no_algorithms", "check_repeatable", "with_effort"]
 
 EFFORTS = {
     "fast": "to nearest, in seconds",
@@ -75,6 +75,19 @@ def check_no_algorithms(recipe: RecipeLike, what: str) -> None:
         )
 
 
+def check_many_times(data: Any) -> None:
+    """Refuses data that can be read once where they are read several times.
+
+    Raises:
+        InputError: an iterator.
+    """
+    if isinstance(data, Iterator):
+        raise InputError(
+            f"expected samples that can be read again; received a {type(data).__name__}, which can be read once; do pass arrays, "
+            "a tf.data.Dataset or a PyDataset"
+        )
+
+
 def check_repeatable(recipe: RecipeLike, data: Any) -> None:
     """Refuses data that can be read once where an algorithm reads them again after calibration, or none where it needs some.
 
@@ -82,9 +95,8 @@ def check_repeatable(recipe: RecipeLike, data: Any) -> None:
         InputError: they can't be read again, or there are none.
     """
     names = {step.name for spec in get_recipe(recipe).all_weights() for step in spec.algorithms if step.needs == "data"}
-    if names and (data is None or isinstance(data, Iterator)):
-        received = "none" if data is None else f"a {type(data).__name__}, which can be read once"
-        raise InputError(
-            f"expected samples for {', '.join(sorted(names))}; received {received}; do pass arrays, a tf.data.Dataset or a "
-            "PyDataset"
-        )
+    if not names:
+        return
+    if data is None:
+        raise InputError(f"expected samples for {', '.join(sorted(names))}; received none; do pass data")
+    check_many_times(data)

@@ -59,13 +59,18 @@ def test_groups_of_a_column_are_searched_in_turns() -> None:
     assert errors[2] <= errors[1] <= errors[0] < 0.8 * nearest_errors(problem).sum()
 
 
-def test_any_sharing_will_do() -> None:
-    problem = random_problem(7, (2, 10, 4), grid=IntGrid(3, narrow=True), per="tensor")
-    sharing = np.random.default_rng(0).integers(0, 5, problem.weight.shape)  # columns use several, in no order
-    problem = replace(problem, sharing=sharing, scale=np.repeat(problem.scale, 6), zero_point=np.zeros(6, "i"))
+@pytest.mark.parametrize("seed", range(5))
+def test_any_sharing_will_do(seed: int) -> None:
+    problem = random_problem(seed, (2, 10, 4), grid=IntGrid(3, narrow=True), per="tensor")
+    sharing = np.random.default_rng(seed).integers(0, 12, problem.weight.shape)  # columns use several, in no order
+    problem = replace(problem, sharing=sharing, scale=np.repeat(problem.scale, 13), zero_point=np.zeros(13, "i"))
+    classes = importlib.import_module("qi.algorithms.output_range")._classes(problem)
+    for g, n in np.ndindex(2, 4):
+        used = np.unique(sharing[g, :, n])
+        assert len(np.unique(classes[used])) == len(used)  # those of one class are searched at once
     solution = output_range(problem)
     assert output_errors(problem, solution).sum() < 0.9 * nearest_errors(problem).sum()
-    assert solution.scale[5] == problem.scale[5]  # which nothing uses
+    assert solution.scale[12] == problem.scale[12]  # which nothing uses
 
 
 def test_scales_of_independent_columns_are_found_alone() -> None:

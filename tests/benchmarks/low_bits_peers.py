@@ -60,12 +60,10 @@ PEERS = {
 # Rows of QI: a recipe, and algorithms for its weights between the first and the last layer, where its name doesn't say them;
 # other keywords are passed to `quantize_model`: {"recipe": "w{bits}a8", "effort": "best"}.
 OURS: dict[str, dict[str, Any]] = {
-    "w4a8 and so on": {"recipe": "w{bits}a8"},
     "round to nearest, min/max": {"recipe": "w{bits}a8_minmax"},
-    "output_range, gptq, bias_correction": {
-        "recipe": "w{bits}a8",
-        "algorithms": ["output_range", "gptq", "bias_correction"],
-    },
+    "effort fast": {"recipe": "w{bits}a8", "effort": "fast"},
+    "effort balanced": {"recipe": "w{bits}a8", "effort": "balanced"},
+    "effort best": {"recipe": "w{bits}a8", "effort": "best"},
 }
 
 FEW_EPOCHS = {
