@@ -87,6 +87,7 @@ _MODULE_TO_NAMES = {
         "KerasNodeQuantizationDispatcher",
         "KerasQuantizationWrapper",
         "QuantizationLogger",
+        "SearchResult",
         "StartQuantization",
         "calibrate",
         "convert",
@@ -104,6 +105,7 @@ _MODULE_TO_NAMES = {
     # Modules that share a name with their function: whoever imports one by itself hides the other in `qi.keras`.
     "qi.keras.emulate": ("emulate",),
     "qi.keras.lower": ("lower",),
+    "qi.keras.search": ("search",),
     "qi.errors": (
         "ConfigError",
         "ContractError",
@@ -119,6 +121,7 @@ _MODULE_TO_NAMES = {
 }
 # Reached as attributes, without an import of their own: `qi.recipes.get_recipe`.
 _PACKAGES = (
+    "algorithms",
     "core",
     "dispatch",
     "engine",

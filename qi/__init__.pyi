@@ -1,6 +1,7 @@
 """The public names for type checkers and editors, which can't follow the lazy table of `__init__.py`."""
 
 from qi import (
+    algorithms as algorithms,
     core as core,
     dispatch as dispatch,
     engine as engine,
@@ -74,6 +75,7 @@ from qi.keras import (
     KerasNodeQuantizationDispatcher as KerasNodeQuantizationDispatcher,
     KerasQuantizationWrapper as KerasQuantizationWrapper,
     QuantizationLogger as QuantizationLogger,
+    SearchResult as SearchResult,
     StartQuantization as StartQuantization,
     calibrate as calibrate,
     convert as convert,
@@ -85,6 +87,7 @@ from qi.keras import (
 )
 from qi.keras.emulate import emulate as emulate
 from qi.keras.lower import lower as lower
+from qi.keras.search import search as search
 from qi.ledger import (
     QuantizationReport as QuantizationReport,
 )

@@ -98,8 +98,8 @@ def solve_all(tasks: Mapping[str, Task], *, jobs: int | None = 1) -> Iterator[tu
         jobs: how many at once, through joblib; 1 runs them one after the other; None leaves number and backend (loky, Ray, Dask)
             to `joblib.parallel_config`.
 
-    Yields:
-        (name, result), in the order of the tasks where they run one after the other.
+    Returns:
+        an iterator of (name, result), in the order of the tasks where they run one after the other.
 
     Raises:
         ConfigError: jobs is 0 or no integer.
@@ -107,6 +107,10 @@ def solve_all(tasks: Mapping[str, Task], *, jobs: int | None = 1) -> Iterator[tu
     """
     if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs == 0):
         raise ConfigError(f"expected jobs to be an integer other than 0, or None; received jobs={jobs!r}")
+    return _solve_all(tasks, jobs)
+
+
+def _solve_all(tasks: Mapping[str, Task], jobs: int | None) -> Iterator[tuple[str, Solved]]:
     if jobs == 1:
         for name, task in tasks.items():
             yield name, solve(task)

@@ -2,6 +2,7 @@
 
 from qi.keras.attention import BandSoftmax
 from qi.keras.callbacks import BitWidthSchedule, FreezeBatchNorm, FreezeRanges, StartQuantization
+from qi.keras.caps import ChannelCap
 from qi.keras.dispatcher import KerasNodeQuantizationDispatcher
 from qi.keras.emulate import emulate
 from qi.keras.exact import ExactDecode, ExactGrid, ExactPool, ExactSums
@@ -15,11 +16,14 @@ from qi.keras.ptq import quantize_model
 from qi.keras.qat import convert, prepare_qat
 from qi.keras.quantizer_log import QuantizationLogger, QuantizerRow
 from qi.keras.saving import load_model, save_model
+from qi.keras.search import search
+from qi.keras.search_result import SearchPoint, SearchResult, WeightChoice
 from qi.keras.wrapper import KerasQuantizationWrapper
 
 __all__ = [
     "BandSoftmax",
     "BitWidthSchedule",
+    "ChannelCap",
     "ExactBilinear",
     "ExactDecode",
     "ExactFixedSoftmax",
@@ -38,7 +42,10 @@ __all__ = [
     "KerasQuantizationWrapper",
     "QuantizationLogger",
     "QuantizerRow",
+    "SearchPoint",
+    "SearchResult",
     "StartQuantization",
+    "WeightChoice",
     "calibrate",
     "convert",
     "emulate",
@@ -48,4 +55,5 @@ __all__ = [
     "prepare_qat",
     "quantize_model",
     "save_model",
+    "search",
 ]

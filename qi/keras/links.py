@@ -14,6 +14,7 @@ from qi.keras.caps import ChannelCap
 from qi.keras.fold import activation_name
 from qi.keras.graph import Call, Graph, Value
 from qi.keras.linear import LinearView, linear_views
+from qi.keras.ties import holders
 from qi.keras.variables import weights_of
 from qi.recipes import RuleBook
 from qi.recipes.plan import ActivationPlan
@@ -91,10 +92,13 @@ def find_links(graph: Graph) -> list[Link]:
 
     A link starts at a layer with weights an output channel (or a normalization with a factor a channel) that is called once, goes
     through operations that positive factors pass (ReLU, PReLU, pooling...) and a `ChannelCap`, and ends where all that take it
-    multiply it by weights of their own; every layer concerned is called once and nothing else takes the values.
+    multiply it by weights of their own; every layer concerned is called once, shares its weights with no other, and nothing else
+    takes the values.
     """
     consumers, outputs = graph.consumers(), {id(value) for value in graph.flat_outputs()}
-    once = {key for key, calls in graph.calls_of().items() if len(calls) == 1}
+    ops = [calls[0].op for calls in graph.calls_of().values()]
+    tied = {id(ops[place]) for held in holders(ops).values() for place, _ in held}
+    once = {key for key, calls in graph.calls_of().items() if len(calls) == 1} - tied
     links = (_follow(call, consumers, outputs, once) for call in graph.calls if id(call.op) in once)
     return [link for link in links if link is not None]
 

@@ -110,7 +110,11 @@ def _prelu(site: Site) -> Tensor:
 
 @lowering("ChannelCap")
 def _channel_cap(site: Site) -> Tensor:
-    return site.emit("minimum", [site.x, site.constant("caps", site.array("caps"))])
+    """Of codes, the caps' codes on the same grid: rounding keeps the order, so the least of both is what is wanted."""
+    caps = site.constant("caps", site.array("caps"))
+    if site.x.qparams is not None:
+        caps.qparams, caps.data = site.x.qparams, site.x.qparams.quantize(caps.data).codes
+    return site.emit("minimum", [site.x, caps])
 
 
 @lowering("Softmax")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from qi.core import QParams, QTensor
+from qi.core import IntGrid, LutGrid, QParams, QTensor
 from qi.errors import UnsupportedError
 from qi.ir.graph import Op, QGraph, Tensor, take_name
 from qi.ir.kinds import TARGETS
@@ -57,6 +58,16 @@ def lowering(*kinds: str) -> Callable[[Callable[[Site], Any]], Callable[[Site], 
         return function
 
     return add
+
+
+def _entries(tensor: QTensor) -> QTensor:
+    """Codes that are indices of a table as the table's entries, which are integers of a grid: they stand for the same values."""
+    params = tensor.qparams
+    if not isinstance(params.grid, LutGrid):
+        return tensor
+    codes = np.asarray(params.grid.values)[tensor.codes]
+    grid = IntGrid(params.grid.bits, params.grid.signed)
+    return QTensor(codes.astype(grid.storage_dtype), replace(params, grid=grid))
 
 
 class Site:
@@ -154,7 +165,7 @@ class Site:
         if path not in self._quantized:
             array = change(self.array(path))
             return Tensor(name, array.shape, data=array)
-        tensor = self._quantized[path]
+        tensor = _entries(self._quantized[path])
         qparams = tensor.qparams
         codes = change(tensor.codes)
         if qparams.scale.size > 1:

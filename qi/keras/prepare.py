@@ -115,12 +115,7 @@ def prepare(
     check_layers(model)
     check_graph(given)
     graph = given.copy()
-    done = [call.path for call in graph.calls if isinstance(call.op, _QUANTIZED)]
-    if done:
-        raise UnsupportedError(
-            f"expected a float model; received {model.name!r}, in which {len(done)} layers are quantized ({done[0]!r}...); "
-            "do start from the float model"
-        )
+    _check_float(model, graph)
     chosen = get_recipe(recipe)
     book = chosen.resolve()
     later: set[str] = set()
@@ -157,6 +152,15 @@ def prepare(
             ready.inner[call.path] = inner_parts(call.op, call.path, book, kept.get(call.path, ""))
     _leave_shared_parts(ready)
     return ready
+
+
+def _check_float(model: keras.Model, graph: Graph) -> None:
+    done = [call.path for call in graph.calls if isinstance(call.op, _QUANTIZED)]
+    if done:
+        raise UnsupportedError(
+            f"expected a float model; received {model.name!r}, in which {len(done)} layers are quantized ({done[0]!r}...); "
+            "do start from the float model"
+        )
 
 
 def _leave_shared_parts(ready: Prepared) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ from qi.keras.saving import size_on_disk
 from qi.ledger import QuantizationReport, Row
 from qi.ledger.findings import check_strict, range_findings
 from qi.observers import TensorStatistics
+from qi.quantizers import BaseInferableQuantizer
 from qi.recipes import RecipeLike, RuleBook, with_effort
 from qi.recipes.efforts import check_many_times, check_no_algorithms, check_repeatable
 from qi.recipes.plan import group_statistics
@@ -123,11 +124,11 @@ def quantize_model(
     check_control(max_drop, metric)
     recipe = recipe if effort is None else with_effort(recipe, effort)
     if max_drop is not None and metric is not None:
+        check_many_times(data)
         again = partial(
             quantize_model, model, data=data, strict=strict, statistics=statistics, exact=exact, jobs=jobs,
             batch_size=batch_size, progress=progress,
         )  # fmt: skip
-        check_many_times(data)
         return quantize_within(
             model, recipe, data, again, max_drop=max_drop, metric=metric, statistics=statistics, batch_size=batch_size,
             progress=progress,
@@ -144,8 +145,21 @@ def quantize_model(
     low_bits = LowBits(ready)
     calibration = gather_statistics(model, ready, data, statistics, batch_size, progress)
     low_bits.scale(calibration)
-    seen = calibration.statistics
-    merged = {group.key: group_statistics(group, seen) for group in ready.plan.groups}
+    work = partial(low_bits.round, calibration, data=data, jobs=jobs, resume=resume, progress=progress)
+    return _quantize_graph(model, ready, calibration, low_bits, work, strict, exact)
+
+
+def _quantize_graph(
+    model: keras.Model,
+    ready: Prepared,
+    calibration: Calibration,
+    low_bits: LowBits,
+    work: Callable[[dict[int, BaseInferableQuantizer]], dict[int, BaseInferableQuantizer]],
+    strict: bool,
+    exact: str | None,
+) -> tuple[keras.Model, QuantizationReport]:
+    """A prepared model with its statistics; `work` runs the algorithms, given the quantizers of activations."""
+    merged = {group.key: group_statistics(group, calibration.statistics) for group in ready.plan.groups}
     quantizers = activation_quantizers(ready.graph, ready.plan, merged)
     measured = _measured_values(ready, calibration)
     made = {path: part.quantizers for path, part in ready.parts.items()}
@@ -154,17 +168,11 @@ def quantize_model(
     float_graph = Graph(
         ready.graph.name, ready.graph.inputs, ready.graph.outputs, list(ready.graph.calls), whole=ready.graph.whole
     )
-    quantizers = low_bits.round(calibration, quantizers, data, jobs=jobs, resume=resume, progress=progress)
+    quantizers = work(quantizers)
     weights = wrap_layers(
-        ready.graph,
-        ready.book,
-        ready.kept,
-        ready.notes,
-        types,
-        inner=ready.within(),
-        made=low_bits.quantizers,
+        ready.graph, ready.book, ready.kept, ready.notes, types, inner=ready.within(), made=low_bits.quantizers,
         floats=low_bits.floats,
-    )
+    )  # fmt: skip
     check_strict(weights.refused, strict)
     held = insert_holders(ready.graph, ready.plan, quantizers)
     tensors = build_tensors(ready.graph)

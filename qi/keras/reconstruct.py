@@ -26,7 +26,11 @@ __all__ = ["Reconstructed", "reconstruct"]
 
 _KEPT_ELEMENTS = 2**28  # samples' inputs and targets, held at once: 1 GiB
 _FORWARD = 128  # samples at a time where nothing trains
-_REGULARIZED = 0.2  # the share of the steps after which AdaRound's regularization begins
+_REGULARIZED = (
+    0.2,
+    0.7,
+)  # the shares of the steps between which AdaRound's exponent falls; before, nothing is regularized
+_STRENGTH = 300.0  # of that regularization, a mean over weights, for each unit of the loss before
 _BETA = (20.0, 2.0)  # its exponent, from the first to the last step
 
 
@@ -128,7 +132,7 @@ def reconstruct(
     count = len(inputs[0])
     settings = _Settings(
         rounding,
-        _steps(bits, scope) if steps is None else steps,
+        _steps(bits, scope, rounding) if steps is None else steps,
         _rate(bits, rounding) if learning_rate is None else float(learning_rate),
         demanded or min(batch_size, count),
         drop,
@@ -172,15 +176,15 @@ def _check_keys(ready: Prepared, weights: Mapping[Weight, Any], activations: Map
         raise ConfigError("expected quantizers of groups of the plan; received some of others")
 
 
-def _steps(bits: int, scope: str) -> int:
-    """Fewer where less has to be learned."""
-    whole = 1600 if bits <= 2 else 800 if bits == 3 else 400
-    return whole if scope == "network" else max(100, whole // 4)
+def _steps(bits: int, scope: str, rounding: str) -> int:
+    """Fewer where less has to be learned, and more where scales and weights stay."""
+    whole = 1000 if bits <= 2 or rounding == "adaround" else 600 if bits == 3 else 300
+    return whole if scope == "network" else whole // 4
 
 
 def _rate(bits: int, rounding: str) -> float:
     if rounding == "adaround":
-        return 4e-3
+        return 1e-2
     return 1e-3 if bits <= 2 else 5e-4 if bits == 3 else 2e-4
 
 
@@ -338,13 +342,17 @@ class _Job:
         how, decay = self.settings, keras.optimizers.schedules.CosineDecay
         learner.compile(keras.optimizers.Adam(decay(how.rate, how.steps)), jit_compile=_jit())
         for step, chosen in zip(range(how.steps), _orders(len(self.inputs[0]), how.batch, rng), strict=False):
-            share = step / how.steps
-            if share >= _REGULARIZED and how.rounding == "adaround":
-                passed = (share - _REGULARIZED) / (1 - _REGULARIZED)
-                learner.strength.assign(before)
-                learner.beta.assign(_BETA[1] + (_BETA[0] - _BETA[1]) * 0.5 * (1 + np.cos(passed * np.pi)))
+            if how.rounding == "adaround":
+                self._regularize(learner, step / how.steps, before)
             loss = learner.train_on_batch(self._mixed(chosen, rng), [array[chosen] for array in self.targets])
             bar.update(done + step + 1, [("loss", self._finite(float(loss)))], finalize=False)
+
+    def _regularize(self, learner: _Learner, share: float, before: float) -> None:
+        """Has roundings decide: hardly at first, then more and more."""
+        start, end = _REGULARIZED
+        passed = float(np.clip((share - start) / (end - start), 0, 1))
+        learner.strength.assign(_STRENGTH * before if share >= start else 0.0)
+        learner.beta.assign(_BETA[1] + (_BETA[0] - _BETA[1]) * 0.5 * (1 + np.cos(passed * np.pi)))
 
     def _mixed(self, chosen: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         """A batch of the block's inputs, some elements of which are float values."""

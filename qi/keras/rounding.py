@@ -212,6 +212,8 @@ def round_weights(
     """
     wanted = {site.key: site for site in sites if site.steps(*_SOLVED, "correction")}
     _check_moments(wanted, inputs)
+    # What isn't asked for isn't used, so that stored statistics, which know all moments, give what the data would.
+    inputs = {key: inputs[key] for key, site in wanted.items() if key in inputs and _needs_moments(site)}
     journal = Journal(resume, _fingerprint(wanted, inputs, origin))
     tasks = {
         key: Task(problem_of(site, inputs.get(key)), site.steps(*_SOLVED))
@@ -234,12 +236,17 @@ def _rounded(site: WeightSite, solved: Solved) -> Rounded:
 
 def _check_moments(wanted: Mapping[str, WeightSite], inputs: Mapping[str, Moments]) -> None:
     for key, site in wanted.items():
-        asking = [step.name for step in site.spec.algorithms if step.needs == "moments" and step.stage in _SOLVED]
+        stages = _SOLVED if site.linear is None or site.linear.bias is None else (*_SOLVED, "correction")
+        asking = [step.name for step in site.spec.algorithms if step.needs == "moments" and step.stage in stages]
         if asking and site.linear is not None and (key not in inputs or not inputs[key].count):
             raise InputError(
                 f"expected moments of the inputs of {key!r} for {asking[0]!r}; received none; do give data, or statistics of "
                 "qi.calibrate, which keeps them"
             )
+
+
+def _needs_moments(site: WeightSite) -> bool:
+    return any(step.needs == "moments" for step in site.spec.algorithms)
 
 
 def _fingerprint(wanted: Mapping[str, WeightSite], inputs: Mapping[str, Moments], origin: str) -> str:

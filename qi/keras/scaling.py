@@ -10,8 +10,9 @@ import numpy as np
 from qi.algorithms import awq_factors, equalize, smoothing_factors
 from qi.errors import InputError
 from qi.keras.calibrate import Calibration
+from qi.keras.caps import ChannelCap
 from qi.keras.inputs import weight_key
-from qi.keras.links import ChannelCap, Link, Taker
+from qi.keras.links import Link, Taker
 from qi.keras.plan import value_name
 from qi.keras.rounding import WeightSite, problem_of
 from qi.keras.variables import to_numpy, weights_of
@@ -34,19 +35,26 @@ def equalize_links(links: list[Link], sites: Mapping[str, WeightSite]) -> list[L
         the links whose channels were scaled.
     """
     chosen = [link for link in links if not link.normalizes and _all_ask(link, sites)]
-    if not chosen:
-        return []
+    by_options: dict[Step, list[Link]] = {}
+    for link in chosen:
+        step = asked_step(_site_of(link.takers[0], sites), "equalize")
+        if step is not None:
+            by_options.setdefault(step, []).append(link)
+    for step, together in by_options.items():
+        _equalize(together, sites, step.options)
+    return chosen
+
+
+def _equalize(chosen: list[Link], sites: Mapping[str, WeightSite], options: Mapping[str, Any]) -> None:
+    """Equalizes links together, with one set of options."""
     ops = {id(call.op): call for link in chosen for call in (link.giver, *(t.call for t in link.takers))}
     places = {key: place for place, key in enumerate(ops)}
     takes = {id(taker.call.op): (link, taker) for link in chosen for taker in link.takers}
     gives = {id(link.giver.op): link for link in chosen}
     magnitudes = [_magnitudes(sites, ops[key], takes.get(key), gives.get(key)) for key in ops]
     joints = [([places[id(link.giver.op)]], [places[id(t.call.op)] for t in link.takers]) for link in chosen]
-    step = asked_step(_site_of(chosen[0].takers[0], sites), "equalize")
-    options: dict[str, Any] = dict(step.options) if step is not None else {}
     for link, factors in zip(chosen, equalize(magnitudes, joints, **options), strict=True):
         scale_link(link, 1 / factors)
-    return chosen
 
 
 def _all_ask(link: Link, sites: Mapping[str, WeightSite]) -> bool:
@@ -201,6 +209,8 @@ def rescale_statistics(links: list[Link], calibration: Calibration) -> None:
         InputError: statistics that know no single channels.
     """
     for link in links:
+        if np.all(link.factors == 1):
+            continue
         for value in link.values:
             name = value_name(value)
             if name not in calibration.statistics:
@@ -210,7 +220,8 @@ def rescale_statistics(links: list[Link], calibration: Calibration) -> None:
                     f"expected statistics of the channels of {name!r}, which an algorithm scales; received none; do calibrate "
                     "again, or give data"
                 )
-            calibration.statistics[name] = rescaled(calibration.channels[name], link.factors)
+            bins = calibration.statistics[name].histogram.bins
+            calibration.statistics[name] = rescaled(calibration.channels[name], link.factors, bins=bins)
         for taker in link.takers:
             key = _key(taker)
             if key in calibration.inputs:

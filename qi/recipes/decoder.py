@@ -27,6 +27,7 @@ from qi.errors import ConfigError
 from qi.observers import SELECTIONS
 from qi.recipes.recipe import Recipe
 from qi.recipes.spec import TensorSpec
+from qi.recipes.steps import as_steps
 from qi.registry import suggest
 
 __all__ = ["RECIPE_NAMES", "decode_name"]
@@ -82,7 +83,7 @@ def decode_name(name: str) -> Recipe:
         range_, algorithms = _words(parts["words"])
         activations = _activations(parts["activations"], range_)
         weights = _weights(parts["weights"], parts["granularity"], range_, alone=activations is None)
-        weights = replace(weights, algorithms=algorithms)
+        weights = replace(weights, algorithms=as_steps(algorithms))
         return Recipe(name.lower(), weights=weights, activations=activations)
     except ConfigError as error:
         raise ConfigError(f"recipe {name!r}: {error}. {_HOW}") from error

@@ -11,6 +11,7 @@ from qi.recipes.lookup import RecipeLike, get_recipe
 from qi.recipes.recipe import Recipe
 from qi.recipes.rules import Rule
 from qi.recipes.spec import TensorSpec
+from qi.recipes.steps import as_steps
 from qi.registry import suggest
 
 __all__ = ["EFFORTS", "check_many_times", "check_no_algorithms", "check_repeatable", "with_effort"]
@@ -23,7 +24,7 @@ EFFORTS = {
 """The efforts, with what they do and take, for networks of some hundred thousand weights."""
 
 _FULL_BITS = 8
-_BALANCED = ("gptq", "bias_correction")
+_ALGORITHMS = {"balanced": ("gptq", "bias_correction"), "best": ("reconstruct",)}
 
 
 def with_effort(recipe: RecipeLike, effort: str) -> Recipe:
@@ -44,7 +45,7 @@ def with_effort(recipe: RecipeLike, effort: str) -> Recipe:
         >>> with_effort("w8a8", "balanced").weights.algorithms
         ()
     """
-    if effort not in EFFORTS:
+    if not isinstance(effort, str) or effort not in EFFORTS:
         raise ConfigError(
             f"expected effort to be one of {', '.join(EFFORTS)}; received effort={effort!r}.{suggest(str(effort), EFFORTS)}"
         )
@@ -53,7 +54,7 @@ def with_effort(recipe: RecipeLike, effort: str) -> Recipe:
     def worked(spec: TensorSpec) -> TensorSpec:
         if spec.algorithms or effort == "fast" or (effort == "balanced" and spec.bits >= _FULL_BITS):
             return spec
-        return replace(spec, algorithms=("reconstruct",) if effort == "best" else _BALANCED)
+        return replace(spec, algorithms=as_steps(_ALGORITHMS[effort]))
 
     def ruled(rule: Rule) -> Rule:
         return replace(rule, weights=worked(rule.weights)) if isinstance(rule.weights, TensorSpec) else rule

@@ -9,7 +9,10 @@ from typing import Any
 from qi.algorithms import STAGES, check_algorithm
 from qi.errors import ConfigError
 
-__all__ = ["Step", "as_steps"]
+__all__ = ["Step", "as_steps", "check_scales"]
+
+_FITS_SCALES = ("hqq", "kmeans", "output_range", "powers")
+_TABLES = ("kmeans", "powers")
 
 
 class StepOptions(Mapping[str, Any]):
@@ -104,6 +107,32 @@ def as_steps(given: object) -> tuple[Step, ...]:
             f"{twice or rounding[-1]!r}"
         )
     return tuple(steps)
+
+
+def check_scales(steps: Iterable[Step], method: str, granularity: str) -> None:
+    """Refuses algorithms whose scales a spec of that method and granularity can't hold.
+
+    Raises:
+        ConfigError: scales are fitted where they have to be powers of two, or a table of values is made for groups.
+
+    Example:
+        >>> check_scales(as_steps("gptq"), "power_of_two", "per_channel")
+    """
+    for step in steps:
+        powers = step.name == "powers" and step.options.get("power_of_two_scale", False)
+        if method == "power_of_two" and step.name in _FITS_SCALES and not powers:
+            instead = (
+                "power_of_two_scale=True, or method='symmetric'" if step.name == "powers" else "method='symmetric'"
+            )
+            raise ConfigError(
+                f"expected algorithms that keep scales powers of two with method='power_of_two'; received {step.name!r}, which "
+                f"fits them; do use {instead}"
+            )
+        if granularity == "per_group" and step.name in _TABLES:
+            raise ConfigError(
+                f"expected one scale a tensor or channel for a table of values; received granularity='per_group' with "
+                f"{step.name!r}; do use 'per_channel'"
+            )
 
 
 def _as_step(item: object) -> Step:

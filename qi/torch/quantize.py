@@ -17,6 +17,7 @@ from qi.ledger.outcomes import in_float, quantized_activation
 from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.recipes import RecipeLike, RuleBook
 from qi.recipes.dormant import activation_quantizers
+from qi.recipes.efforts import check_no_algorithms
 from qi.torch.calibrate import errors_of, sample_of, values_of, watch
 from qi.torch.data import Batch, Samples, predict
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
@@ -73,7 +74,7 @@ def quantize_model(
 
     Raises:
         ConfigError: no module, an unknown recipe, an illegal batch size.
-        UnsupportedError: an already quantized module.
+        UnsupportedError: an already quantized module; a recipe with algorithms, which are for Keras models so far.
         StrictError: with strict, a weight matrix stays in float; all are listed.
         InputError: NaN in weights or data, data that the module can't be run on, or none where it is needed.
 
@@ -88,6 +89,7 @@ def quantize_model(
         >>> [row.path for row in report.unquantized]
         ['0/bias', '2/bias']
     """
+    check_no_algorithms(recipe, "torch modules")
     check_module(module)
     samples = None if data is None else Samples(data, module, batch_size)
     graph, why, kept = follow_module(module, samples)

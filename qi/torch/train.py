@@ -15,6 +15,7 @@ from qi.quantizers import BaseInferableQuantizer, BaseQuantizer
 from qi.quantizers.trainables import TrainingMethods, trainable_quantizer
 from qi.recipes import RecipeLike
 from qi.recipes.dormant import activation_quantizers
+from qi.recipes.efforts import check_no_algorithms
 from qi.torch.data import Samples
 from qi.torch.dispatcher import PytorchNodeQuantizationDispatcher
 from qi.torch.follow import same_in_training
@@ -67,7 +68,7 @@ def prepare_qat(
 
     Raises:
         ConfigError: no module, an unknown recipe, method or estimator.
-        UnsupportedError: an already quantized module.
+        UnsupportedError: an already quantized module; a recipe with algorithms, which are for Keras models so far.
         InputError, StrictError: as `qi.torch.quantize_model`.
 
     Example:
@@ -84,6 +85,7 @@ def prepare_qat(
         True
     """
     methods = TrainingMethods(method, activation_method, estimator, dict(estimator_options or {}))
+    check_no_algorithms(recipe, "torch modules")
     check_module(module)
     samples = None if data is None else Samples(data, module, batch_size)
     graph, _, kept = follow_module(module, samples)

@@ -86,8 +86,8 @@ def rows() -> list[Row]:
         *(Row("ours", label, EIGHT, options) for label, options in OURS.items()),
         Row("mct", "PTQ, defaults", EIGHT, {}),
         Row("mct", "PTQ, k-means weights", EIGHT, {"weights": "LUT_SYM_QUANTIZER"}, bits=(4, 3, 2)),
-        Row("mct", "gradient PTQ, 5 epochs, no Hessian", EIGHT, {"gradient": FEW_EPOCHS}),
-        Row("mct", "gradient PTQ, 5 epochs, defaults", EIGHT, {"gradient": {"n_epochs": 5}}),
+        Row("mct", "gradient PTQ, 5 epochs, no Hessian", EIGHT, {"gradient": FEW_EPOCHS}, bits=(4, 3, 2)),
+        Row("mct", "gradient PTQ, 5 epochs, defaults", EIGHT, {"gradient": {"n_epochs": 5}}, bits=(4, 3, 2)),
         aeq("static, min/max", "static", nearest, EIGHT),
         aeq("static, OCTAV", "static", "OCTAV", EIGHT),
         aeq("static, MSE", "static", "MSE", EIGHT),
@@ -149,8 +149,11 @@ class Bench:
         for folder in (self.inputs, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         self.store = work / "results.json"
-        self.results: dict[str, Result] = json.loads(self.store.read_text()) if self.store.exists() else {}
+        self.results = self._stored()
         self.failed: dict[str, str] = {}
+
+    def _stored(self) -> dict[str, Result]:
+        return dict(json.loads(self.store.read_text(encoding="utf-8"))) if self.store.exists() else {}
 
     def prepare(self, name: str) -> None:
         """Writes the data, and a model in every form that a peer takes."""
@@ -226,7 +229,7 @@ class Bench:
         if interpreter is None:
             return {"error": self.failed[row.peer]}
         found = self._ran(interpreter, model, row, bits)
-        self.results[key] = found
+        self.results = {**self._stored(), key: found}
         scratch = self.store.with_suffix(".tmp")
         scratch.write_text(json.dumps(self.results, indent=1), encoding="utf-8")
         scratch.replace(self.store)

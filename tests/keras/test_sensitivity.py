@@ -10,9 +10,8 @@ import pytest
 
 from qi.errors import InputError
 from qi.keras.prepare import prepare
+from qi.keras.searched import Searched, searched_weights
 from qi.keras.sensitivity import (
-    FLOAT_BITS,
-    Searched,
     divergence,
     hessian_losses,
     input_moments,
@@ -20,10 +19,9 @@ from qi.keras.sensitivity import (
     output_errors,
     perturbed_values,
     quantized_values,
-    searched_weights,
     some_samples,
 )
-from qi.recipes import Rule, decode_name, get_recipe
+from qi.recipes import decode_name
 from tests.keras.models import build, first, samples, settle
 
 SPECS = [decode_name(f"w{bits}").weights for bits in (2, 4, 8)]
@@ -58,38 +56,6 @@ def test_losses_are_those_of_the_model_with_one_weight_replaced(name: str) -> No
 
 def mean_difference(before: list[np.ndarray], after: list[np.ndarray]) -> float:
     return float(np.abs(before[0] - after[0]).mean())
-
-
-def test_what_rules_decide_is_fixed() -> None:
-    model = build("residual")
-    rules = Rule("logits", weights="float"), Rule("stem_conv", weights=SPECS[1]), Rule("a_act", activations="float")
-    _, weights, fixed = found_in(model, get_recipe("w8a8").with_rules(*rules))
-    assert [weight.label for weight in weights] == ["a_conv/kernel", "b_conv/kernel", "c_conv/kernel"]
-    known = {f"{f.path}/{f.name}": f for f in fixed}
-    assert known["stem_conv/kernel"].bits == 4
-    assert known["logits/kernel"].bits == FLOAT_BITS
-    assert known["logits/bias"].bits is None
-    assert known["logits/bias"].nbytes == 20
-    # What a_conv gives stays in float, behind its activation; it itself takes 8 bits.
-    assert [weight.activation_bits for weight in weights] == [8, FLOAT_BITS, 8]
-    assert weights[0].macs == 8 * 8 * 9 * 4 * 4
-
-
-def test_shared_layers_and_tied_weights_count_once() -> None:
-    shared = keras.layers.Dense(6, name="shared")
-    inputs = keras.Input((6,), name="x")
-    model = settle(keras.Model(inputs, keras.layers.Dense(3, name="head")(shared(keras.layers.ReLU()(shared(inputs))))))
-    _, weights, _ = found_in(model)
-    assert [(weight.label, weight.macs) for weight in weights] == [("shared/kernel", 72), ("head/kernel", 18)]
-    ids = keras.Input((5,), dtype="int32", name="ids")
-    table = keras.layers.Embedding(11, 4, name="table")
-    pooled = keras.layers.GlobalAveragePooling1D()(table(keras.layers.Rescaling(1.0, dtype="int32")(ids)))
-    ready, weights, _ = found_in(settle(keras.Model(ids, keras.layers.Add()([pooled, pooled]))))
-    assert [weight.label for weight in weights] == ["table/embeddings"]
-    losses = measured_losses(
-        ready, some_samples(ready, np.ones((3, 5), "int32"), 3, 3), weights, [quantized_values(w) for w in weights], divergence
-    )  # fmt: skip
-    assert losses[0][0] > losses[0][2]
 
 
 def test_predicted_output_errors_are_those_of_the_layer() -> None:
