@@ -14,7 +14,6 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 TUTORIALS = sorted((CHECKOUT / "tutorials").glob("[0-9]*.py"))
 MAX_LINES = 200
-TO_COME = {"13", "14"}  # numbers kept for tutorials that other parts of the library will bring
 # Not ours to mend: see the same line in pyproject.toml.
 KERAS_COPIES = (
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning:keras.src.backend.tensorflow.core"
@@ -22,7 +21,7 @@ KERAS_COPIES = (
 
 
 def test_the_tutorials_are_numbered_without_gaps() -> None:
-    numbers = sorted([*TO_COME, *(path.name[:2] for path in TUTORIALS)])
+    numbers = [path.name[:2] for path in TUTORIALS]
     assert numbers == [f"{n:02}" for n in range(1, len(numbers) + 1)]
     assert len(TUTORIALS) >= 3
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from qi.algorithms.adaround import adaround
 from qi.algorithms.awq import awq_factors
+from qi.algorithms.best_range import best_range
 from qi.algorithms.codebook import kmeans, powers
 from qi.algorithms.correction import bias_correction, clipped_normal, match_norms, output_moments
 from qi.algorithms.descent import descent
+from qi.algorithms.empirical import empirical_bias_correction
 from qi.algorithms.equalize import absorb_high_bias, equalization_factors, equalize, equalize_chain
 from qi.algorithms.gptq import gptq
 from qi.algorithms.hqq import hqq
@@ -33,11 +35,13 @@ __all__ = [
     "adaround",
     "algorithm",
     "awq_factors",
+    "best_range",
     "bias_correction",
     "brecq",
     "check_algorithm",
     "clipped_normal",
     "descent",
+    "empirical_bias_correction",
     "equalization_factors",
     "equalize",
     "equalize_chain",

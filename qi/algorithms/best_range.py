@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from qi.algorithms.gptq import gptq, moments_of
-from qi.algorithms.output_range import _units, output_range
+from qi.algorithms.output_range import _units, output_range, shrunk_ends
 from qi.algorithms.problem import Problem, Solution
 from qi.algorithms.registry import algorithm
 from qi.core import IntGrid, PerChannel, SymmetricRule, asymmetric_params, power_of_two, symmetric_scale
+from qi.core.affine import fake_quantize
 from qi.errors import ConfigError
-from qi.observers import TensorStatistics, select_range, select_weight_threshold
+from qi.observers import select_weight_threshold
 
 __all__ = ["best_range", "candidates"]
 
@@ -26,7 +28,8 @@ _SELECTIONS: tuple[tuple[str, dict[str, float]], ...] = (
     ("percentile", {}),
     ("entropy", {}),
 )
-_BINS = 2048  # of a histogram of weights
+_PERCENTILE = 99.99
+_SHRINKING = np.linspace(1.0, 0.2, 33)  # of the ends of asymmetric ranges
 
 _Parameters = tuple[np.ndarray, np.ndarray]
 
@@ -36,7 +39,7 @@ def best_range(problem: Problem, *, rounding: str = "recipe") -> Solution:
     """Takes for each channel (or tensor) the range of least output error among those that the selections choose.
 
     Tried are the parameters given, the extremes, the least errors of the weights in the norms 2, 2.4, 3 and 4, percentiles,
-    entropy and `output_range`; the result is never worse than the parameters given. Parameters that no column of weights shares
+    entropy (of symmetric ranges) and `output_range`; the result is never worse than the parameters given. Parameters that no column of weights shares
     with another are chosen each on their own, groups of a column together.
 
     Where all scales given are powers of two, so are those tried.
@@ -105,6 +108,8 @@ def candidates(problem: Problem, rounding: str = "nearest") -> Iterator[_Paramet
     powers = not asymmetric and bool(np.all(mantissas == 0.5))
     rows = list(_rows(problem))
     for name, options in _SELECTIONS:
+        if asymmetric and name == "entropy":
+            continue  # its threshold is one of magnitudes
         scale, zero_point = problem.scale.copy(), problem.zero_point.copy()
         for members, values in rows:
             if asymmetric:
@@ -128,22 +133,28 @@ def _rows(problem: Problem) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield members, weights[starts[members][:, None] + np.arange(count)]
 
 
-def _symmetric(
-    values: np.ndarray, name: str, options: dict[str, float], grid: IntGrid, *, powers: bool
-) -> np.ndarray:
+def _symmetric(values: np.ndarray, name: str, options: dict[str, float], grid: IntGrid, *, powers: bool) -> np.ndarray:
     """Scales ``[p]`` for rows of weights ``[p, n]``."""
     rule = SymmetricRule.EDGE if powers else SymmetricRule.QMAX
-    found = select_weight_threshold(values, name, grid, PerChannel(0), rule, **options).ravel()
+    search: dict[str, Any] = options | ({"power_of_two": True} if powers and name == "mse" else {})
+    found = select_weight_threshold(values, name, grid, PerChannel(0), rule, **search).ravel()
     if powers:
         return np.asarray(np.where(found > 0, power_of_two(found), 1.0) / rule.divisor(grid), np.float32)
     return np.asarray(symmetric_scale(found, grid, rule), np.float32)
 
 
-def _asymmetric(
-    values: np.ndarray, name: str, options: dict[str, float], grid: IntGrid
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and zero points ``[p]`` for rows of weights ``[p, n]``."""
-    seen = TensorStatistics(0, _BINS)
-    seen.update(values)
-    lo, hi = select_range(seen, name, grid, symmetric=False, **options)
-    return asymmetric_params(lo, hi, grid)
+def _asymmetric(values: np.ndarray, name: str, options: dict[str, float], grid: IntGrid) -> _Parameters:
+    """Scales and zero points ``[p]`` for rows of weights ``[p, n]``: of extremes, of quantiles, or of both ends shrunk alike."""
+    if name == "percentile":
+        lo, hi = np.percentile(values, [100 - _PERCENTILE, _PERCENTILE], axis=1)
+        return asymmetric_params(np.minimum(lo, 0.0), np.maximum(hi, 0.0), grid)
+    widest = asymmetric_params(np.minimum(values.min(axis=1), 0.0), np.maximum(values.max(axis=1), 0.0), grid)
+    best, least = widest, np.full(len(values), np.inf)
+    for factor in _SHRINKING if name == "mse" else ():
+        tried = shrunk_ends(*widest, grid, factor, factor)
+        rounded = fake_quantize(values, tried[0][:, None], tried[1][:, None], grid)
+        errors = np.sum(np.abs(values - rounded, dtype=np.float64) ** options.get("norm", 2.0), axis=1)
+        better = errors < least
+        least = np.where(better, errors, least)
+        best = (np.where(better, tried[0], best[0]), np.where(better, tried[1], best[1]))
+    return best

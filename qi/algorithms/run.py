@@ -79,6 +79,9 @@ def solve(task: Task) -> Solved:
             raise ConfigError(
                 f"expected an algorithm that works on one weight; received {name!r} of stage {found.stage}"
             )
+        if found.options.get("rounding") == "recipe" and options.get("rounding", "recipe") == "recipe":
+            rounds = any(other == "gptq" for other, _ in task.steps)
+            options = {**options, "rounding": "gptq" if rounds else "nearest"}
         solution = found.function(problem, **options)
         problem = problem.with_parameters(solution.scale, solution.zero_point, solution.grid)
     if start.second is None:

@@ -42,7 +42,7 @@ def corrected(rounded: Rounded, moments: Moments) -> tuple[Rounded, np.ndarray] 
                 return found
             result, values = found, linear.view.matrix(found.values).astype(np.float64)
             shift = mean - (moments.mean[:, None, :] @ values)[:, 0]
-        else:
+        elif name == "bias_correction":
             shift = bias_correction(weight, values, moments.mean, **options)
     return result, shift.ravel()
 

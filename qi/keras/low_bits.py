@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from qi.algorithms import ALGORITHMS
+from qi.algorithms.empirical import check_samples
 from qi.keras.calibrate import Calibration
 from qi.keras.correction import corrected
+from qi.keras.empirical import correct_biases, output_means, samples_of, why_not
 from qi.keras.graph import build_tensors
 from qi.keras.inputs import Watch
 from qi.keras.links import find_links, scalable_values
@@ -26,6 +29,8 @@ from qi.quantizers import BaseInferableQuantizer
 from qi.recipes.choose import weight_quantizer
 
 __all__ = ["LowBits"]
+
+_EMPIRICAL = "empirical_bias_correction"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +136,7 @@ class LowBits:
         """
         if not self.sites:
             return activations
+        means, samples = self._means(data)
         origin = self.ready.graph.name
         rounded = round_weights(
             self.sites, calibration.inputs, jobs=jobs, resume=resume, origin=origin, progress=progress
@@ -143,7 +149,41 @@ class LowBits:
                 self._keep(self._corrected(before, calibration.inputs.get(key)))
         for one in trained.values():
             self._keep(one)
+        if means:
+            with self._on_grids():
+                correct_biases(self.ready, means, activations, samples)
         return activations
+
+    def _means(self, data: Any) -> tuple[dict[int, np.ndarray], list[np.ndarray]]:
+        """What the outputs of layers have to be on average, by ``id(op)``, where the recipe has their biases see to that."""
+        found: dict[int, Any] = {}
+        most = 0
+        for site in self.sites:
+            options = dict(site.steps("correction")).get(_EMPIRICAL)
+            if options is None:
+                continue
+            if why := why_not(self.ready.graph, site.op):
+                self.told.append(f"{site.key!r} is left without {_EMPIRICAL}: its layer {why}")
+                continue
+            found[id(site.op)] = site.op
+            most = max(most, check_samples(options.get("samples", ALGORITHMS.get(_EMPIRICAL).options["samples"])))
+        if not found:
+            return {}, []
+        samples = samples_of(self.ready.graph, data, most)
+        self.settings["bias_correction_samples"] = len(samples[0])
+        return output_means(self.ready, list(found.values()), samples), samples
+
+    @contextmanager
+    def _on_grids(self) -> Iterator[None]:
+        """Has weights that no algorithm rounded lie on their grids for a while, as they will."""
+        others = [site for site in weight_sites(self.ready) if (id(site.op), site.weight) not in self.quantizers]
+        try:
+            for site in others:
+                self._assign(site.op, site.weight, weight_quantizer(site.array, site.spec, site.slot)(site.array))
+            yield
+        finally:
+            for site in others:
+                self._assign(site.op, site.weight, site.array)
 
     def _trained(
         self,
@@ -196,7 +236,7 @@ class LowBits:
     def _corrected(self, rounded: Rounded, moments: Moments | None) -> Rounded:
         """A weight after the corrections that the recipe names; the layer's bias takes what they shift."""
         site = rounded.site
-        steps = [name for name, _ in site.steps("correction")]
+        steps = [name for name, _ in site.steps("correction") if name != _EMPIRICAL]
         if not steps or moments is None:
             return rounded
         found = corrected(rounded, moments)

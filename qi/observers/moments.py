@@ -171,6 +171,46 @@ class Moments:
         made._products = self._products * factors[:, :, None] * factors[:, None, :]
         return made
 
+    def shifted(self, offsets: Array) -> Moments:
+        """Return the moments of ``x - offsets``, without the rows.
+
+        Mean and second moments are exact up to rounding; `absmax` and `absmean` are upper bounds, the former the greater of
+        ``absmax - offset`` and ``offset`` where all values and the offset have one sign.
+
+        Args:
+            offsets: Finite real numbers ``[groups, features]``.
+
+        Raises:
+            NotCalibratedError: If no row was seen.
+            InputError: If the offsets have another shape, or one isn't finite.
+
+        Example:
+            >>> seen = Moments()
+            >>> seen.update(np.array([[[1.0, 2.0]], [[3.0, 2.0]]]))
+            >>> moved = seen.shifted([[1.0, 2.0]])
+            >>> moved.mean.tolist(), moved.second.tolist()
+            ([[1.0, 0.0]], [[[2.0, 0.0], [0.0, 0.0]]])
+        """
+        self._require_rows()
+        offsets = np.asarray(offsets, np.float64)
+        if offsets.shape != self._sum.shape or not np.isfinite(offsets).all():
+            raise InputError(f"expected finite offsets of shape {self._sum.shape}; received shape {offsets.shape}")
+        made = Moments(self.groups, self.features)
+        made.count, made.nonfinite = self.count, self.nonfinite
+        made._sum = self._sum - self.count * offsets
+        moved = self._sum[:, :, None] * offsets[:, None, :]
+        made._products = self._products - moved - moved.swapaxes(1, 2)
+        made._products += self.count * offsets[:, :, None] * offsets[:, None, :]
+        power = np.maximum(np.diagonal(made._products, axis1=1, axis2=2), made._sum**2 / self.count)
+        places = np.arange(offsets.shape[1])
+        made._products[:, places, places] = power
+        magnitude = np.abs(offsets)
+        one_sign = (self._abs_sum <= np.abs(self._sum) * (1 + 1e-6)) & (self._sum * offsets >= 0)
+        bound = np.where(one_sign, np.maximum(self._absmax - magnitude, magnitude), self._absmax + magnitude)
+        made._absmax = np.minimum(bound, np.sqrt(power * self.count))
+        made._abs_sum = np.minimum(np.sqrt(power * self.count), made._absmax * self.count)
+        return made
+
     @property
     def mean(self) -> np.ndarray:
         """E[x], float64 ``[groups, features]``.

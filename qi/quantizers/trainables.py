@@ -41,6 +41,9 @@ _INSTEAD = {
     **{("pact", _WEIGHTS, method): "ste" for method in (_SYMMETRIC, _UNIFORM, _POT)},
     ("pact", _ACTIVATION, _SYMMETRIC): "ste_learned",
     ("pact", _ACTIVATION, _POT): "tqt",
+    ("adaround", _ACTIVATION, _SYMMETRIC): "lsq",  # activations have no values to choose a rounding for
+    ("adaround", _ACTIVATION, _UNIFORM): "lsq",
+    ("adaround", _ACTIVATION, _POT): "tqt",
 }
 
 

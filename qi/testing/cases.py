@@ -17,7 +17,7 @@ from qi.quantizers import (
     TrainableQuantizerWeightsConfig,
 )
 
-__all__ = ["Case", "cases_of"]
+__all__ = ["Case", "awkward", "cases_of", "fitting"]
 
 ROWS, CHANNELS = 12, 3
 _WEIGHTS = QuantizationTarget.WEIGHTS
@@ -132,3 +132,9 @@ def cases_of(
                     layouts += ["unsigned"] if target is not _WEIGHTS else ["narrow"] if count > 1 else []
                 found += [Case(cls, target, method, count, layout, dict(options or {})) for layout in layouts]
     return found
+
+
+def fitting(x: np.ndarray, variables: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The numbers in arrays that variables fit: all at once, or in weights where a variable has the weight's shape."""
+    rows = ROWS if any(np.shape(value) == (ROWS, CHANNELS) for value in variables.values()) else len(x)
+    return [x[start : start + rows] for start in range(0, len(x), rows)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qi.quantizers import BaseTrainableQuantizer
-from qi.testing.cases import CHANNELS, ROWS, Case, awkward
+from qi.testing.cases import CHANNELS, ROWS, Case, awkward, fitting
 from qi.testing.engines import gradients_of
 from qi.testing.forward import converted, points, uniform_noise
 from qi.testing.registry import CLAUSES, expect, expect_same
@@ -82,10 +82,10 @@ def _check_scale(
         f"expected a zero point on the grid; received {zero.flat[int(np.argmin(legal))]!r}",
     )
     with np.errstate(over="ignore"):  # what is far beyond the range of the extremes saturates
-        x = np.clip(
-            awkward(scale, zero_point, quantizer.grid.qmin, quantizer.grid.qmax), np.float32(-3e38), np.float32(3e38)
-        )
-        inferable = converted(case, quantizer, variables)
-        wanted, found = inferable(quantizer.transform(x, variables)), quantizer(x)
-    _check_finite("positive", where, quantizer, variables, x)
-    expect_same(found, wanted, "positive", where, "the forward pass of convert2inferable()")
+        numbers = awkward(scale, zero_point, quantizer.grid.qmin, quantizer.grid.qmax)
+    for x in fitting(np.clip(numbers, np.float32(-3e38), np.float32(3e38)), variables):
+        with np.errstate(over="ignore"):
+            inferable = converted(case, quantizer, variables)
+            wanted, found = inferable(quantizer.transform(x, variables)), quantizer(x)
+        _check_finite("positive", where, quantizer, variables, x)
+        expect_same(found, wanted, "positive", where, "the forward pass of convert2inferable()")

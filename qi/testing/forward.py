@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qi.quantizers import BaseInferableQuantizer, BaseTrainableQuantizer
-from qi.testing.cases import Case, awkward
+from qi.testing.cases import Case, awkward, fitting
 from qi.testing.engines import engines_here, evaluate
 from qi.testing.registry import CLAUSES, expect, expect_close, expect_same
 
@@ -28,7 +28,9 @@ def points(cases: Sequence[Case]) -> Iterator[Point]:
         quantizer, first = case.start()
         for variables in (first, case.moved(first)):
             scale, zero_point = quantizer.scale_zero_point(variables)
-            yield case, quantizer, variables, awkward(scale, zero_point, quantizer.grid.qmin, quantizer.grid.qmax)
+            numbers = awkward(scale, zero_point, quantizer.grid.qmin, quantizer.grid.qmax)
+            for x in fitting(numbers, variables):
+                yield case, quantizer, variables, x
 
 
 def converted(case: Case, quantizer: BaseTrainableQuantizer, variables: Mapping[str, Any]) -> BaseInferableQuantizer:

@@ -8,12 +8,14 @@ import keras
 import numpy as np
 from keras import layers
 
+from qi.keras.calibrate import Calibration, collect
 from qi.keras.graph import build_model, build_tensors
-from qi.keras.links import Link, find_links
-from qi.keras.prepare import Prepared, gather_statistics, prepare
+from qi.keras.inputs import Watch
+from qi.keras.links import find_links, scalable_values
+from qi.keras.prepare import Prepared, prepare
 from tests.keras.models import settle
 
-__all__ = ["convolutions", "floats", "images", "links_of", "prepared", "rescale", "transformer", "uneven"]
+__all__ = ["calibrated", "convolutions", "floats", "images", "links_of", "prepared", "transformer", "uneven"]
 
 
 def uneven(model: keras.Model) -> keras.Model:
@@ -83,7 +85,18 @@ def links_of(ready: Prepared) -> list[tuple[str, list[str]]]:
     return [(link.giver.path, [taker.call.path for taker in link.takers]) for link in find_links(ready.graph)]
 
 
-def rescale(links: list[Link], ready: Prepared, model: Any, x: Any) -> Any:
-    """The calibration of a prepared graph as it is now."""
-    del links
-    return gather_statistics(model, ready, x, None, 64, False)
+def calibrated(ready: Prepared, x: Any) -> Calibration:
+    """What calibration sees of the prepared graph as it is now, all that scaling needs included."""
+    ready.tensors = build_tensors(ready.graph)
+    ready.watch = Watch.of(ready.graph, channels=scalable_values(ready.graph))
+    return collect(
+        ready.graph,
+        ready.tensors,
+        ready.watched,
+        x,
+        ready.parts,
+        ready.watch,
+        batch_size=64,
+        progress=False,
+        keep=1,
+    )

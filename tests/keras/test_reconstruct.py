@@ -136,7 +136,7 @@ def test_few_samples_and_labels() -> None:
 
     first = found(few)
     assert first.samples == 5
-    same(first, found(((batch, None) for batch in (few[:3], few[3:]))))  # labels aren't looked at
+    same(first, found((batch, None) for batch in (few[:3], few[3:])))  # labels aren't looked at
 
 
 def test_every_sample_has_its_turn_in_an_order_of_the_seed() -> None:

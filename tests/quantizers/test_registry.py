@@ -21,7 +21,7 @@ from qi.quantizers import (
 
 WEIGHTS, ACTIVATION = QuantizationTarget.WEIGHTS, QuantizationTarget.ACTIVATION
 SYMMETRIC = QuantizationMethod.SYMMETRIC
-METHODS = {"dorefa", "lsq", "lsq_plus", "noise", "pact", "ste", "ste_learned", "stochastic", "tqt"}
+METHODS = {"adaround", "dorefa", "lsq", "lsq_plus", "noise", "pact", "ste", "ste_learned", "stochastic", "tqt"}
 
 
 def test_the_training_methods():

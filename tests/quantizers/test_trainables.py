@@ -42,6 +42,7 @@ ACTIVATIONS: dict[str, BaseInferableQuantizer] = {
 }
 # The classes that each method gives for: symmetric, power of two and uniform weights; activations likewise, and from 0.
 CLASSES = {
+    "adaround": ["AdaRound", "AdaRound", "AdaRound", "LSQ", "TQT", "LSQ", "LSQ"],
     "lsq": ["LSQ", "TQT", "LSQ", "LSQ", "TQT", "LSQ", "LSQ"],
     "lsq_plus": ["LSQ", "TQT", "LSQPlus", "LSQ", "TQT", "LSQPlus", "LSQPlus"],
     "ste": ["STE", "STE", "STE", "STE", "STE", "STE", "STE"],
