@@ -108,7 +108,7 @@ assert all(row.output_error <= 1 for row in known)
 # The quantized weights, their scales and the biases are trained by gradients until the quantized model gives what the
 # float model gives. The float model is the teacher, so that samples without labels do.
 print("\nreconstruction")
-steps = {"name": "reconstruct", "steps": 40 if FAST else 150}  # effort="best" takes more: 600 at 3 bits
+steps = {"name": "reconstruct", "steps": 30 if FAST else 100}  # effort="best" takes more: 600 at 3 bits
 few = qi.TensorSpec(bits=3, granularity="per_channel", range="mse", range_options={"norm": 3}, algorithms=(steps,))
 _, _, taught = quantize(
     "3 bits, reconstruct", qi.Recipe("taught", weights=few, activations=get_recipe("w3a8").activations)
@@ -165,10 +165,10 @@ def plot(path):
     axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
     names = [name for name, *_ in rows]
     bars = axes.barh(names, [accuracy for _, accuracy, *_ in rows], color="#3d7ab5")
-    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.bar_label(bars, fmt="%.2f", padding=-34, color="white")
     axes.axvline(rows[0][1], color="#c2413b", linewidth=1, linestyle="--")
     axes.invert_yaxis()
-    axes.set(xlabel=f"accuracy on {len(x_test):,} test images, %", xlim=(0, 104))
+    axes.set(xlabel=f"accuracy on {len(x_test):,} test images, %", xlim=(0, 100))
     axes.set_title("weights of 3 and 4 bits, activations of 8")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qi.algorithms import MatrixView
-from qi.keras.graph import Call
+from qi.keras.graph import Call, looks_up
 
 __all__ = ["LinearView", "linear_views"]
 
@@ -48,7 +48,7 @@ def linear_views(call: Call) -> list[LinearView]:
     """The weights of a built layer of Keras' own that multiply its input, each as a view; none for all other operations.
 
     Of a separable convolution that is the depthwise part, of a recurrent layer the kernel of the inputs: what else multiplies in
-    there multiplies something that isn't the layer's input.
+    there multiplies something that isn't the layer's input. A table is one where it is turned round, not where it is looked up in.
     """
     op, kind = call.op, call.builtin_kind
     if kind == "Dense":
@@ -67,7 +67,13 @@ def linear_views(call: Call) -> list[LinearView]:
     if kind in _RECURRENT:
         kernel = op.cell.kernel
         return [LinearView(f"{_RECURRENT[kind]}/kernel", MatrixView(tuple(kernel.shape), (0,), (1,)), _dense_rows)]
-    return []
+    return [_reversed(op)] if kind == "ReversibleEmbedding" and not looks_up(call) else []
+
+
+def _reversed(op: Any) -> LinearView:
+    """The product with a table turned round, or with one that is so already."""
+    name, inputs, outputs = ("embeddings", (1,), (0,)) if op.tie_weights else ("reverse_embeddings", (0,), (1,))
+    return _linear(op, name, inputs, outputs, _dense_rows)
 
 
 def _linear(

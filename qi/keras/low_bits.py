@@ -12,16 +12,18 @@ import numpy as np
 
 from qi.algorithms import ALGORITHMS
 from qi.algorithms.empirical import check_samples
+from qi.keras.absorb import absorb_links
 from qi.keras.calibrate import Calibration
 from qi.keras.correction import corrected
 from qi.keras.empirical import correct_biases, output_means, samples_of, why_not
 from qi.keras.graph import build_tensors
 from qi.keras.inputs import Watch
-from qi.keras.links import find_links, scalable_values
+from qi.keras.links import Link, find_links, scalable_values
 from qi.keras.prepare import Prepared
 from qi.keras.reconstruct import reconstruct
 from qi.keras.rounding import Rounded, WeightSite, round_weights, weight_sites
 from qi.keras.scaling import equalize_links, rescale_statistics, smooth_links
+from qi.keras.tables import table_moments, with_tables
 from qi.keras.variables import to_numpy, weights_of
 from qi.ledger import Row
 from qi.observers import Moments
@@ -31,6 +33,7 @@ from qi.recipes.choose import weight_quantizer
 __all__ = ["LowBits"]
 
 _EMPIRICAL = "empirical_bias_correction"
+_LOOKED_UP = "is looked up, and the nearest codes are best for rows that go into more than linear layers"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +66,12 @@ class LowBits:
         self.settings: dict[str, Any] = {}
         self._notes: dict[str, dict[str, Any]] = {}
         asked = any(spec.algorithms for spec in ready.book.recipe.all_weights())
-        self.sites = self._workable(weight_sites(ready)) if asked else []
+        sites, self._tables = with_tables(ready.graph, weight_sites(ready)) if asked else ([], {})
+        self.sites = self._workable(sites)
         if self.sites:
             keys = [site.key for site in self.sites if any(step.needs == "moments" for step in site.spec.algorithms)]
-            scales = any(site.steps("scaling") for site in self.sites)
+            # Ranges of activations alone need to be known channel by channel.
+            scales = bool(ready.watched) and any(site.steps("scaling") for site in self.sites)
             ready.watch = Watch.of(ready.graph, keys, scalable_values(ready.graph) if scales else ())
             self._tell_too_large()
 
@@ -88,7 +93,7 @@ class LowBits:
                 continue
             why = f"shares weights with {site.tied}" if site.tied else ""
             if site.linear is None and any(step.needs == "moments" for step in site.spec.algorithms):
-                why = why or "doesn't multiply the layer's input"
+                why = why or (_LOOKED_UP if site.weight == "embeddings" else "doesn't multiply the layer's input")
             if why:
                 self.told.append(f"{site.key!r} is rounded to nearest, without {', '.join(names)}: it {why}")
             else:
@@ -104,12 +109,24 @@ class LowBits:
         done = equalize_links(links, sites) + smooth_links(links, sites, calibration.inputs)
         scaled = list({id(link): link for link in done}.values())
         rescale_statistics(scaled, calibration)
+        self._absorb(links, sites, calibration)
         self.ready.tensors = build_tensors(self.ready.graph)
         arrays = {
             (id(site.op), path): variable for site in self.sites for path, variable in weights_of(site.op).items()
         }
         self.sites = [replace(site, array=to_numpy(arrays[id(site.op), site.weight])) for site in self.sites]
         self.settings["scaled_links"] = len(scaled)
+
+    def _absorb(self, links: list[Link], sites: dict[str, WeightSite], calibration: Calibration) -> None:
+        """Absorbs high biases where the recipe asks for it."""
+        if any(name == "absorb" for site in self.sites for name, _ in site.steps("scaling")):
+            absorbed, told = absorb_links(links, sites, self.ready, calibration)
+            self.told += told
+            self.settings["absorbed_links"] = len(absorbed)
+            if not (absorbed or told):
+                self.told.append(
+                    "absorb changed nothing: no layer with a high bias is followed by ReLU and such layers alone"
+                )
 
     def round(
         self,
@@ -137,6 +154,9 @@ class LowBits:
         if not self.sites:
             return activations
         means, samples = self._means(data)
+        for site in self.sites:
+            if site.key in self._tables:
+                calibration.inputs[site.key] = table_moments(site, self._tables[site.key])
         origin = self.ready.graph.name
         rounded = round_weights(
             self.sites, calibration.inputs, jobs=jobs, resume=resume, origin=origin, progress=progress

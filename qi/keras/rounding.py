@@ -95,7 +95,7 @@ def weight_sites(ready: Prepared) -> list[WeightSite]:
         originals = original_weights(call.op)
         in_rules = partial(weight_in_rules, call)
         specs, _ = weight_specs(call.op, call.path, originals, ready.book, ready.kept.get(call.path, ""), in_rules)
-        linear = {view.weight: view for view in linear_views(call)}
+        linear = {view.weight: view for each in calls for view in linear_views(each)}
         found += [
             WeightSite(call.op, call.path, name, spec, slot, originals[name], linear.get(name), tied.get(call.path, ""))
             for name, (spec, slot) in specs.items()

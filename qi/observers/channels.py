@@ -24,7 +24,7 @@ def rescaled(
     rectified: bool = False,
     bins: int | None = None,
 ) -> TensorStatistics:
-    """The statistics per tensor of a tensor after its channel c was multiplied by ``factors[c]``, and moved down by ``shifts[c]``.
+    """The statistics per tensor of a tensor after its channel c was multiplied by ``factors[c]`` and moved by ``-shifts[c]``.
 
     Equalization and smoothing change the channels of a tensor by factors; ranges per tensor can then be chosen as
     if the changed tensor had been seen. The extremes, the numbers of values and of exact zeros are exact, the sums
@@ -62,7 +62,7 @@ def rescaled(
     scale = np.asarray(factors, np.float64)
     if scale.shape != (seen.channels,) or not (np.isfinite(scale) & (scale > 0)).all():
         raise InputError(f"expected positive factors of shape ({seen.channels},); received {scale.shape}: {factors!r}")
-    offset = np.zeros(seen.channels) if shifts is None else np.asarray(shifts, np.float64)
+    offset = np.zeros(len(scale)) if shifts is None else np.asarray(shifts, np.float64)
     if offset.shape != scale.shape or not np.isfinite(offset).all():
         raise InputError(f"expected finite shifts of shape ({seen.channels},); received {offset.shape}: {shifts!r}")
     change = _Change(scale, offset, rectified)
@@ -85,7 +85,7 @@ class _Change:
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Of ``[channels]``."""
         changed = values * self.scale - self.shift
-        return np.maximum(changed, 0.0) if self.rectified else changed
+        return np.asarray(np.maximum(changed, 0.0) if self.rectified else changed)
 
     @property
     def scales_only(self) -> bool:

@@ -86,7 +86,7 @@ def decode_name(name: str) -> Recipe:
         weights = replace(weights, algorithms=as_steps(algorithms))
         return Recipe(name.lower(), weights=weights, activations=activations)
     except ConfigError as error:
-        raise ConfigError(f"recipe {name!r}: {error}. {_HOW}") from error
+        raise ConfigError(f"recipe {name!r}: {str(error).rstrip('.')}. {_HOW}".replace("?. ", "? ")) from error
 
 
 def _words(text: str) -> tuple[str | None, tuple[str, ...]]:
@@ -94,12 +94,25 @@ def _words(text: str) -> tuple[str | None, tuple[str, ...]]:
     words, found = text.strip("_").split("_") if text else [], []
     while words:
         known = [n for n in range(len(words), 0, -1) if "_".join(words[:n]) in (*SELECTIONS, *ALGORITHMS)]
-        length = known[0] if known else 1
+        if not known:
+            raise _unknown(words, first=not found)
+        length = known[0]
         found.append("_".join(words[:length]))
         words = words[length:]
     if not found or found[0] in ALGORITHMS:
         return None, tuple(found)
     return found[0], tuple(found[1:])
+
+
+def _unknown(words: list[str], *, first: bool) -> ConfigError:
+    """The error for words that begin no name, with what they are near to, together or alone."""
+    together = ["_".join(words[:n]) for n in range(len(words), 0, -1)]
+    near = next((found for text in together if (found := suggest(text, [*SELECTIONS, *ALGORITHMS]))), "")
+    ranges = f"range to be one of {', '.join(SELECTIONS)}, or " if first else ""
+    return ConfigError(
+        f"expected {ranges}algorithms among {', '.join(ALGORITHMS)}; received {'range=' if first else ''}{words[0]!r}."
+        f"{near}"
+    )
 
 
 def _weights(bits: str, granularity: str | None, range_: str | None, *, alone: bool) -> TensorSpec:

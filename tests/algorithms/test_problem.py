@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qi.algorithms import Problem
 from qi.core import IntGrid, LutGrid, QParams, QTensor
 from qi.core.granularity import PerChannel, PerTensor
 from qi.errors import InputError

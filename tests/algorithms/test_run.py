@@ -237,7 +237,7 @@ def test_no_pickles(tmp_path: Path) -> None:
 
 
 def test_folders_and_lacking_folders(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="directory|denied"):
+    with pytest.raises(OSError, match=r"directory|denied"):
         Journal(tmp_path, "abc")
     journal = Journal(tmp_path / "nowhere" / "progress.npz", "abc")
     with pytest.raises(OSError, match="nowhere"):

@@ -18,6 +18,7 @@ from qi.recipes import Recipe, Rule, TensorSpec, get_recipe
 from tests.benchmarks.accuracy import top1
 from tests.benchmarks.common import MODELS, load_data, load_float
 
+GPTQ_RANGE = {"name": "output_range", "rounding": "gptq"}
 # Algorithms by the name of the row; the range of round-to-nearest is that of the recipes' names ("mse" with norm 3).
 ROWS: dict[str, tuple[Any, ...]] = {
     "round to nearest": (),
@@ -31,10 +32,12 @@ ROWS: dict[str, tuple[Any, ...]] = {
     "kmeans": ("kmeans",),
     "gptq": ("gptq",),
     "gptq + bias_correction": ("gptq", "bias_correction"),
-    "output_range + gptq": ("output_range", "gptq"),
-    "output_range + gptq + bias_correction": ("output_range", "gptq", "bias_correction"),
-    "output_range + descent + bias_correction": ("output_range", "descent", "bias_correction"),
-    "output_range + adaround + bias_correction": ("output_range", "adaround", "bias_correction"),
+    "output_range + gptq": (GPTQ_RANGE, "gptq"),
+    "output_range + gptq + bias_correction": (GPTQ_RANGE, "gptq", "bias_correction"),
+    "output_range + descent": (GPTQ_RANGE, "descent"),
+    "adaround": ("adaround",),
+    "brecq": ("brecq",),
+    "reconstruct": ("reconstruct",),
 }
 
 
@@ -50,6 +53,9 @@ def recipe(
     if ends is None:
         return made
     eight = get_recipe(f"w{ends}a8").weights
+    assert eight is not None
+    trained = [step for step in chosen.algorithms if step.stage == "training"]
+    eight = TensorSpec.from_config(eight.to_config() | {"algorithms": [step.to_config() for step in trained]})
     return made.with_rules(*(Rule(layer, weights=eight) for layer in ends_of(model)))
 
 

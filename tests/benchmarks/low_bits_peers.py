@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.benchmarks.common import MODELS, bench_dir, load_data, load_float
-from tests.benchmarks.peers.page import Result, Row, page
+from tests.benchmarks.peers.page import NOT_MEASURED, Result, Row, page
 
 SCRIPTS = Path(__file__).resolve().parent / "peers"
 BITS = (8, 4, 3, 2)
@@ -223,7 +223,7 @@ class Bench:
         kept_as_is = self.kept or self.only not in f"{PEERS[row.peer].title}: {row.label}"
         current = row.peer != "ours" and not self.again and kept and kept.get("cap", self.cap) >= self.cap
         if kept_as_is or current:
-            return kept or {"error": "not measured"}
+            return kept or {"error": NOT_MEASURED}
         print(f"{model}: {PEERS[row.peer].title}, {row.label}, w{bits}", file=sys.stderr, flush=True)
         interpreter = self.interpreter(row.peer)
         if interpreter is None:

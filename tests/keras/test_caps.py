@@ -13,6 +13,7 @@ import qi
 from qi.keras.caps import ChannelCap
 from tests.keras.fresh import run_fresh
 from tests.keras.linked import convolutions, images
+from tests.keras.lowered import agrees
 
 
 @pytest.fixture(scope="module", params=["w8a8_pt_equalize", "w4a8_pt_equalize_gptq"])
@@ -31,9 +32,7 @@ print(np.array_equal(np.asarray(qi.load_model(folder + "/model.keras")(data["x"]
 
 def caps_of(model: keras.Model) -> list[np.ndarray]:
     return [
-        np.asarray(layer.caps)
-        for layer in model._flatten_layers(include_self=False)
-        if isinstance(layer, ChannelCap)
+        np.asarray(layer.caps) for layer in model._flatten_layers(include_self=False) if isinstance(layer, ChannelCap)
     ]
 
 
@@ -94,8 +93,7 @@ def test_of_real_numbers_caps_stay_real() -> None:
     caps = [op.inputs[1] for op in graph.ops if op.kind == "minimum"]
     assert caps
     assert not any(tensor.quantized for tensor in caps)
-    x = images(8)
-    np.testing.assert_allclose(np.asarray(qi.emulate(model, x)), np.asarray(model(x)), rtol=1e-4, atol=1e-4)
+    agrees(model, graph, images(3))
 
 
 def test_exact_models_with_caps() -> None:

@@ -20,10 +20,10 @@ from tests.keras.linked import calibrated, images, uneven
 X = images(64, (5, 5, 3))
 
 
-def network(**options: Any) -> keras.Model:
+def network(multiplier: int = 1, **options: Any) -> keras.Model:
     inputs = keras.Input((5, 5, 3), name="image")
     x = layers.Conv2D(4, 2, activation="relu", name="conv", **options)(inputs)
-    x = layers.DepthwiseConv2D(2, depth_multiplier=2, activation="relu", name="depth", **options)(x)
+    x = layers.DepthwiseConv2D(2, depth_multiplier=multiplier, activation="relu", name="depth", **options)(x)
     x = layers.Conv2D(6, 1, groups=2, activation="relu", name="grouped", **options)(x)
     return uneven(keras.Model(inputs, layers.Dense(5, name="dense", **options)(layers.Flatten()(x))))
 
@@ -120,6 +120,16 @@ def test_what_cant_be_corrected(options: Any, granularity: str, method: str, sai
         result = corrected(one, moments[key])
         assert isinstance(result, str)
         assert said in result
+
+
+def test_scales_of_several_outputs() -> None:
+    """Of a depthwise convolution, a scale serves all outputs of a channel: means can be corrected, deviations can't."""
+    found, moments = worked(network(multiplier=2), "norm_correction")
+    result = corrected(found["depth/kernel"], moments["depth/kernel"])
+    assert isinstance(result, str)
+    assert "shares scales among outputs" in result
+    found, moments = worked(network(multiplier=2), "bias_correction")
+    assert not isinstance(corrected(found["depth/kernel"], moments["depth/kernel"]), str)
 
 
 def test_groups_of_one_output_each() -> None:

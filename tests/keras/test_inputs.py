@@ -70,7 +70,7 @@ def test_channels() -> None:
     watch = Watch.of(ready.graph, [], [*values, *values])
     assert len(watch.channels) == len(watch.seen) == len(values) > 0
     seen = calibrated(ready, x)
-    expected = np.asarray(keras.Model(model.inputs, model.get_layer("wide").output)(x)).reshape(-1, 5)
+    expected = np.asarray(keras.Model(model.input, model.get_layer("wide").output)(x)).reshape(-1, 5)
     found = seen.channels[next(name for name in seen.channels if "wide" in name)]
     np.testing.assert_allclose(np.ravel(found.hi), expected.max(axis=0), rtol=1e-4)
     assert found.axis == -1

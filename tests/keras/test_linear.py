@@ -8,14 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from keras import layers
 
 from qi.algorithms import MatrixView
 from qi.keras.graph import Call, flatten_model
 from qi.keras.linear import LinearView, linear_views
 from qi.keras.variables import to_numpy, weights_of
+
 
 def called(layer: Any, shape: tuple[int, ...]) -> Call:
     """The layer's call in a model, with random weights."""
@@ -213,9 +213,7 @@ def agrees_grouped(layer: Any, shape: tuple[int, ...]) -> LinearView:
         ("abc,cde->abed", (4, 5), {"output_shape": (None, 3, 2), "bias_axes": "ed"}),
     ],
 )
-def test_einsum_whose_bias_isnt_of_the_outputs(
-    equation: str, shape: tuple[int, ...], options: dict[str, Any]
-) -> None:
+def test_einsum_whose_bias_isnt_of_the_outputs(equation: str, shape: tuple[int, ...], options: dict[str, Any]) -> None:
     call = called(layers.EinsumDense(equation, **options), shape)
     (linear,) = linear_views(call)
     assert linear.bias is None

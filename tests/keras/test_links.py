@@ -117,9 +117,7 @@ NO_LINKS = {
         layers.Activation("tanh")(layers.Dense(4, name="a")(x))
     ),
     "an activation within": lambda x: layers.Dense(2)(layers.Dense(4, activation="gelu")(x)),
-    "a slope and a cap": lambda x: layers.Dense(2)(
-        layers.ReLU(6.0, negative_slope=0.1)(layers.Dense(4, name="a")(x))
-    ),
+    "a slope and a cap": lambda x: layers.Dense(2)(layers.ReLU(6.0, negative_slope=0.1)(layers.Dense(4, name="a")(x))),
     "a threshold": lambda x: layers.Dense(2)(layers.ReLU(threshold=1.0)(layers.Dense(4, name="a")(x))),
     "mixed channels": lambda x: layers.Dense(2)(layers.Reshape((2, 2))(layers.Dense(4, name="a")(x))),
     "moved channels": lambda x: layers.Conv1D(2, 1)(

@@ -99,9 +99,7 @@ def test_problems_are_what_the_quantizer_does(
 
 @pytest.mark.parametrize("method", ["symmetric", "power_of_two", "uniform"])
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
-def test_gptq_on_every_grid(
-    model: keras.Model, moments: dict[str, Moments], method: str, granularity: str
-) -> None:
+def test_gptq_on_every_grid(model: keras.Model, moments: dict[str, Moments], method: str, granularity: str) -> None:
     found = rounded(model, spec(method, granularity, "gptq", bits=3), moments)
     assert list(found) == KEYS
     on_grid(found)

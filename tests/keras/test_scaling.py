@@ -179,7 +179,7 @@ def test_statistics_without_channels_are_refused() -> None:
     seen = calibrated(ready, x)
     seen.channels.clear()
     done = equalize_links(find_links(ready.graph), sites_of(ready))
-    with pytest.raises(InputError, match="channels of .*do calibrate again"):
+    with pytest.raises(InputError, match=r"channels of .*do calibrate again"):
         rescale_statistics(done, seen)
 
 

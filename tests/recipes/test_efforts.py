@@ -70,7 +70,7 @@ def test_near_names() -> None:
 
 def test_where_none_can_run() -> None:
     check_no_algorithms("w8a8", "a model of its own")
-    with pytest.raises(UnsupportedError, match="a model of its own.*gptq"):
+    with pytest.raises(UnsupportedError, match=r"a model of its own.*gptq"):
         check_no_algorithms("w4a8_gptq", "a model of its own")
     ruled = get_recipe("w8a8").with_rules(Rule("a", weights=get_recipe("w4_gptq_equalize").weights))
     with pytest.raises(UnsupportedError, match="equalize, gptq"):

@@ -6,7 +6,7 @@ import warnings
 
 import keras
 import numpy as np
-from cell import Cell, main
+from cell import Cell, Limit, main
 
 
 def config(cell: Cell) -> object:
@@ -17,7 +17,7 @@ def config(cell: Cell) -> object:
         )
     modes = {8: "int8", 4: "int4"}
     if cell.bits not in modes:
-        raise ValueError(f"no mode of {cell.bits} bits: keras {keras.__version__} has int8 and int4")
+        raise Limit(f"no mode of {cell.bits} bits: keras {keras.__version__} has int8 and int4")
     return modes[cell.bits]
 
 

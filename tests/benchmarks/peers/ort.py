@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from cell import BATCH, Cell, main
+from cell import BATCH, Cell, Limit, main
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -43,7 +43,7 @@ def run(cell: Cell) -> np.ndarray:
     types = {8: QuantType.QInt8, 4: QuantType.QInt4}
     if cell.bits not in types:
         has = ", ".join(one.name for one in QuantType)
-        raise ValueError(f"no integer type of {cell.bits} bits: onnxruntime {onnxruntime.__version__} has {has}")
+        raise Limit(f"no integer type of {cell.bits} bits: onnxruntime {onnxruntime.__version__} has {has}")
     with tempfile.TemporaryDirectory() as folder:
         ready, done = Path(folder) / "ready.onnx", Path(folder) / "done.onnx"
         with cell.timed():

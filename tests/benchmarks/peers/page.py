@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 Result = dict[str, Any]
+NOT_MEASURED = "not measured"
 _SHORT, _LONG = 90, 900
 _SIGMAS = 2
 
@@ -164,6 +165,9 @@ def _verdict(results: Results, model: str, titles: Mapping[str, str], rows: Sequ
     if loose:
         names = ", ".join(f"{titles[row.peer]} ({row.label}) {results[model, row, bits]['top1']:.2f}" for row in loose)
         told += f" Higher, but not in this setting: {names}."
+    missing = [row for row in rows if results.get((model, row, bits), {}).get("error") == NOT_MEASURED]
+    if missing:
+        told += f" Not measured yet: {', '.join(f'{titles[row.peer]} ({row.label})' for row in missing)}."
     return told
 
 
