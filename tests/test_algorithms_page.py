@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,11 @@ def test_the_pages_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", PAGE.read_text(encoding="utf-8"))
     assert targets
     assert [target for target in targets if not (PAGE.parent / target).exists()] == []
+
+
+def test_the_pages_code_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "page.py").write_text("\n".join(blocks), encoding="utf-8")
+    names = runpy.run_path(str(tmp_path / "page.py"))
+    recipe, quicker = names["recipe"], names["quicker"]
+    assert [step.name for step in recipe.weights.algorithms] == [step.name for step in quicker.weights.algorithms]

@@ -92,9 +92,7 @@ _, _, shifted4 = quantize("4 bits, bias_correction", "w4a8_bias_correction")
 # moves those that are still to come. It needs the second moments E[x x^T] of the layer's input x, which calibration
 # collects in one pass.
 print("\nGPTQ")
-_, _, gptq4 = quantize("4 bits, gptq", "w4a8_gptq")
 _, report, gptq3 = quantize("3 bits, gptq", "w3a8_gptq")
-assert gptq4 > channel4
 assert gptq3 > channel3
 # Look at this column when something went wrong: the error of each layer's output, where rounding to nearest is 1.
 print("error of the layer's output, as a share of that of rounding to nearest:")
@@ -102,6 +100,9 @@ known = sorted((row for row in report.weights if row.output_error is not None), 
 for row in (*known[:2], *known[-2:]):
     print(f"  {row.path:36} {row.output_error:.2f}")
 assert all(row.output_error <= 1 for row in known)
+# Algorithms go together. With all three, one scale per tensor does, where hardware has nothing else:
+_, _, joint4 = quantize("4 bits, per tensor, all three", "w4a8_pt_equalize_gptq_bias_correction")
+assert joint4 > channel4
 
 
 # --- 5. Train without labels: reconstruction -------------------------------------------------------------------------
@@ -120,7 +121,8 @@ assert taught > channel3
 # "fast" rounds to nearest; "balanced" is GPTQ with bias correction; "best" is reconstruction, in minutes. Algorithms
 # that a recipe names stay as they are.
 print("\neffort")
-by_effort, balanced, _ = quantize('4 bits, effort="balanced"', "w4a8", effort="balanced")
+by_effort, balanced, balanced4 = quantize('4 bits, effort="balanced"', "w4a8", effort="balanced")
+assert balanced4 > shifted4
 assert balanced.find("classes/kernel")[0].algorithms == "gptq, bias_correction"
 
 
@@ -156,9 +158,10 @@ assert np.array_equal(again, first)
 
 
 # --- 9. What to look at -----------------------------------------------------------------------------------------------
-# Per channel or per tensor is the first question, and it costs no work. Then GPTQ, which hardly ever harms. Then bits
-# where they count (tutorial 14 finds out where). Reconstruction last: it takes longest, and gains most at 2 and 3
-# bits.
+# SQNR of the outputs first: it tells small differences apart, and needs no labels. If it's low, the report's output_error
+# and its warnings say where. What to try, in this order: a scale per channel, which costs no work; GPTQ, which takes
+# seconds; more bits where they count (tutorial 14 finds out where); reconstruction, which takes longest and gains most with
+# the fewest bits: at 2 bits, rounding this model leaves 17 %, effort="balanced" 63 %, effort="best" 90 %.
 def plot(path):
     from matplotlib.figure import Figure
 

@@ -39,13 +39,13 @@ def best_range(problem: Problem, *, rounding: str = "recipe") -> Solution:
     """Takes for each channel (or tensor) the range of least output error among those that the selections choose.
 
     Tried are the parameters given, the extremes, the least errors of the weights in the norms 2, 2.4, 3 and 4, percentiles,
-    entropy (of symmetric ranges) and `output_range`; the result is never worse than the parameters given. Parameters that no column of weights shares
-    with another are chosen each on their own, groups of a column together.
+    entropy (of symmetric ranges) and `output_range`; the result is never worse than the parameters given. Parameters that no
+    column of weights shares with another are chosen each on their own, groups of a column together.
 
     Where all scales given are powers of two, so are those tried.
 
-    Source: the choice among range setting methods by output error, as recommended in Nagel et al., A White Paper on Neural
-    Network Quantization, 2021 (arXiv:2106.08295), section 3.1.
+    Source: the range setting methods of Nagel et al., A White Paper on Neural Network Quantization, 2021
+    (arXiv:2106.08295), section 3.1, compared by the error of the layer's output.
 
     Args:
         problem: a weight on a grid of integers, its parameters and the second moments of its inputs.
@@ -123,7 +123,7 @@ def candidates(problem: Problem, rounding: str = "nearest") -> Iterator[_Paramet
 
 
 def _rows(problem: Problem) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(parameters ``[p]``, their weights ``[p, n]``) for each number n of weights that parameters have; unused ones are left out."""
+    """(parameters ``[p]``, their weights ``[p, n]``) for each number n of weights that parameters have, from 1 on."""
     sharing = problem.sharing.ravel()
     weights = problem.weight.ravel()[np.argsort(sharing, kind="stable")].astype(np.float32)
     counts = np.bincount(sharing, minlength=len(problem.scale))

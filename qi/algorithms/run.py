@@ -139,14 +139,18 @@ class Journal:
     Raises:
         ConfigError: the file is of other work.
         FileFormatError: it is damaged or something else.
-        OSError: it can't be read.
+        OSError: it can't be read, or its folder isn't there.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, fingerprint: str) -> None:
         self.path, self.fingerprint = None if path is None else Path(path), fingerprint
         self.done: dict[str, Solved] = {}
-        if self.path is not None and self.path.exists():
+        if self.path is None:
+            return
+        if self.path.exists():
             self.done = self._read(self.path)
+        elif not self.path.parent.is_dir():  # said before the work, not after the first of it
+            raise FileNotFoundError(f"expected a folder to keep progress in; received {str(self.path)!r}; do create it")
 
     def add(self, name: str, solved: Solved) -> None:
         """Keeps one more result.

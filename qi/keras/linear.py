@@ -48,7 +48,8 @@ def linear_views(call: Call) -> list[LinearView]:
     """The weights of a built layer of Keras' own that multiply its input, each as a view; none for all other operations.
 
     Of a separable convolution that is the depthwise part, of a recurrent layer the kernel of the inputs: what else multiplies in
-    there multiplies something that isn't the layer's input. A table is one where it is turned round, not where it is looked up in.
+    there multiplies something that isn't the layer's input. A table is one where it is turned round, not where it is looked up
+    in.
     """
     op, kind = call.op, call.builtin_kind
     if kind == "Dense":
@@ -154,7 +155,8 @@ def _patches(x: np.ndarray, op: Any) -> np.ndarray:
     for axis, (place, stride, k, rate) in enumerate(zip(places, strides, window, rates, strict=True)):
         along = place[:, None] * stride + np.arange(k)[None, :] * rate
         index.append(along.reshape(len(place), *(k if other == axis else 1 for other in range(rank))))
-    found = padded[(slice(None), *index)]  # [batch, places, *window, channels]
+    where: tuple[Any, ...] = (slice(None), *index)
+    found = padded[where]  # [batch, places, *window, channels]
     return found.reshape(-1, *window, x.shape[-1])
 
 

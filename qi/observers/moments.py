@@ -203,11 +203,14 @@ class Moments:
         made._products += self.count * offsets[:, :, None] * offsets[:, None, :]
         power = np.maximum(np.diagonal(made._products, axis1=1, axis2=2), made._sum**2 / self.count)
         places = np.arange(offsets.shape[1])
+        rounded = np.sqrt(power)  # which rounding may leave smaller than what other features made with these
+        limit = rounded[:, :, None] * rounded[:, None, :]
+        made._products = np.clip(made._products, -limit, limit)
         made._products[:, places, places] = power
         magnitude = np.abs(offsets)
         one_sign = (self._abs_sum <= np.abs(self._sum) * (1 + 1e-6)) & (self._sum * offsets >= 0)
         bound = np.where(one_sign, np.maximum(self._absmax - magnitude, magnitude), self._absmax + magnitude)
-        made._absmax = np.minimum(bound, np.sqrt(power * self.count))
+        made._absmax = np.clip(bound, np.sqrt(power / self.count), rounded)
         made._abs_sum = np.minimum(np.sqrt(power * self.count), made._absmax * self.count)
         return made
 

@@ -91,7 +91,8 @@ def decode_name(name: str) -> Recipe:
 
 def _words(text: str) -> tuple[str | None, tuple[str, ...]]:
     """The range, if one is named, and the algorithms: names of either may hold underscores."""
-    words, found = text.strip("_").split("_") if text else [], []
+    words = text.strip("_").split("_") if text else []
+    found: list[str] = []
     while words:
         known = [n for n in range(len(words), 0, -1) if "_".join(words[:n]) in (*SELECTIONS, *ALGORITHMS)]
         if not known:

@@ -108,7 +108,7 @@ class TensorSpec:
         _one_of("range", self.range, SELECTIONS.names())
         object.__setattr__(self, "range_options", RangeOptions(self.range_options))
         object.__setattr__(self, "algorithms", as_steps(self.algorithms))
-        check_scales(self.algorithms, self.method, self.granularity)
+        check_scales(self.algorithms, self.bits, self.method, self.granularity)
         if self.granularity == "per_group":
             object.__setattr__(self, "group_size", _integer("group_size", self.group_size, 2, _MAX_GROUP))
         elif self.group_size is not None:

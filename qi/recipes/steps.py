@@ -12,7 +12,7 @@ from qi.errors import ConfigError
 __all__ = ["Step", "as_steps", "check_scales"]
 
 _FITS_SCALES = ("hqq", "kmeans", "output_range", "powers")
-_TABLES = ("kmeans", "powers")
+_TABLES = {"kmeans": 8, "powers": 5}  # bits of an index, at most
 
 
 class StepOptions(Mapping[str, Any]):
@@ -109,14 +109,15 @@ def as_steps(given: object) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def check_scales(steps: Iterable[Step], method: str, granularity: str) -> None:
-    """Refuses algorithms whose scales a spec of that method and granularity can't hold.
+def check_scales(steps: Iterable[Step], bits: int, method: str, granularity: str) -> None:
+    """Refuses algorithms whose scales, or tables, a spec of those bits, method and granularity can't hold.
 
     Raises:
-        ConfigError: scales are fitted where they have to be powers of two, or a table of values is made for groups.
+        ConfigError: scales are fitted where they have to be powers of two; a table of values is made for groups, or for more
+            bits than it can have.
 
     Example:
-        >>> check_scales(as_steps("gptq"), "power_of_two", "per_channel")
+        >>> check_scales(as_steps("gptq"), 4, "power_of_two", "per_channel")
     """
     for step in steps:
         powers = step.name == "powers" and step.options.get("power_of_two_scale", False)
@@ -127,6 +128,12 @@ def check_scales(steps: Iterable[Step], method: str, granularity: str) -> None:
             raise ConfigError(
                 f"expected algorithms that keep scales powers of two with method='power_of_two'; received {step.name!r}, which "
                 f"fits them; do use {instead}"
+            )
+        most = min(_TABLES.get(step.name, bits), bits)
+        if step.name in _TABLES and (step.options.get("bits", 0) or bits) > most:
+            raise ConfigError(
+                f"expected at most {most} bits for {step.name!r} with bits={bits} (an index has at most {_TABLES[step.name]}); "
+                f"received {str(step)!r}; do lower the bits"
             )
         if granularity == "per_group" and step.name in _TABLES:
             raise ConfigError(

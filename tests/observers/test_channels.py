@@ -138,3 +138,37 @@ def test_other_statistics_are_refused():
         rescaled(TensorStatistics(-1), [1.0])
     with pytest.raises(InputError, match="float32"):
         rescaled(statistics([np.ones((1, 2))], -1), [1.0, 1e39])
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("name", ["before", "relu", "clipped"])
+def test_moved_channels_give_the_ranges_of_the_moved_tensor(name, rectified):
+    tensor = activations()[name]
+    generator = np.random.default_rng(1)
+    factors, shifts = np.exp(generator.normal(size=tensor.shape[1])), generator.uniform(-0.2, 0.6, tensor.shape[1])
+    moved = tensor * factors - shifts
+    moved = (np.maximum(moved, 0) if rectified else moved).astype(np.float32)
+    made = rescaled(statistics([tensor], -1, 8192), factors, shifts=shifts, rectified=rectified)
+    direct = statistics([moved], bins=8192)
+    np.testing.assert_allclose([made.lo, made.hi], [direct.lo, direct.hi], rtol=1e-6, atol=1e-7)
+    assert made.count == direct.count == int(made.histogram.counts.sum())
+    counts = made.histogram.counts - direct.histogram.counts
+    assert np.abs(np.cumsum(counts)).max() < 0.005 * direct.count
+    assert abs(int(made.histogram.zeros) - int(direct.histogram.zeros)) < 0.005 * direct.count
+    np.testing.assert_allclose(made.histogram.sum, direct.histogram.sum, rtol=1e-3, atol=1e-3 * direct.count)
+    np.testing.assert_allclose(made.histogram.sum_squares, direct.histogram.sum_squares, rtol=1e-3)
+    plain = rescaled(statistics([tensor], -1, 8192), factors)
+    assert float(plain.hi) != float(made.hi)  # control
+
+
+def test_no_shift_is_the_same_bit_for_bit():
+    seen = statistics([activations()["before"]], -1, 256)
+    factors = np.exp(np.random.default_rng(0).normal(size=seen.channels))
+    one, other = rescaled(seen, factors).state(), rescaled(seen, factors, shifts=np.zeros(seen.channels)).state()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("wrong", [[1.0], [np.nan, 0.0], [[0.0, 0.0]]])
+def test_other_shifts_are_refused(wrong):
+    with pytest.raises(InputError, match="shifts"):
+        rescaled(statistics([np.ones((3, 2))], -1), [1.0, 1.0], shifts=wrong)

@@ -74,6 +74,26 @@ def test_scaled_moments_are_those_of_scaled_rows(x, seed):
     assert_close(moments_of((x.astype(np.float64) * factors), groups=x.shape[1]), made)
 
 
+@given(rows(), st.integers(0, 1000), st.booleans())
+def test_shifted_moments_are_those_of_shifted_rows(x, seed, positive):
+    x = np.abs(x) if positive else x
+    unit = np.abs(x).max(axis=0).astype(np.float64)
+    unit[unit == 0] = 1.0
+    offsets = np.random.default_rng(seed).uniform(0 if positive else -1, 1, x.shape[1:]) * unit
+    made = moments_of(x, groups=x.shape[1]).shifted(offsets)
+    direct = moments_of(x.astype(np.float64) - offsets, groups=x.shape[1])
+    np.testing.assert_allclose(made.mean / unit, direct.mean / unit, atol=1e-5)
+    both = unit[:, :, None] * unit[:, None, :]
+    np.testing.assert_allclose(made.second / both, direct.second / both, atol=1e-5)
+    slack = 1e-2 * unit  # of a square root of what is precise to 1e-5
+    assert np.all(made.absmax >= direct.absmax - slack)
+    assert np.all(made.absmean >= direct.absmean - slack)
+    if positive:
+        assert np.all(made.absmax <= unit * (1 + 1e-3))
+    again = Moments.from_state(made.state())
+    np.testing.assert_array_equal(again.mean, made.mean)
+
+
 @given(rows())
 def test_powers_of_two_scale_exactly(x):
     factors = np.ldexp(1.0, np.arange(x[0].size).reshape(x.shape[1:]) % 7 - 3)
@@ -122,6 +142,8 @@ def test_no_rows_are_no_data():
     assert Moments(2).merge(Moments(2)).features is None
     with pytest.raises(NotCalibratedError):
         seen.scaled(np.ones((1, 3)))
+    with pytest.raises(NotCalibratedError, match="finite rows"):
+        seen.shifted(np.ones((1, 3)))
 
 
 def test_dead_features_and_small_floats_are_fine():
@@ -164,6 +186,8 @@ def test_strangers_are_not_merged():
 def test_other_factors_are_refused(wrong):
     with pytest.raises(InputError, match="factors"):
         moments_of(np.ones((1, 1, 2))).scaled(wrong)
+    with pytest.raises(InputError, match="offsets of shape"):
+        moments_of(np.ones((1, 1, 2))).shifted(wrong)
 
 
 @given(st.sampled_from(["sum", "abs_sum", "absmax", "second", "count", "groups"]), st.data())

@@ -100,7 +100,7 @@ def test_powers_of_two_stay_powers_of_two(name: str) -> None:
         TensorSpec(bits=4, method="power_of_two", algorithms=[name])  # type: ignore[arg-type]
     assert name in str(caught.value)
     TensorSpec(bits=4, method="symmetric", algorithms=[name])  # type: ignore[arg-type]
-    check_scales(as_steps(name), "uniform", "per_channel")
+    check_scales(as_steps(name), 4, "uniform", "per_channel")
 
 
 def test_powers_of_two_with_what_keeps_them() -> None:
@@ -114,6 +114,23 @@ def test_no_tables_for_groups(name: str) -> None:
         TensorSpec(bits=4, granularity="per_group", group_size=8, algorithms=[name])  # type: ignore[arg-type]
     assert name in str(caught.value)
     TensorSpec(bits=4, granularity="per_group", group_size=8, algorithms=["gptq", "output_range"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bits", "step"),
+    [(16, "kmeans"), (6, "powers"), (4, {"name": "kmeans", "bits": 5}), (4, {"name": "powers", "bits": 5})],
+)
+def test_tables_of_too_many_bits(bits: int, step: Any) -> None:
+    with pytest.raises(ConfigError, match="lower the bits"):
+        TensorSpec(bits=bits, algorithms=[step])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bits", "step"),
+    [(8, "kmeans"), (5, "powers"), (4, {"name": "kmeans", "bits": 3}), (16, {"name": "kmeans", "bits": 4})],
+)
+def test_tables_of_few_bits(bits: int, step: Any) -> None:
+    assert TensorSpec(bits=bits, algorithms=[step]).algorithms  # type: ignore[arg-type]
 
 
 def test_activations_take_none() -> None:
