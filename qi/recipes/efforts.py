@@ -18,13 +18,16 @@ __all__ = ["EFFORTS", "check_many_times", "check_no_algorithms", "check_repeatab
 
 EFFORTS = {
     "fast": "to nearest, in seconds",
-    "balanced": "GPTQ and bias correction, from moments of the layers' inputs, in tens of seconds",
+    "balanced": "ranges for GPTQ, GPTQ, and bias correction, from moments of the layers' inputs, in tens of seconds",
     "best": "reconstruction by gradients, in minutes; reads the data many times",
 }
 """The efforts, with what they do and take, for networks of some hundred thousand weights."""
 
 _FULL_BITS = 8
-_ALGORITHMS = {"balanced": ("gptq", "bias_correction"), "best": ("reconstruct",)}
+# Measured best on the whole: `python -m tests.benchmarks.low_bits`.
+_RANGE = {"name": "output_range", "rounding": "gptq"}
+_ALGORITHMS = {"balanced": (_RANGE, "gptq", "bias_correction"), "best": ("reconstruct",)}
+_POWERS = {"balanced": ("gptq", "bias_correction"), "best": ("reconstruct",)}  # scales stay powers of two
 
 
 def with_effort(recipe: RecipeLike, effort: str) -> Recipe:
@@ -41,7 +44,7 @@ def with_effort(recipe: RecipeLike, effort: str) -> Recipe:
 
     Example:
         >>> print(with_effort("w4a8", "balanced").weights)
-        4 bits, symmetric, per channel, range mse norm=3, gptq, bias_correction
+        4 bits, symmetric, per channel, range mse norm=3, output_range rounding=gptq, gptq, bias_correction
         >>> with_effort("w8a8", "balanced").weights.algorithms
         ()
     """
@@ -54,7 +57,8 @@ def with_effort(recipe: RecipeLike, effort: str) -> Recipe:
     def worked(spec: TensorSpec) -> TensorSpec:
         if spec.algorithms or effort == "fast" or (effort == "balanced" and spec.bits >= _FULL_BITS):
             return spec
-        return replace(spec, algorithms=as_steps(_ALGORITHMS[effort]))
+        chosen = _POWERS if spec.method == "power_of_two" else _ALGORITHMS
+        return replace(spec, algorithms=as_steps(chosen[effort]))
 
     def ruled(rule: Rule) -> Rule:
         return replace(rule, weights=worked(rule.weights)) if isinstance(rule.weights, TensorSpec) else rule

@@ -151,7 +151,7 @@ def test_algorithms_are_named_in_recipes_and_by_effort(
     )
     assert (done.code, done.err) == (0, "")
     rows = [row for row in QuantizationReport.load(tmp_path / "r.json").rows if row.kind == "weight" and row.quantized]
-    assert {row.algorithms for row in rows} == {"gptq, bias_correction"}
+    assert {row.algorithms for row in rows} == {"output_range, gptq, bias_correction"}
     assert all(row.output_error is not None and row.output_error <= 1 for row in rows)
 
 

@@ -78,7 +78,7 @@ CASES: dict[str, tuple[str, str, Break]] = {
     "gptq": ("w3a16", "w3a16_gptq", without_moments),
     "descent": ("w3a16", "w3a16_descent", without_moments),
     "adaround": ("w3a16", "w3a16_adaround", without_moments),
-    "output_range": ("w3a16_pt", "w3a16_pt_output_range", without_moments),
+    "output_range": ("w3a16_pt_mse", "w3a16_pt_mse_output_range", without_moments),
     "hqq": ("w2a16_minmax", "w2a16_minmax_hqq", undone("hqq")),
     "kmeans": ("w3a16", "w3a16_kmeans", undone("kmeans")),
     "powers": ("w2a16_minmax", "w2a16_minmax_powers", undone("powers")),
