@@ -123,7 +123,7 @@ assert taught > channel3
 print("\neffort")
 by_effort, balanced, balanced4 = quantize('4 bits, effort="balanced"', "w4a8", effort="balanced")
 assert balanced4 > shifted4
-assert balanced.find("classes/kernel")[0].algorithms == "gptq, bias_correction"
+assert balanced.find("classes/kernel")[0].algorithms == "output_range, gptq, bias_correction"
 
 
 # --- 7. By layer: rules --------------------------------------------------------------------------------------------

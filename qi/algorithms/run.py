@@ -19,7 +19,7 @@ from qi.errors import ConfigError, FileFormatError
 from qi.files import DAMAGE, write_atomically
 from qi.optional import require
 
-__all__ = ["Journal", "Solved", "Task", "solve", "solve_all"]
+__all__ = ["Journal", "Solved", "Task", "check_jobs", "solve", "solve_all"]
 
 Steps = Sequence[tuple[str, Mapping[str, Any]]]
 """(name, options) of algorithms of the stages "range" and "rounding", in the order in which they run."""
@@ -108,9 +108,18 @@ def solve_all(tasks: Mapping[str, Task], *, jobs: int | None = 1) -> Iterator[tu
         ConfigError: jobs is 0 or no integer.
         MissingDependencyError: joblib isn't installed, and jobs isn't 1.
     """
+    return _solve_all(tasks, check_jobs(jobs))
+
+
+def check_jobs(jobs: Any) -> int | None:
+    """How many weights are worked on at once, if it is that.
+
+    Raises:
+        ConfigError: 0, or no integer and not None.
+    """
     if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs == 0):
         raise ConfigError(f"expected jobs to be an integer other than 0, or None; received jobs={jobs!r}")
-    return _solve_all(tasks, jobs)
+    return None if jobs is None else int(jobs)
 
 
 def _solve_all(tasks: Mapping[str, Task], jobs: int | None) -> Iterator[tuple[str, Solved]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,25 +11,40 @@ from qi.core import QTensor
 from qi.keras.rounding import Rounded
 from qi.observers import Moments
 
-__all__ = ["corrected"]
+__all__ = ["Corrected", "corrected"]
+
+_ANALYTIC = ("norm_correction", "bias_correction")
 
 
-def corrected(rounded: Rounded, moments: Moments) -> tuple[Rounded, np.ndarray] | str:
-    """What a weight and its layer's bias become by the algorithms of stage "correction" that its spec names.
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """A weight after correction.
+
+    Attributes:
+        rounded: the weight.
+        shift: what the bias ``[G * N]`` grows by; None where nothing was corrected.
+        left: why an algorithm did nothing, by its name.
+    """
+
+    rounded: Rounded
+    shift: np.ndarray | None
+    left: dict[str, str]
+
+
+def corrected(rounded: Rounded, moments: Moments) -> Corrected:
+    """What a weight and its layer's bias become by the analytic algorithms of stage "correction" that its spec names.
 
     Args:
         rounded: the weight.
         moments: of the layer's inputs.
-
-    Returns:
-        (the weight, what the bias ``[G * N]`` grows by), or why neither can be.
     """
     site, linear = rounded.site, rounded.site.linear
+    steps = [(name, options) for name, options in site.steps("correction") if name in _ANALYTIC]
     if linear is None or linear.bias is None:
-        return "has no bias of one number an output"
+        return Corrected(rounded, None, {name: "has no bias of one number an output" for name, _ in steps})
     weight, values = (linear.view.matrix(array).astype(np.float64) for array in (site.array, rounded.values))
-    result, shift = rounded, np.zeros((values.shape[0], values.shape[2]))
-    for name, options in site.steps("correction"):
+    shift, left = None, {}
+    for name, options in steps:
         if name == "norm_correction":
             (mean, variance), (mean_q, variance_q) = (
                 output_moments(matrix, moments.mean, moments.second) for matrix in (weight, values)
@@ -37,14 +52,13 @@ def corrected(rounded: Rounded, moments: Moments) -> tuple[Rounded, np.ndarray] 
             factor, _ = match_norms(
                 mean.ravel(), np.sqrt(variance).ravel(), mean_q.ravel(), np.sqrt(variance_q).ravel(), **options
             )
-            found = _scaled(result, factor.reshape(mean.shape))
+            found = _scaled(rounded, factor.reshape(mean.shape))
             if isinstance(found, str):
-                return found
-            result, values = found, linear.view.matrix(found.values).astype(np.float64)
-            shift = mean - (moments.mean[:, None, :] @ values)[:, 0]
-        elif name == "bias_correction":
-            shift = bias_correction(weight, values, moments.mean, **options)
-    return result, shift.ravel()
+                left[name] = found
+                continue
+            rounded, values = found, linear.view.matrix(found.values).astype(np.float64)
+        shift = bias_correction(weight, values, moments.mean).ravel()
+    return Corrected(rounded, shift, left)
 
 
 def _scaled(rounded: Rounded, factor: np.ndarray) -> Rounded | str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from qi.algorithms import ALGORITHMS
 from qi.algorithms.empirical import check_samples
+from qi.errors import ConfigError
 from qi.keras.absorb import absorb_links
 from qi.keras.calibrate import Calibration
 from qi.keras.correction import corrected
@@ -33,6 +34,7 @@ from qi.recipes.choose import weight_quantizer
 __all__ = ["LowBits"]
 
 _EMPIRICAL = "empirical_bias_correction"
+_CORRECTED = {"bias_correction", "norm_correction"}
 _LOOKED_UP = "is looked up, and the nearest codes are best for rows that go into more than linear layers"
 
 
@@ -65,6 +67,7 @@ class LowBits:
         self.told: list[str] = []
         self.settings: dict[str, Any] = {}
         self._notes: dict[str, dict[str, Any]] = {}
+        self._left: dict[str, set[str]] = {}
         asked = any(spec.algorithms for spec in ready.book.recipe.all_weights())
         sites, self._tables = with_tables(ready.graph, weight_sites(ready)) if asked else ([], {})
         self.sites = self._workable(sites)
@@ -163,12 +166,12 @@ class LowBits:
         )
         self._tell(rounded)
         trained, activations = self._trained(rounded, activations, data, progress)
-        self._note(rounded, trained)
         for key, before in rounded.items():
             if (id(before.site.op), before.site.weight) not in trained:
                 self._keep(self._corrected(before, calibration.inputs.get(key)))
         for one in trained.values():
             self._keep(one)
+        self._note(rounded, trained)
         if means:
             with self._on_grids():
                 correct_biases(self.ready, means, activations, samples)
@@ -184,6 +187,7 @@ class LowBits:
                 continue
             if why := why_not(self.ready.graph, site.op):
                 self.told.append(f"{site.key!r} is left without {_EMPIRICAL}: its layer {why}")
+                self._left.setdefault(site.key, set()).add(_EMPIRICAL)
                 continue
             found[id(site.op)] = site.op
             most = max(most, check_samples(options.get("samples", ALGORITHMS.get(_EMPIRICAL).options["samples"])))
@@ -222,7 +226,7 @@ class LowBits:
             for one in rounded.values()
             if (id(one.site.op), one.site.weight) in asking
         }
-        (name, options), *_ = next(iter(asking.values())).steps("training")
+        name, options = _one_way(list(asking.values()))
         settings = ALGORITHMS.get(name).function(**options)
         found = reconstruct(self.ready, start, activations, data, progress=progress, **settings)
         for (op, path), values in found.floats.items():
@@ -246,8 +250,11 @@ class LowBits:
     def _note(self, rounded: dict[str, Rounded], trained: Collection[tuple[int, str]]) -> None:
         for site in self.sites:
             one = rounded.get(site.key)
-            skipped = "training" if (id(site.op), site.weight) not in trained else ""
-            names = [step.name for step in site.spec.algorithms if step.stage != skipped]
+            done = (id(site.op), site.weight) in trained
+            left = self._left.get(site.key, set())
+            # What was trained needs no analytic correction, and gets none.
+            skipped = _CORRECTED if done else {step.name for step in site.spec.algorithms if step.stage == "training"}
+            names = [step.name for step in site.spec.algorithms if step.name not in left | skipped]
             error = one.solved.error / one.solved.nearest if one is not None and one.solved.nearest else np.nan
             self._notes[site.key] = {"algorithms": ", ".join(names)} | (
                 {"output_error": float(error)} if np.isfinite(error) else {}
@@ -255,19 +262,16 @@ class LowBits:
 
     def _corrected(self, rounded: Rounded, moments: Moments | None) -> Rounded:
         """A weight after the corrections that the recipe names; the layer's bias takes what they shift."""
-        site = rounded.site
-        steps = [name for name, _ in site.steps("correction") if name != _EMPIRICAL]
-        if not steps or moments is None:
+        if moments is None:
             return rounded
-        found = corrected(rounded, moments)
-        if isinstance(found, str):
-            self.told.append(f"{site.key!r} is left without {', '.join(steps)}: it {found}")
-            return rounded
-        bias = site.linear.bias if site.linear is not None else None
-        if bias is not None:
-            before = to_numpy(weights_of(site.op)[bias])
-            self._assign(site.op, bias, before + found[1].reshape(before.shape))
-        return found[0]
+        site, found = rounded.site, corrected(rounded, moments)
+        for name, why in found.left.items():
+            self.told.append(f"{site.key!r} is left without {name}: it {why}")
+            self._left.setdefault(site.key, set()).add(name)
+        if found.shift is not None and site.linear is not None and site.linear.bias is not None:
+            before = to_numpy(weights_of(site.op)[site.linear.bias])
+            self._assign(site.op, site.linear.bias, before + found.shift.reshape(before.shape))
+        return found.rounded
 
     def _assign(self, op: Any, path: str, values: np.ndarray) -> None:
         variable = weights_of(op)[path]
@@ -279,3 +283,19 @@ class LowBits:
             nearest, error = sum(s.nearest for s in known), sum(s.error for s in known)
             if nearest:
                 self.settings["output_error_of_nearest"] = round(error / nearest, 4)
+
+
+def _one_way(sites: Sequence[WeightSite]) -> tuple[str, Mapping[str, Any]]:
+    """The algorithm of stage "training" that weights name, with its options: they train together.
+
+    Raises:
+        ConfigError: they name several, or different options.
+    """
+    ways = [site.steps("training") for site in sites]
+    different = next((way for way in ways if way != ways[0]), None)
+    if different is not None or len(ways[0]) > 1:
+        raise ConfigError(
+            "expected one algorithm that trains, with the same options for all weights that name one; received "
+            f"{ways[0]} for {sites[0].key!r}" + (f" and {different} elsewhere" if different is not None else "")
+        )
+    return ways[0][0]

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from qi.algorithms.run import check_jobs
 from qi.errors import UnsupportedError, warn
 from qi.keras.accuracy import Metric, check_control, quantize_within
 from qi.keras.assemble import insert_holders, wrap_layers
@@ -122,6 +123,7 @@ def quantize_model(
     """
     check_exact(exact)
     check_control(max_drop, metric)
+    check_jobs(jobs)
     recipe = recipe if effort is None else with_effort(recipe, effort)
     if max_drop is not None and metric is not None:
         check_many_times(data)

@@ -57,8 +57,8 @@ def test_means_come_back(first: tuple[str, ...]) -> None:
     moved = 0.0
     for key, one in found.items():
         result = corrected(one, moments[key])
-        assert not isinstance(result, str)
-        after, shift = result
+        assert not result.left
+        after, shift = result.rounded, result.shift
         assert after is one  # the weight stays
         wanted, _ = outputs(one, moments[key], one.site.array)
         given, _ = outputs(one, moments[key], after.values)
@@ -73,8 +73,8 @@ def test_deviations_come_back(first: tuple[str, ...]) -> None:
     changed = 0.0
     for key, one in found.items():
         result = corrected(one, moments[key])
-        assert not isinstance(result, str)
-        after, shift = result
+        assert not result.left
+        after, shift = result.rounded, result.shift
         on_grid(after)
         mean, deviation = outputs(one, moments[key], one.site.array)
         _, before = outputs(one, moments[key], one.values)
@@ -94,16 +94,16 @@ def test_both_are_the_norms_alone() -> None:
         found, moments = worked(network(), *names)
         results.append(corrected(found["dense/kernel"], moments["dense/kernel"]))
     for one in results[1:]:
-        np.testing.assert_array_equal(one[0].values, results[0][0].values)  # type: ignore[union-attr]
-        np.testing.assert_allclose(one[1], results[0][1], atol=1e-6)
+        np.testing.assert_array_equal(one.rounded.values, results[0].rounded.values)
+        np.testing.assert_allclose(one.shift, results[0].shift, atol=1e-6)
 
 
 def test_asymmetric_weights() -> None:
     found, moments = worked(network(), "norm_correction", method="uniform")
     for key, one in found.items():
         result = corrected(one, moments[key])
-        assert not isinstance(result, str)
-        on_grid(result[0])
+        assert not result.left
+        on_grid(result.rounded)
 
 
 @pytest.mark.parametrize(
@@ -118,26 +118,27 @@ def test_what_cant_be_corrected(options: Any, granularity: str, method: str, sai
     found, moments = worked(network(**options), "norm_correction", granularity=granularity, method=method)
     for key, one in found.items():
         result = corrected(one, moments[key])
-        assert isinstance(result, str)
-        assert said in result
+        assert (result.rounded, result.shift) == (one, None)
+        assert said in result.left["norm_correction"]
 
 
 def test_scales_of_several_outputs() -> None:
     """Of a depthwise convolution, a scale serves all outputs of a channel: means can be corrected, deviations can't."""
     found, moments = worked(network(multiplier=2), "norm_correction")
     result = corrected(found["depth/kernel"], moments["depth/kernel"])
-    assert isinstance(result, str)
-    assert "shares scales among outputs" in result
-    found, moments = worked(network(multiplier=2), "bias_correction")
-    assert not isinstance(corrected(found["depth/kernel"], moments["depth/kernel"]), str)
+    assert "shares scales among outputs" in result.left["norm_correction"]
+    found, moments = worked(network(multiplier=2), "norm_correction", "bias_correction")
+    result = corrected(found["depth/kernel"], moments["depth/kernel"])
+    assert list(result.left) == ["norm_correction"]
+    assert result.shift is not None
 
 
 def test_groups_of_one_output_each() -> None:
     """Groups run along the inputs, so each output still has scales of its own."""
     found, moments = worked(network(), "norm_correction", granularity="per_group")
     result = corrected(found["dense/kernel"], moments["dense/kernel"])
-    assert not isinstance(result, str)
-    on_grid(result[0])
+    assert not result.left
+    on_grid(result.rounded)
 
 
 def test_dead_inputs_and_outputs() -> None:
@@ -151,8 +152,8 @@ def test_dead_inputs_and_outputs() -> None:
     found, moments = worked(model, "norm_correction")
     for key, one in found.items():
         result = corrected(one, moments[key])
-        assert not isinstance(result, str)
-        assert np.isfinite(result[0].values).all()
-        assert np.isfinite(result[1]).all()
+        assert not result.left
+        assert np.isfinite(result.rounded.values).all()
+        assert np.isfinite(result.shift).all()
     result = corrected(found["dense/kernel"], moments["dense/kernel"])
-    np.testing.assert_array_equal(result[1], 0)  # nothing comes in
+    np.testing.assert_array_equal(result.shift, 0)  # nothing comes in

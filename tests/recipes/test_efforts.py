@@ -19,7 +19,7 @@ def asked(recipe: Any) -> list[str]:
 
 def test_efforts() -> None:
     assert with_effort("w4a8", "fast") == get_recipe("w4a8")
-    assert asked(with_effort("w4a8", "balanced")) == ["gptq", "bias_correction"]
+    assert asked(with_effort("w4a8", "balanced")) == ["output_range", "gptq", "bias_correction"]
     assert asked(with_effort("w4a8", "best")) == ["reconstruct"]
     assert list(EFFORTS) == ["fast", "balanced", "best"]
 
@@ -47,7 +47,7 @@ def test_rules_get_theirs() -> None:
         [s.name for s in rule.weights.algorithms] if isinstance(rule.weights, TensorSpec) else rule.weights
         for rule in found.rules
     ]
-    assert names == [["gptq", "bias_correction"], "float", None, ["hqq"], []]
+    assert names == [["output_range", "gptq", "bias_correction"], "float", None, ["hqq"], []]
     assert found.weights == TensorSpec(bits=8)
     assert found.name == "mine"
 
