@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from qi.errors import ConfigError, FileFormatError
 from qi.files import DAMAGE, write_atomically
 from qi.optional import require
 
-__all__ = ["Journal", "Solved", "Task", "check_jobs", "solve", "solve_all"]
+__all__ = ["Journal", "Solved", "Task", "calls", "check_jobs", "solve", "solve_all"]
 
 Steps = Sequence[tuple[str, Mapping[str, Any]]]
 """(name, options) of algorithms of the stages "range" and "rounding", in the order in which they run."""
@@ -134,6 +134,24 @@ def _solve_all(tasks: Mapping[str, Task], jobs: int | None) -> Iterator[tuple[st
 
 def _named(name: str, task: Task) -> tuple[str, Solved]:
     return name, solve(task)
+
+
+def calls(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], *, jobs: int | None = 1) -> list[Any]:
+    """What a function gives for each of several tuples of arguments, in their order.
+
+    Args:
+        function: of arrays, without a framework.
+        arguments: of each call.
+        jobs: as of `solve_all`, with the same errors.
+
+    Example:
+        >>> calls(max, [(1, 2), (4, 3)])
+        [2, 4]
+    """
+    if check_jobs(jobs) == 1:
+        return [function(*given) for given in arguments]
+    joblib = require("joblib", "search", "work in parallel")
+    return list(joblib.Parallel(n_jobs=jobs)(joblib.delayed(function)(*given) for given in arguments))
 
 
 class Journal:

@@ -17,7 +17,7 @@ from qi.algorithms.problem import Problem
 from qi.errors import InputError
 from qi.typing import Array
 
-__all__ = ["output_power", "problem_errors", "relative_error", "weighted_losses"]
+__all__ = ["output_power", "problem_errors", "relative_error", "relative_errors", "weighted_losses"]
 
 
 def output_power(matrix: Array, second: np.ndarray | None = None) -> float:
@@ -69,6 +69,16 @@ def relative_error(matrix: Array, values: Array, second: np.ndarray | None = Non
     if power == 0:
         return float("inf") if error else 0.0
     return error / power
+
+
+def relative_errors(matrix: Array, candidates: Sequence[Array], second: np.ndarray | None = None) -> np.ndarray:
+    """`relative_error` of each of several candidates, float64.
+
+    Example:
+        >>> relative_errors(np.ones((1, 2, 1)), [np.ones((1, 2, 1)), np.zeros((1, 2, 1))]).tolist()
+        [0.0, 1.0]
+    """
+    return np.array([relative_error(matrix, values, second) for values in candidates])
 
 
 def problem_errors(problems: Sequence[Problem]) -> np.ndarray:

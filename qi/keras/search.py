@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from qi.algorithms.allocation import Allocation, allocate, front
+from qi.algorithms.run import check_jobs
 from qi.errors import ConfigError, InputError, UnsupportedError
 from qi.keras.data import batches, tell_shapes
 from qi.keras.graph import follow_model
@@ -89,6 +90,7 @@ def search(
     points: int = 16,
     batch_size: int = 64,
     time_limit: float = 60.0,
+    jobs: int | None = 1,
     progress: bool = True,
 ) -> SearchResult:
     """Chooses how each weight is quantized: the least sum of losses within budgets, proven to be the least.
@@ -118,6 +120,7 @@ def search(
         points: how many budgets the front is found for.
         batch_size: for arrays.
         time_limit: seconds for each allocation; `SearchPoint.gap` tells what is then left open.
+        jobs: how many weights' outputs are predicted at once ("output", "hessian"); see `qi.quantize_model`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -149,7 +152,7 @@ def search(
     nothing = [np.zeros(len(specs))] * len(space.weights) + [np.zeros(1)]
     allocate(nothing, space.costs, limits, time_limit=time_limit)  # refuses budgets that can't be met before the work
     known = stored_statistics(model, data, statistics).inputs if statistics is not None else None
-    losses = _losses(ready, space.weights, metric, data, known, samples, batch_size, progress)
+    losses = _losses(ready, space.weights, metric, data, known, samples, batch_size, check_jobs(jobs), progress)
     items = [*losses, np.zeros(1)]
     best = allocate(items, space.costs, limits, time_limit=time_limit)
     drawn = front(items, space.costs, next(iter(limits)), limits, points=points, time_limit=time_limit)
@@ -288,6 +291,7 @@ def _losses(
     known: Any,
     samples: int,
     batch_size: int,
+    jobs: int | None,
     progress: bool,
 ) -> list[np.ndarray]:
     """Of each weight the losses of its candidates."""
@@ -299,14 +303,13 @@ def _losses(
                 "expected statistics with moments of the inputs of layers; received none; do calibrate again"
             )
         seen = input_moments(ready, batches(data, ready.graph, batch_size)) if known is None else known
-        return output_errors(weights, seen)
+        return output_errors(weights, seen, jobs=jobs)
     held = list(some_samples(ready, data, samples, batch_size))
     bar = keras.utils.Progbar(len(weights) * len(held), unit_name="weight", verbose=int(progress))
     measure = partial(measured_losses, ready, held, weights, advance=lambda: bar.add(1))
     if metric == "hessian":
-        return hessian_losses(
-            weights, measure([perturbed_values(weight) for weight in weights], divergence), input_moments(ready, held)
-        )
+        found = measure([perturbed_values(weight) for weight in weights], divergence)
+        return hessian_losses(weights, found, input_moments(ready, held), jobs=jobs)
     distance = divergence if isinstance(metric, str) else metric
     found = measure([quantized_values(weight) for weight in weights], distance)
     # Rounding alone may take a divergence below 0; what a user's metric calls better than float is left to it.

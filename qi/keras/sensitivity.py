@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from qi.algorithms.sensitivity import relative_error, weighted_losses
+from qi.algorithms.run import calls
+from qi.algorithms.sensitivity import relative_errors, weighted_losses
 from qi.errors import InputError
 from qi.keras.calibrate import run
 from qi.keras.data import batches
@@ -178,7 +179,11 @@ def perturbed_values(weight: Searched, count: int = 2, seed: int = 0) -> list[Ca
 
 
 def hessian_losses(
-    weights: Sequence[Searched], measured: Sequence[np.ndarray], inputs: Mapping[str, Moments]
+    weights: Sequence[Searched],
+    measured: Sequence[np.ndarray],
+    inputs: Mapping[str, Moments],
+    *,
+    jobs: int | None = 1,
 ) -> list[np.ndarray]:
     """Predicted losses: the error of each candidate, times how much the model minds small errors there.
 
@@ -186,11 +191,12 @@ def hessian_losses(
         weights: the searched ones.
         measured: of each weight the losses with `perturbed_values`.
         inputs: as of `output_errors`.
+        jobs: likewise.
     """
     losses = []
-    for weight, found in zip(weights, measured, strict=True):
-        caused = sum(_error(weight, make(), inputs) for make in perturbed_values(weight, len(found)))
-        errors = output_errors([weight], inputs)[0]
+    for weight, found, errors in zip(weights, measured, output_errors(weights, inputs, jobs=jobs), strict=True):
+        moved = [make() for make in perturbed_values(weight, len(found))]
+        caused = float(np.minimum(relative_errors(*_compared(weight, inputs, moved)), _MOST).sum())
         losses.append(weighted_losses(errors, float(np.maximum(found, 0.0).sum()), caused))
     return losses
 
@@ -211,26 +217,33 @@ def input_moments(ready: Prepared, data: Iterable[tuple[list[np.ndarray], int]])
     return watch.inputs
 
 
-def output_errors(weights: Sequence[Searched], inputs: Mapping[str, Moments]) -> list[np.ndarray]:
+def output_errors(
+    weights: Sequence[Searched], inputs: Mapping[str, Moments], *, jobs: int | None = 1
+) -> list[np.ndarray]:
     """The predicted relative error of the layer's output, for each weight and each of its candidates.
 
     Args:
         weights: the searched ones.
         inputs: moments by `qi.keras.inputs.weight_key`; weights that have none, as those of tables, are compared themselves.
+        jobs: how many weights at once, see `qi.algorithms.run.calls`.
     """
-    return [
-        np.array([_error(weight, weight.values(place), inputs) for place in range(len(weight.quantizers))])
-        for weight in weights
-    ]
+    candidates = [[weight.values(place) for place in range(len(weight.quantizers))] for weight in weights]
+    pairs = zip(weights, candidates, strict=True)
+    found = calls(relative_errors, [_compared(weight, inputs, own) for weight, own in pairs], jobs=jobs)
+    # Where the inputs seen leave nothing of the output, any error is infinitely larger; losses are finite.
+    return [np.minimum(errors, _MOST) for errors in found]
 
 
-def _error(weight: Searched, values: np.ndarray, inputs: Mapping[str, Moments]) -> float:
+def _compared(
+    weight: Searched, inputs: Mapping[str, Moments], candidates: Sequence[np.ndarray]
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
+    """A weight and its candidates as matrices, with the second moments of its inputs where there are any."""
     moments = inputs.get(weight.label)
     linear = next((view for view in linear_views(weight.call) if view.weight == weight.own), None)
     if linear is None or moments is None or not moments.count:
-        return relative_error(weight.array.reshape(1, -1, 1), values.reshape(1, -1, 1))
-    # Where the inputs seen leave nothing of the output, any error is infinitely larger; losses are finite.
-    return min(relative_error(linear.view.matrix(weight.array), linear.view.matrix(values), moments.second), _MOST)
+        flat = [values.reshape(1, -1, 1) for values in (weight.array, *candidates)]
+        return flat[0], flat[1:], None
+    return linear.view.matrix(weight.array), [linear.view.matrix(values) for values in candidates], moments.second
 
 
 def divergence(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from qi.errors import ConfigError
 from qi.registry import suggest
 
-__all__ = ["check_keys"]
+__all__ = ["FrozenOptions", "check_keys"]
 
 
 def check_keys(kind: str, config: object, *, allowed: Iterable[str], required: Iterable[str] = ()) -> dict[str, Any]:
@@ -40,3 +40,32 @@ def check_keys(kind: str, config: object, *, allowed: Iterable[str], required: I
     if missing:
         raise ConfigError(f"expected a {kind} with {', '.join(missing)}; received {dict(config)!r}")
     return dict(config)
+
+
+class FrozenOptions(Mapping[str, Any]):
+    """An immutable, hashable mapping of option names to numbers, booleans and texts.
+
+    Example:
+        >>> FrozenOptions({"b": 1, "a": "x"})
+        {'a': 'x', 'b': 1}
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values = {name: values[name] for name in sorted(values)} if values else {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)

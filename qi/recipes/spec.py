@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from qi.errors import ConfigError
 from qi.observers import SELECTIONS
-from qi.recipes.checks import check_keys
+from qi.recipes.checks import FrozenOptions, check_keys
 from qi.recipes.steps import Step, as_steps, check_scales
 from qi.registry import suggest
 
@@ -27,7 +27,7 @@ _MAX_BITS = 16
 _MAX_GROUP = 2**31 - 1
 
 
-class RangeOptions(Mapping[str, float]):
+class RangeOptions(FrozenOptions):
     """An immutable, hashable mapping of option names to numbers.
 
     Example:
@@ -35,7 +35,7 @@ class RangeOptions(Mapping[str, float]):
         99.9
     """
 
-    __slots__ = ("_values",)
+    __slots__ = ()
 
     def __init__(self, values: object = None) -> None:
         given: Any = {} if values is None else values
@@ -48,22 +48,7 @@ class RangeOptions(Mapping[str, float]):
                 raise ConfigError(
                     f"expected range_options to map names to finite numbers; received {name!r}: {value!r}"
                 )
-        self._values: dict[str, float] = {name: float(given[name]) for name in sorted(given)}
-
-    def __getitem__(self, name: str) -> float:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __hash__(self) -> int:
-        return hash(tuple(self._values.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._values)
+        super().__init__({name: float(value) for name, value in given.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,35 +8,12 @@ from typing import Any
 
 from qi.algorithms import STAGES, check_algorithm
 from qi.errors import ConfigError
+from qi.recipes.checks import FrozenOptions
 
 __all__ = ["Step", "as_steps", "check_scales"]
 
 _FITS_SCALES = ("hqq", "kmeans", "output_range", "powers")
 _TABLES = {"kmeans": 8, "powers": 5}  # bits of an index, at most
-
-
-class StepOptions(Mapping[str, Any]):
-    """An immutable, hashable mapping of option names to numbers, booleans and texts."""
-
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
-        self._values = {name: values[name] for name in sorted(values)} if values else {}
-
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
-
-    def __iter__(self) -> Any:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __hash__(self) -> int:
-        return hash(tuple(self._values.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._values)
 
 
 @dataclass(frozen=True)
@@ -58,13 +35,13 @@ class Step:
     """
 
     name: str
-    options: Mapping[str, Any] = field(default_factory=StepOptions)
+    options: Mapping[str, Any] = field(default_factory=FrozenOptions)
 
     def __post_init__(self) -> None:
         if not isinstance(self.options, Mapping):
             raise ConfigError(f"expected options of {self.name!r} by name; received options={self.options!r}")
         check_algorithm(self.name, self.options)
-        object.__setattr__(self, "options", StepOptions(self.options))
+        object.__setattr__(self, "options", FrozenOptions(self.options))
 
     @property
     def stage(self) -> str:

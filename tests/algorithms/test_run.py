@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from qi.algorithms import Problem, Solution
-from qi.algorithms.run import Journal, Solved, Task, solve, solve_all
+from qi.algorithms.run import Journal, Solved, Task, calls, check_jobs, solve, solve_all
+from qi.algorithms.sensitivity import relative_errors
 from qi.core import IntGrid, LutGrid
 from qi.errors import ConfigError, FileFormatError, InputError
 from tests.algorithms.problems import random_problem
@@ -251,3 +252,18 @@ def test_solutions_are_plain(tmp_path: Path) -> None:
     found = Journal(path, "abc").done["a/b:0 [x]"]
     same(found, Solved(solution, 1.0, 0.5, 2.0))
     assert found.solution.grid == IntGrid(8, narrow=True)
+
+
+def test_calls_keep_their_order_in_parallel() -> None:
+    pytest.importorskip("joblib")
+    arguments = [(np.full((1, 2, 1), float(i + 1)), [np.zeros((1, 2, 1)), np.ones((1, 2, 1))]) for i in range(5)]
+    one, two = (calls(relative_errors, arguments, jobs=jobs) for jobs in (1, 2))
+    assert [errors.tolist() for errors in two] == [errors.tolist() for errors in one]
+    assert [errors[0] for errors in one] == [1.0] * 5
+    assert one[0][1] == 0.0
+
+
+@pytest.mark.parametrize("jobs", [0, True, 1.5, "2"])
+def test_illegal_jobs(jobs: Any) -> None:
+    with pytest.raises(ConfigError, match="expected jobs to be an integer"):
+        check_jobs(jobs)

@@ -2,16 +2,21 @@
 
 Weights as said, activations of 8 bits, first and last layer of 8 bits; 1,024 calibration and 5,000 test images.
 
-Run: python -m tests.benchmarks.low_bits [ablation|all_layers|times] [--models NAME ...] [--bits 4 3 2] [--only ALGORITHMS ...]
+Run: python -m tests.benchmarks.low_bits [ablation|all_layers|encoder] [--models NAME ...] [--bits 4 3 2] [--only ALGORITHMS ...]
+
+"encoder" times GPTQ on a transformer encoder of 22 million parameters with random weights, and says what memory that took.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 import qi
 from qi.recipes import Recipe, Rule, TensorSpec, get_recipe
@@ -76,15 +81,54 @@ def measured(model: Any, chosen: Recipe, data: Any, **options: Any) -> tuple[flo
     return top1(quantized, data), seconds, report
 
 
+def encoder() -> Any:
+    """A transformer encoder of the size of ViT-S: 12 blocks of width 384, on 64 patches."""
+    import keras
+
+    layers = keras.layers
+    x = inputs = keras.Input((64, 192))
+    x = layers.Dense(384)(x)
+    for _ in range(12):
+        y = layers.LayerNormalization()(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(6, 64)(y, y)])
+        y = layers.Dense(1536, activation="gelu")(layers.LayerNormalization()(x))
+        x = layers.Add()([x, layers.Dense(384)(y)])
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+    return keras.Model(inputs, layers.Dense(1000)(x))
+
+
+def time_encoder() -> None:
+    """Print seconds and peak memory of GPTQ on the encoder."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = encoder()
+    data = np.random.default_rng(0).normal(size=(128, 64, 192)).astype("float32")
+    for name in ("w4", "w4_gptq"):
+        start = time.perf_counter()
+        _, report = qi.quantize_model(model, name, data, progress=False)
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        error = report.settings.get("output_error_of_nearest", 1.0)
+        print(
+            f"{name}: {model.count_params():,} parameters, {seconds:.1f} s, peak {peak:.2f} GiB, "
+            f"output error {error} of round-to-nearest's",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("table", nargs="?", default="ablation", choices=["ablation", "all_layers"])
+    parser.add_argument("table", nargs="?", default="ablation", choices=["ablation", "all_layers", "encoder"])
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--bits", nargs="*", type=int, default=[4, 3, 2])
     parser.add_argument("--granularity", default="per_channel")
     parser.add_argument("--only", nargs="*", default=[])
     arguments = parser.parse_args()
+    if arguments.table == "encoder":
+        time_encoder()
+        return
     data = load_data()
     ends = 8 if arguments.table == "ablation" else None
     for name in arguments.models:
