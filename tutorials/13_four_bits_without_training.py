@@ -118,8 +118,8 @@ assert taught > channel3
 
 
 # --- 6. One word instead: effort ---------------------------------------------------------------------------------
-# "fast" rounds to nearest; "balanced" is GPTQ with bias correction; "best" is reconstruction, in minutes. Algorithms
-# that a recipe names stay as they are.
+# "fast" rounds to nearest; "balanced" is GPTQ with ranges made for it, and bias correction; "best" is reconstruction,
+# in minutes. Algorithms that a recipe names stay as they are.
 print("\neffort")
 by_effort, balanced, balanced4 = quantize('4 bits, effort="balanced"', "w4a8", effort="balanced")
 assert balanced4 > shifted4

@@ -10,7 +10,13 @@ from qi.algorithms.adaround import adaround
 from qi.algorithms.awq import awq_factors
 from qi.algorithms.best_range import best_range
 from qi.algorithms.codebook import kmeans, powers
-from qi.algorithms.correction import bias_correction, clipped_normal, match_norms, output_moments
+from qi.algorithms.correction import (
+    analytic_bias_correction,
+    bias_correction,
+    clipped_normal,
+    match_norms,
+    output_moments,
+)
 from qi.algorithms.descent import descent
 from qi.algorithms.empirical import empirical_bias_correction
 from qi.algorithms.equalize import absorb_high_bias, equalization_factors, equalize, equalize_chain
@@ -34,6 +40,7 @@ __all__ = [
     "absorb_high_bias",
     "adaround",
     "algorithm",
+    "analytic_bias_correction",
     "awq_factors",
     "best_range",
     "bias_correction",

@@ -16,7 +16,14 @@ from qi.algorithms.registry import algorithm
 from qi.errors import InputError
 from qi.typing import Array
 
-__all__ = ["bias_correction", "clipped_normal", "clipped_normal_mean", "match_norms", "output_moments"]
+__all__ = [
+    "analytic_bias_correction",
+    "bias_correction",
+    "clipped_normal",
+    "clipped_normal_mean",
+    "match_norms",
+    "output_moments",
+]
 
 
 @algorithm("bias_correction", stage="correction", needs="moments")
@@ -44,6 +51,28 @@ def bias_correction(weight: Array, values: Array, mean: Array) -> np.ndarray:
     difference = weights - checked("values", values, weights.shape)
     means = checked("mean", mean, weights.shape[:2])
     return np.asarray((means[:, None, :] @ difference)[:, 0])
+
+
+@algorithm("analytic_bias_correction", stage="correction", needs="weights")
+def analytic_bias_correction(weight: Array, values: Array, mean: Array) -> np.ndarray:
+    """As `bias_correction`, without data: what layers take on average is told by the batch normalizations ahead of them.
+
+    Args:
+        weight: The float weights W ``[G, K, N]``.
+        values: Those in their place V, ``[G, K, N]``.
+        mean: ``E[x]`` ``[G, K]``, from `clipped_normal`.
+
+    Returns:
+        float64 ``[G, N]``.
+
+    Raises:
+        InputError: As `bias_correction`.
+
+    Example:
+        >>> analytic_bias_correction([[[2.0]]], [[[1.5]]], [[4.0]]).tolist()
+        [[2.0]]
+    """
+    return bias_correction(weight, values, mean)
 
 
 def output_moments(weight: Array, mean: Array, second: Array) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from qi.keras.fold import activation_name
 from qi.keras.graph import Call
 from qi.keras.inputs import weight_key
 from qi.keras.links import Link, Taker
+from qi.keras.norm_means import folded_norm
 from qi.keras.plan import value_name
 from qi.keras.prepare import Prepared
 from qi.keras.rounding import WeightSite
@@ -120,14 +121,9 @@ def _why_not(link: Link, calibration: Calibration) -> str:
 
 def _moments(link: Link, ready: Prepared, calibration: Calibration) -> tuple[np.ndarray, np.ndarray] | None:
     """Mean and deviation of each channel of what the giver gives, with the link's factors."""
-    folded = {name.partition(" ")[2] for name in link.giver.fused if name.startswith("BatchNormalization ")}
-    for call in ready.given.calls:
-        if call.path in folded:
-            own = {name: to_numpy(variable).astype(np.float64) for name, variable in weights_of(call.op).items()}
-            mean = own.get("beta", np.zeros(link.channels))
-            std = np.abs(own.get("gamma", np.ones(link.channels)))
-            if mean.shape == std.shape == (link.channels,):
-                return mean * link.factors, std * link.factors
+    known = folded_norm(link, ready)
+    if known is not None:
+        return known[0] * link.factors, known[1] * link.factors
     seen = calibration.channels.get(value_name(link.values[0]))
     if seen is None or not seen.count or seen.channels != link.channels:
         return None

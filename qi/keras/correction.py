@@ -13,7 +13,8 @@ from qi.observers import Moments
 
 __all__ = ["Corrected", "corrected"]
 
-_ANALYTIC = ("norm_correction", "bias_correction")
+_FROM_NORMS = "analytic_bias_correction"
+_ANALYTIC = (_FROM_NORMS, "norm_correction", "bias_correction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +32,15 @@ class Corrected:
     left: dict[str, str]
 
 
-def corrected(rounded: Rounded, moments: Moments) -> Corrected:
-    """What a weight and its layer's bias become by the analytic algorithms of stage "correction" that its spec names.
+def corrected(rounded: Rounded, moments: Moments | None, mean: np.ndarray | None = None) -> Corrected:
+    """What a weight and its layer's bias become by the algorithms of stage "correction" that its spec names.
+
+    All but the empirical one, which runs the model.
 
     Args:
         rounded: the weight.
-        moments: of the layer's inputs.
+        moments: of the layer's inputs; None where they aren't known.
+        mean: of them ``[G, K]``, as batch normalizations tell it; None where none does.
     """
     site, linear = rounded.site, rounded.site.linear
     steps = [(name, options) for name, options in site.steps("correction") if name in _ANALYTIC]
@@ -44,15 +48,18 @@ def corrected(rounded: Rounded, moments: Moments) -> Corrected:
         return Corrected(rounded, None, {name: "has no bias of one number an output" for name, _ in steps})
     weight, values = (linear.view.matrix(array).astype(np.float64) for array in (site.array, rounded.values))
     shift, left = None, {}
+    if mean is None and any(name == _FROM_NORMS for name, _ in steps):
+        left[_FROM_NORMS] = "has no batch normalization ahead of it that tells the mean of its inputs"
+    elif any(name == _FROM_NORMS for name, _ in steps):
+        shift = bias_correction(weight, values, mean).ravel()
     for name, options in steps:
+        if moments is None or name == _FROM_NORMS:
+            continue
         if name == "norm_correction":
-            (mean, variance), (mean_q, variance_q) = (
-                output_moments(matrix, moments.mean, moments.second) for matrix in (weight, values)
-            )
-            factor, _ = match_norms(
-                mean.ravel(), np.sqrt(variance).ravel(), mean_q.ravel(), np.sqrt(variance_q).ravel(), **options
-            )
-            found = _scaled(rounded, factor.reshape(mean.shape))
+            before, after = (output_moments(matrix, moments.mean, moments.second) for matrix in (weight, values))
+            flat = [part.ravel() for part in (before[0], np.sqrt(before[1]), after[0], np.sqrt(after[1]))]
+            factor, _ = match_norms(*flat, **options)
+            found = _scaled(rounded, factor.reshape(before[0].shape))
             if isinstance(found, str):
                 left[name] = found
                 continue

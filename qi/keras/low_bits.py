@@ -20,6 +20,7 @@ from qi.keras.empirical import correct_biases, output_means, samples_of, why_not
 from qi.keras.graph import build_tensors
 from qi.keras.inputs import Watch
 from qi.keras.links import Link, find_links, scalable_values
+from qi.keras.norm_means import norm_means
 from qi.keras.prepare import Prepared
 from qi.keras.reconstruct import reconstruct
 from qi.keras.rounding import Rounded, WeightSite, round_weights, weight_sites
@@ -34,7 +35,8 @@ from qi.recipes.choose import weight_quantizer
 __all__ = ["LowBits"]
 
 _EMPIRICAL = "empirical_bias_correction"
-_CORRECTED = {"bias_correction", "norm_correction"}
+_FROM_NORMS = "analytic_bias_correction"
+_CORRECTED = {_FROM_NORMS, "bias_correction", "norm_correction"}
 _LOOKED_UP = "is looked up, and the nearest codes are best for rows that go into more than linear layers"
 
 
@@ -68,6 +70,7 @@ class LowBits:
         self.settings: dict[str, Any] = {}
         self._notes: dict[str, dict[str, Any]] = {}
         self._left: dict[str, set[str]] = {}
+        self._links: list[Link] | None = None  # with the factors that they were scaled by
         asked = any(spec.algorithms for spec in ready.book.recipe.all_weights())
         sites, self._tables = with_tables(ready.graph, weight_sites(ready)) if asked else ([], {})
         self.sites = self._workable(sites)
@@ -107,7 +110,7 @@ class LowBits:
         """Scales channels where the recipe asks for it, and what is known of them: the float function stays."""
         if not any(site.steps("scaling") for site in self.sites):
             return
-        links = find_links(self.ready.graph)
+        links = self._links = find_links(self.ready.graph)
         sites = {site.key: site for site in self.sites}
         done = equalize_links(links, sites) + smooth_links(links, sites, calibration.inputs)
         scaled = list({id(link): link for link in done}.values())
@@ -262,9 +265,12 @@ class LowBits:
 
     def _corrected(self, rounded: Rounded, moments: Moments | None) -> Rounded:
         """A weight after the corrections that the recipe names; the layer's bias takes what they shift."""
-        if moments is None:
+        site = rounded.site
+        if moments is None and not any(name == _FROM_NORMS for name, _ in site.steps("correction")):
             return rounded
-        site, found = rounded.site, corrected(rounded, moments)
+        if self._links is None:
+            self._links = find_links(self.ready.graph)
+        found = corrected(rounded, moments, norm_means(self.ready, self._links).get(site.key))
         for name, why in found.left.items():
             self.told.append(f"{site.key!r} is left without {name}: it {why}")
             self._left.setdefault(site.key, set()).add(name)
