@@ -89,8 +89,10 @@ class AdaRoundQuantizer(STEQuantizer):
 
     def _parameters(self, x: Array, variables: Mapping[str, Array]) -> tuple[Array, Array | None]:
         """(scale, zero point) that broadcast against x; they are fixed: huge weights would overflow in gradients."""
+        xp = namespace_of(x)
         scale, zero_point = self.scale_zero_point(variables)
-        scale = namespace_of(x).stop_gradient(scale)
+        scale = xp.stop_gradient(xp.beside(scale, x))
+        zero_point = None if zero_point is None else xp.beside(zero_point, x)
         if self.group_size is None:
             return scale, zero_point
         expand = self.granularity(len(x.shape)).expand
@@ -112,7 +114,7 @@ class AdaRoundQuantizer(STEQuantizer):
         """The rounded weight: on the grid, so that rounding to nearest leaves it alone."""
         xp = namespace_of(x)
         steps, scale, lo, hi = self._steps(x, variables)
-        below, v = _floor(steps), xp.cast(variables["rounding"], "float32")
+        below, v = _floor(steps), xp.cast(xp.beside(variables["rounding"], x), "float32")
         none = xp.zeros_like(steps)
         up = xp.where(v > 0, none + np.float32(1), xp.where(v < 0, none, xp.round(steps) - below))
         return xp.cast(xp.multiply(xp.clip(below + up, lo, hi), scale), _real(xp.dtype(x)))
@@ -154,7 +156,7 @@ class AdaRoundQuantizer(STEQuantizer):
 
             return xp.multiply(value, scale), gradient
 
-        given = [x, variables["rounding"], scale, *([] if zero_point is None else [zero_point])]
+        given = [x, xp.beside(variables["rounding"], x), scale, *([] if zero_point is None else [zero_point])]
         return xp.cast(xp.custom_gradient(forward, *(xp.cast(a, "float32") for a in given)), _real(xp.dtype(x)))
 
     def formula(self, x: Array, variables: Mapping[str, Array], noise: Any = None) -> Array:

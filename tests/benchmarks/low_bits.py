@@ -25,11 +25,18 @@ from tests.benchmarks.common import MODELS, load_data, load_float
 
 GPTQ_RANGE = {"name": "output_range", "rounding": "gptq"}
 # Algorithms by the name of the row; the range of round-to-nearest is that of the recipes' names ("mse" with norm 3).
+MINMAX = "round to nearest, min/max"
 ROWS: dict[str, tuple[Any, ...]] = {
+    MINMAX: (),
     "round to nearest": (),
     "bias_correction": ("bias_correction",),
     "norm_correction": ("norm_correction",),
     "equalize": ("equalize",),
+    "equalize + bias_correction": ("equalize", "bias_correction"),
+    "equalize + output_range + gptq + bias_correction": ("equalize", GPTQ_RANGE, "gptq", "bias_correction"),
+    "analytic_bias_correction": ("analytic_bias_correction",),
+    "empirical_bias_correction": ("empirical_bias_correction",),
+    "best_range": ("best_range",),
     "smooth": ("smooth",),
     "awq": ("awq",),
     "hqq": ("hqq",),
@@ -47,10 +54,16 @@ ROWS: dict[str, tuple[Any, ...]] = {
 
 
 def recipe(
-    model: Any, bits: int, algorithms: Sequence[Any], *, ends: int | None = 8, granularity: str = "per_channel"
+    model: Any,
+    bits: int,
+    algorithms: Sequence[Any],
+    *,
+    ends: int | None = 8,
+    granularity: str = "per_channel",
+    suffix: str = "",
 ) -> Recipe:
     """A recipe of so many bits and 8-bit activations; the first and the last layer get `ends` bits, to nearest."""
-    base = get_recipe(f"w{bits}a8" if granularity == "per_channel" else f"w{bits}a8_pt")
+    base = get_recipe(f"w{bits}a8" + ("" if granularity == "per_channel" else "_pt") + suffix)
     weights = base.weights
     assert weights is not None
     chosen = TensorSpec.from_config(weights.to_config() | {"algorithms": list(algorithms)})
@@ -141,9 +154,9 @@ def main() -> None:
                 continue
             cells = []
             for bits in arguments.bits:
-                accuracy, seconds, _ = measured(
-                    model, recipe(model, bits, algorithms, ends=ends, granularity=arguments.granularity), data
-                )
+                suffix = "_minmax" if row == MINMAX else ""
+                chosen = recipe(model, bits, algorithms, ends=ends, granularity=arguments.granularity, suffix=suffix)
+                accuracy, seconds, _ = measured(model, chosen, data)
                 cells.append(f"{accuracy:.2f} ({seconds:.1f})")
             print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
 
