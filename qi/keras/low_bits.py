@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from qi.keras.variables import to_numpy, weights_of
 from qi.ledger import Row
 from qi.observers import Moments
 from qi.quantizers import BaseInferableQuantizer
-from qi.recipes.choose import weight_quantizer
 
 __all__ = ["LowBits"]
 
@@ -70,7 +70,7 @@ class LowBits:
         self.settings: dict[str, Any] = {}
         self._notes: dict[str, dict[str, Any]] = {}
         self._left: dict[str, set[str]] = {}
-        self._links: list[Link] | None = None  # with the factors that they were scaled by
+        self._links: list[Link] = []  # with the factors that they were scaled by
         asked = any(spec.algorithms for spec in ready.book.recipe.all_weights())
         sites, self._tables = with_tables(ready.graph, weight_sites(ready)) if asked else ([], {})
         self.sites = self._workable(sites)
@@ -206,7 +206,7 @@ class LowBits:
         others = [site for site in weight_sites(self.ready) if (id(site.op), site.weight) not in self.quantizers]
         try:
             for site in others:
-                self._assign(site.op, site.weight, weight_quantizer(site.array, site.spec, site.slot)(site.array))
+                self._assign(site.op, site.weight, site.quantizer(site.array))
             yield
         finally:
             for site in others:
@@ -223,7 +223,7 @@ class LowBits:
         asking = {(id(site.op), site.weight): site for site in self.sites if site.steps("training")}
         if not asking:
             return {}, activations
-        start = {key: weight_quantizer(site.array, site.spec, site.slot) for key, site in asking.items()}
+        start = {key: site.quantizer for key, site in asking.items()}
         start |= {
             (id(one.site.op), one.site.weight): one.quantizer
             for one in rounded.values()
@@ -266,11 +266,9 @@ class LowBits:
     def _corrected(self, rounded: Rounded, moments: Moments | None) -> Rounded:
         """A weight after the corrections that the recipe names; the layer's bias takes what they shift."""
         site = rounded.site
-        if moments is None and not any(name == _FROM_NORMS for name, _ in site.steps("correction")):
+        if moments is None and not _asks_norms(site):
             return rounded
-        if self._links is None:
-            self._links = find_links(self.ready.graph)
-        found = corrected(rounded, moments, norm_means(self.ready, self._links).get(site.key))
+        found = corrected(rounded, moments, self._norm_means.get(site.key))
         for name, why in found.left.items():
             self.told.append(f"{site.key!r} is left without {name}: it {why}")
             self._left.setdefault(site.key, set()).add(name)
@@ -278,6 +276,13 @@ class LowBits:
             before = to_numpy(weights_of(site.op)[site.linear.bias])
             self._assign(site.op, site.linear.bias, before + found.shift.reshape(before.shape))
         return found.rounded
+
+    @cached_property
+    def _norm_means(self) -> dict[str, np.ndarray]:
+        """What layers take on average, as normalizations tell it; nothing where no weight asks for it."""
+        if not any(map(_asks_norms, self.sites)):
+            return {}
+        return norm_means(self.ready, self._links or find_links(self.ready.graph))
 
     def _assign(self, op: Any, path: str, values: np.ndarray) -> None:
         variable = weights_of(op)[path]
@@ -289,6 +294,10 @@ class LowBits:
             nearest, error = sum(s.nearest for s in known), sum(s.error for s in known)
             if nearest:
                 self.settings["output_error_of_nearest"] = round(error / nearest, 4)
+
+
+def _asks_norms(site: WeightSite) -> bool:
+    return any(name == _FROM_NORMS for name, _ in site.steps("correction"))
 
 
 def _one_way(sites: Sequence[WeightSite]) -> tuple[str, Mapping[str, Any]]:

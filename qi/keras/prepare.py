@@ -141,7 +141,7 @@ def prepare(
         split_separable(graph)
         split_merges(graph)
     _check_ties(graph, whole, tied)
-    if scales:
+    if scales and any(step.stage == "scaling" for spec in chosen.all_weights() for step in spec.algorithms):
         open_caps(graph, partial(asks_scaling, chosen.resolve()))
     plan = plan_activations(graph, book, later) if planner is None else planner(graph, book)
     cap_grids(graph, plan)

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import keras
@@ -64,6 +64,11 @@ class WeightSite:
     linear: LinearView | None = None
     tied: str = ""
 
+    @cached_property
+    def quantizer(self) -> BaseInferableQuantizer:
+        """What its spec alone makes of it."""
+        return weight_quantizer(self.array, self.spec, self.slot)
+
     @property
     def key(self) -> str:
         """Its name in statistics and progress files."""
@@ -113,7 +118,8 @@ def problem_of(site: WeightSite, moments: Moments | None, array: np.ndarray | No
     """
     weight = site.array if array is None else array
     view = view_of(site)
-    params = weight_quantizer(weight, site.spec, site.slot).qparams(weight.shape)
+    quantizer = site.quantizer if array is None else weight_quantizer(weight, site.spec, site.slot)
+    params = quantizer.qparams(weight.shape)
     index = np.arange(params.scale.size, dtype=np.int32).reshape(params.scale.shape)
     sharing = np.broadcast_to(params.granularity.expand(index, weight.shape), weight.shape)
     known = moments is not None and moments.count > 0 and site.linear is not None
@@ -142,7 +148,7 @@ def quantizer_of(site: WeightSite, solution: Solution) -> tuple[BaseInferableQua
     Raises:
         ConfigError: a solution that no quantizer of weights can hold.
     """
-    start = weight_quantizer(site.array, site.spec, site.slot)
+    start = site.quantizer
     shape = start.qparams(site.array.shape).scale.shape
     scale = np.asarray(solution.scale, np.float32).reshape(shape)
     if isinstance(solution.grid, LutGrid):
