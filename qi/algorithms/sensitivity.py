@@ -13,11 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qi.algorithms.problem import Problem
 from qi.errors import InputError
 from qi.typing import Array
 
-__all__ = ["output_power", "problem_errors", "relative_error", "relative_errors", "weighted_losses"]
+__all__ = ["output_power", "relative_error", "relative_errors", "weighted_losses"]
 
 
 def output_power(matrix: Array, second: np.ndarray | None = None) -> float:
@@ -79,19 +78,6 @@ def relative_errors(matrix: Array, candidates: Sequence[Array], second: np.ndarr
         [0.0, 1.0]
     """
     return np.array([relative_error(matrix, values, second) for values in candidates])
-
-
-def problem_errors(problems: Sequence[Problem]) -> np.ndarray:
-    """The relative output error of each candidate for one weight, each rounded to the nearest.
-
-    Args:
-        problems: the same weight on the grid of each candidate; moments are used where the problem has them.
-
-    Returns:
-        float64, one a problem; see `relative_error`.
-    """
-    found = [relative_error(p.weight, p.values(p.nearest()), p.second) for p in problems]
-    return np.array(found, np.float64)
 
 
 def weighted_losses(errors: Array, measured: float, probe: float) -> np.ndarray:
