@@ -69,6 +69,12 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
+def pytest_runtest_setup() -> None:
+    """Makes what Keras draws at random the same in every run and order of tests, fixtures of all scopes included."""
+    if keras := sys.modules.get("keras"):
+        keras.utils.set_random_seed(0)
+
+
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     """The folder of the checkout that the tests lie in."""
