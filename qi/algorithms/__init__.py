@@ -7,7 +7,7 @@ and its import here.
 from __future__ import annotations
 
 from qi.algorithms.adaround import adaround
-from qi.algorithms.awq import awq_factors
+from qi.algorithms.awq import Reader, awq_factors, joint_awq_factors
 from qi.algorithms.best_range import best_range
 from qi.algorithms.codebook import kmeans, powers
 from qi.algorithms.correction import (
@@ -36,6 +36,7 @@ __all__ = [
     "Algorithm",
     "MatrixView",
     "Problem",
+    "Reader",
     "Solution",
     "absorb_high_bias",
     "adaround",
@@ -54,6 +55,7 @@ __all__ = [
     "equalize_chain",
     "gptq",
     "hqq",
+    "joint_awq_factors",
     "kmeans",
     "match_norms",
     "output_moments",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from qi.algorithms.gptq import checked_count, checked_positive, keep_better, moments_of
+from qi.algorithms.gptq import keep_better, moments_of
+from qi.algorithms.options import Count, Number, Options
 from qi.algorithms.problem import Problem, Solution
 from qi.algorithms.registry import algorithm
 from qi.core import IntGrid
 
 __all__ = ["adaround"]
 
+_OPTIONS = Options(steps=Count(0), learning_rate=Number(above=0), regularization=Number(above=0))
 _STRETCH, _SHIFT = 1.2, -0.1  # the sigmoid is stretched to [-0.1, 1.1] and clipped, so that 0 and 1 can be reached
 _SHARP, _FLAT = 20.0, 2.0  # the exponent of the regularizer at its start and at the end
 _FIRST, _SECOND, _TINY = 0.9, 0.999, 1e-8  # of Adam
@@ -71,7 +73,7 @@ def _learned(
     return np.asarray(np.float32(_STRETCH) / (1 + np.exp(-logits)) + np.float32(_SHIFT))
 
 
-@algorithm("adaround", stage="rounding", needs="moments")
+@algorithm("adaround", stage="rounding", needs="moments", options=_OPTIONS)
 def adaround(
     problem: Problem, *, steps: int = 1000, learning_rate: float = 0.02, regularization: float = 0.5
 ) -> Solution:
@@ -96,15 +98,11 @@ def adaround(
 
     Example:
         >>> from qi.core import IntGrid
-        >>> second = np.array([[[1.0, 0.9], [0.9, 1.0]]])
-        >>> shared, weight = np.zeros((1, 2, 1), int), np.array([[[0.4], [0.45]]])
-        >>> problem = Problem(weight, np.ones(1, "float32"), np.zeros(1, "int32"), shared, IntGrid(4), second)
-        >>> adaround(problem, steps=200).codes.ravel().tolist()
+        >>> learned = adaround(Problem.of([[[0.4], [0.45]]], 1.0, IntGrid(4), [[[1.0, 0.9], [0.9, 1.0]]]), steps=200)
+        >>> learned.codes.ravel().tolist()
         [0, 1]
     """
-    steps = checked_count("steps", steps, 0)
-    rate = checked_positive("learning_rate", learning_rate)
-    regularization = checked_positive("regularization", regularization)
+    _OPTIONS.check(steps=steps, learning_rate=learning_rate, regularization=regularization)
     second = moments_of(problem, "adaround")
     nearest = problem.nearest()
     if not steps:
@@ -115,5 +113,5 @@ def adaround(
     step = np.asarray(np.max(problem.spread()[0], axis=1, keepdims=True), np.float64)
     offset = (problem.weight - problem.values(lower).astype(np.float64)) / step
     gap = (problem.values(upper).astype(np.float64) - problem.values(lower)) / step
-    up = _learned(offset.astype(np.float32), gap.astype(np.float32), relative, steps, rate, regularization)
+    up = _learned(offset.astype(np.float32), gap.astype(np.float32), relative, steps, learning_rate, regularization)
     return problem.solution(keep_better(problem, np.where(up >= 0.5, upper, lower), nearest))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qi.algorithms.gptq import gptq, moments_of
+from qi.algorithms.options import Choice, Options
 from qi.algorithms.output_range import _units, output_range, shrunk_ends
 from qi.algorithms.problem import Problem, Solution
 from qi.algorithms.registry import algorithm
@@ -18,7 +19,7 @@ from qi.observers import select_weight_threshold
 
 __all__ = ["best_range", "candidates"]
 
-_ROUNDINGS = ("recipe", "nearest", "gptq")
+_OPTIONS = Options(rounding=Choice(("recipe", "nearest", "gptq")))
 _SELECTIONS: tuple[tuple[str, dict[str, float]], ...] = (
     ("minmax", {}),
     ("mse", {}),
@@ -34,7 +35,7 @@ _SHRINKING = np.linspace(1.0, 0.2, 33)  # of the ends of asymmetric ranges
 _Parameters = tuple[np.ndarray, np.ndarray]
 
 
-@algorithm("best_range", stage="range", needs="moments")
+@algorithm("best_range", stage="range", needs="moments", options=_OPTIONS)
 def best_range(problem: Problem, *, rounding: str = "recipe") -> Solution:
     """Takes for each channel (or tensor) the range of least output error among those that the selections choose.
 
@@ -60,15 +61,14 @@ def best_range(problem: Problem, *, rounding: str = "recipe") -> Solution:
         InputError: the second moments aren't known, or aren't moments.
 
     Example:
-        >>> weight = np.array([0.1, -0.2, 0.3, 0.1, -0.1, 0.2, 4.0]).reshape(1, 7, 1)
-        >>> second = np.diag([1.0, 1, 1, 1, 1, 1, 1e-6])[None]  # the last input is hardly ever there
-        >>> shared, zeros = np.zeros((1, 7, 1), int), np.zeros(1, "int32")
-        >>> absmax = Problem(weight, np.full(1, 4 / 7, "float32"), zeros, shared, IntGrid(4), second)
-        >>> bool(best_range(absmax).scale < 0.5 * absmax.scale)
+        >>> weight = np.array([[[0.9, 1.0], [-0.2, 0.1], [0.7, -0.4]]])  # two columns, a scale each
+        >>> given = Problem.of(weight, [[[1.0, 0.2]]], IntGrid(3), np.eye(3)[None])
+        >>> found = best_range(given)
+        >>> after = given.with_parameters(found.scale).values(found.codes)
+        >>> bool((given.output_error(after) <= given.output_error(given.values(given.nearest()))).all())
         True
     """
-    if rounding not in _ROUNDINGS:
-        raise ConfigError(f"expected rounding among {_ROUNDINGS}; received rounding={rounding!r}")
+    _OPTIONS.check(rounding=rounding)
     if not isinstance(problem.grid, IntGrid):
         raise ConfigError(f"expected a grid of integers for 'best_range'; received {problem.grid!r}")
     moments_of(problem, "best_range")

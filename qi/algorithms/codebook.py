@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qi.algorithms.gptq import checked_count, moments_of
+from qi.algorithms.gptq import moments_of
+from qi.algorithms.options import Count, Flag, Options
 from qi.algorithms.problem import Problem, Solution
 from qi.algorithms.registry import algorithm
 from qi.core import IntGrid, LutGrid, SymmetricRule, symmetric_scale
@@ -13,6 +14,8 @@ from qi.errors import ConfigError
 
 __all__ = ["kmeans", "powers"]
 
+_CLUSTERED = Options(bits=Count(1, 8, or_zero=True), lut_bits=Count(2, 16), refits=Count(0))
+_POWERS = Options(bits=Count(2, 5, or_zero=True), power_of_two_scale=Flag())
 _CELLS = 1024  # of the histogram in which clusters end: exact for tables of up to 9 bits
 _SHRINKS = tuple(2.0 ** (-step / 8) for step in range(13))  # candidates for the scales of powers of two
 
@@ -38,10 +41,10 @@ def _absmax(problem: Problem) -> np.ndarray:
     return greatest
 
 
-def _checked_bits(problem: Problem, bits: int, least: int, most: int) -> int:
-    bits = checked_count("bits", bits, 0) or code_bits(problem.grid)
+def _index_bits(problem: Problem, bits: int, least: int, most: int) -> int:
+    bits = bits or code_bits(problem.grid)
     if not least <= bits <= most:
-        raise ConfigError(f"expected bits from {least} to {most}; received bits={bits}")
+        raise ConfigError(f"expected a grid of {least} to {most} bits; received bits={bits}; do give another, or bits")
     return bits
 
 
@@ -94,7 +97,7 @@ def _best_cuts(cost: np.ndarray, zero: np.ndarray, center: np.ndarray, levels: i
     return sorted(set(entries))
 
 
-@algorithm("kmeans", stage="range", needs="weights")
+@algorithm("kmeans", stage="range", needs="weights", options=_CLUSTERED, fits_scales=True, index_bits=(1, 8))
 def kmeans(problem: Problem, *, bits: int = 0, lut_bits: int = 8, refits: int = 3) -> Solution:
     """Clusters the weights into a table of at most ``2**bits`` integers, one of them 0, shared by the whole tensor.
 
@@ -118,15 +121,16 @@ def kmeans(problem: Problem, *, bits: int = 0, lut_bits: int = 8, refits: int = 
 
     Example:
         >>> weight = np.array([-0.9, -1.0, -1.1, 0.0, 0.4, 0.5, 2.0]).reshape(1, 7, 1)
-        >>> problem = Problem(weight, np.ones(1, "float32"), np.zeros(1, int), np.zeros((1, 7, 1), int), IntGrid(2))
-        >>> found = kmeans(problem)
+        >>> found = kmeans(Problem.of(weight, 1.0, IntGrid(2)))
         >>> found.grid.values, found.codes.ravel().tolist()
         ((-64, 0, 29, 127), [0, 0, 0, 1, 2, 2, 3])
     """
-    bits = _checked_bits(problem, bits, 1, 8)
-    if not max(bits, 2) <= checked_count("lut_bits", lut_bits) <= 16:
-        raise ConfigError(f"expected lut_bits from {max(bits, 2)} to 16; received lut_bits={lut_bits}")
-    refits = checked_count("refits", refits, 0)
+    _CLUSTERED.check(bits=bits, lut_bits=lut_bits, refits=refits)
+    bits = _index_bits(problem, bits, 1, 8)
+    if lut_bits < bits:
+        raise ConfigError(
+            f"expected lut_bits not below the bits of an index, {bits}; received lut_bits={lut_bits}; do raise it"
+        )
     base, importance = IntGrid(lut_bits), _importance(problem)
     weight, zeros = problem.weight.astype(np.float64), np.zeros(problem.scale.shape, np.int32)
     scale = symmetric_scale(_absmax(problem), base, SymmetricRule.QMAX)
@@ -146,7 +150,9 @@ def kmeans(problem: Problem, *, bits: int = 0, lut_bits: int = 8, refits: int = 
     return best.solution(best.nearest())
 
 
-@algorithm("powers", stage="range", needs="weights")
+@algorithm(
+    "powers", stage="range", needs="weights", options=_POWERS, fits_scales="power_of_two_scale", index_bits=(2, 5)
+)
 def powers(problem: Problem, *, bits: int = 0, power_of_two_scale: bool = False) -> Solution:
     """Puts weights on 0 and signed powers of two, so that a product is a shift.
 
@@ -168,12 +174,12 @@ def powers(problem: Problem, *, bits: int = 0, power_of_two_scale: bool = False)
 
     Example:
         >>> weight = np.array([-1.0, -0.5, 0.0, 0.3, 0.9]).reshape(1, 5, 1)
-        >>> problem = Problem(weight, np.ones(1, "float32"), np.zeros(1, int), np.zeros((1, 5, 1), int), IntGrid(3))
-        >>> found = powers(problem, power_of_two_scale=True)
+        >>> found = powers(Problem.of(weight, 1.0, IntGrid(3)), power_of_two_scale=True)
         >>> found.grid.values, found.scale.tolist(), found.codes.ravel().tolist()
         ((-4, -2, -1, 0, 1, 2, 4), [0.25], [0, 1, 3, 4, 6])
     """
-    bits = _checked_bits(problem, bits, 2, 5)
+    _POWERS.check(bits=bits, power_of_two_scale=power_of_two_scale)
+    bits = _index_bits(problem, bits, 2, 5)
     magnitudes = [2**k for k in range(2 ** (bits - 1) - 1)]
     grid = LutGrid([-m for m in magnitudes] + [0, *magnitudes], 8 if bits < 5 else 16)
     importance, zeros = _importance(problem), np.zeros(problem.scale.shape, np.int32)

@@ -11,7 +11,8 @@ import math
 
 import numpy as np
 
-from qi.algorithms.factors import bounded_factors, checked
+from qi.algorithms.factors import LIMIT, bounded_factors, checked
+from qi.algorithms.options import Options
 from qi.algorithms.registry import algorithm
 from qi.errors import InputError
 from qi.typing import Array
@@ -103,7 +104,10 @@ def output_moments(weight: Array, mean: Array, second: Array) -> tuple[np.ndarra
     return np.asarray((means[:, None, :] @ weights)[:, 0]), np.maximum(variance, 0.0)
 
 
-@algorithm("norm_correction", stage="correction", needs="moments")
+_NORMS = Options(limit=LIMIT)
+
+
+@algorithm("norm_correction", stage="correction", needs="moments", options=_NORMS)
 def match_norms(
     mean_float: Array, std_float: Array, mean_q: Array, std_q: Array, *, limit: float = 2.0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -132,6 +136,7 @@ def match_norms(
         >>> factor.tolist(), shift.tolist()
         ([1.5], [0.25])
     """
+    _NORMS.check(limit=limit)
     wanted = checked("mean_float", mean_float)
     middle = checked("mean_q", mean_q, wanted.shape)
     deviation = checked("std_float", std_float, wanted.shape, least=0.0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qi.algorithms.gptq import checked_count, gptq, keep_better, moments_of
+from qi.algorithms.gptq import DAMPING, gptq, keep_better, moments_of
+from qi.algorithms.options import Count, Options
 from qi.algorithms.problem import Problem, Solution
 from qi.algorithms.registry import algorithm
 from qi.core import Grid
@@ -12,6 +13,7 @@ from qi.core.affine import dequantize, quantize
 
 __all__ = ["descent"]
 
+_OPTIONS = Options(sweeps=Count(0), damping=DAMPING)
 _BLOCK = 64  # rows between which gradients are computed afresh
 
 
@@ -52,7 +54,7 @@ class _Columns:
         return changed
 
 
-@algorithm("descent", stage="rounding", needs="moments")
+@algorithm("descent", stage="rounding", needs="moments", options=_OPTIONS)
 def descent(problem: Problem, *, sweeps: int = 10, damping: float = 0.01) -> Solution:
     """Starts at GPTQ's codes and sweeps over the inputs, each weight to its best code given all the others.
 
@@ -72,13 +74,12 @@ def descent(problem: Problem, *, sweeps: int = 10, damping: float = 0.01) -> Sol
 
     Example:
         >>> from qi.core import IntGrid
-        >>> second = np.array([[[1.0, 0.9], [0.9, 1.0]]])
-        >>> shared, weight = np.zeros((1, 2, 1), int), np.array([[[0.4], [0.4]]])
-        >>> problem = Problem(weight, np.ones(1, "float32"), np.zeros(1, "int32"), shared, IntGrid(4), second)
-        >>> descent(problem).codes.ravel().tolist()
-        [0, 1]
+        >>> correlated = 0.1 * np.eye(3) + 0.9
+        >>> problem = Problem.of([[[0.4], [0.4], [0.4]]], 1.0, IntGrid(4), correlated[None])
+        >>> descent(problem).codes.sum().tolist()  # the sum of the weights is 1.2, of the nearest codes 0
+        1
     """
-    sweeps = checked_count("sweeps", sweeps, 0)
+    _OPTIONS.check(sweeps=sweeps, damping=damping)
     second = moments_of(problem, "descent")
     start = gptq(problem, damping=damping).codes
     codes, columns = start.copy(), np.arange(start.shape[2])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from qi.algorithms.factors import checked
+from qi.algorithms.options import Count, Options
 from qi.algorithms.registry import algorithm
-from qi.errors import ConfigError
 from qi.typing import Array
 
-__all__ = ["check_samples", "empirical_bias_correction"]
+__all__ = ["empirical_bias_correction"]
+
+_OPTIONS = Options(samples=Count(1))
 
 
-@algorithm("empirical_bias_correction", stage="correction", needs="data")
+@algorithm("empirical_bias_correction", stage="correction", needs="data", options=_OPTIONS)
 def empirical_bias_correction(mean_float: Array, mean_quantized: Array, *, samples: int = 256) -> np.ndarray:
     """What a layer's bias grows by, so that its outputs keep the means they had in float.
 
@@ -39,17 +41,6 @@ def empirical_bias_correction(mean_float: Array, mean_quantized: Array, *, sampl
         >>> empirical_bias_correction([1.0, 2.0], [0.75, 2.0]).tolist()
         [0.25, 0.0]
     """
-    check_samples(samples)
+    _OPTIONS.check(samples=samples)
     wanted = checked("mean_float", mean_float)
     return np.asarray(wanted - checked("mean_quantized", mean_quantized, wanted.shape))
-
-
-def check_samples(samples: int) -> int:
-    """The number of samples.
-
-    Raises:
-        ConfigError: If it is below 1.
-    """
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ConfigError(f"expected samples from 1 on; received samples={samples!r}")
-    return samples

@@ -19,12 +19,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qi.algorithms.factors import bounded_factors, checked
+from qi.algorithms.factors import LIMIT, POWER_OF_TWO, bounded_factors, checked
+from qi.algorithms.options import Count, Number, Options
 from qi.algorithms.registry import algorithm
 from qi.errors import ConfigError, InputError
 from qi.typing import Array
 
 __all__ = ["Joint", "absorb_high_bias", "equalization_factors", "equalize", "equalize_chain"]
+
+_EQUALIZE = Options(limit=LIMIT, steps=Count(1), tolerance=Number(least=0), power_of_two=POWER_OF_TWO)
+_ABSORB = Options(n_std=Number(least=0))
 
 Joint = tuple[Sequence[int], Sequence[int]]
 """The layers that make some channels and those that read them, by number."""
@@ -62,7 +66,7 @@ def equalization_factors(
     return bounded_factors(ratio, limit=limit, power_of_two=power_of_two)
 
 
-@algorithm("equalize", stage="scaling", needs="weights")
+@algorithm("equalize", stage="scaling", needs="weights", options=_EQUALIZE)
 def equalize(
     magnitudes: Sequence[Array],
     joints: Sequence[Joint],
@@ -102,10 +106,7 @@ def equalize(
         >>> equalize([first, second], [([0], [1])])[0].tolist()
         [2.0, 0.5]
     """
-    if not (type(steps) is int and steps >= 1 and tolerance >= 0):
-        raise ConfigError(
-            f"expected steps from 1 on, tolerance from 0 on; received steps={steps}, tolerance={tolerance}"
-        )
+    _EQUALIZE.check(limit=limit, steps=steps, tolerance=tolerance, power_of_two=power_of_two)
     current = [_matrix(i, values) for i, values in enumerate(magnitudes)]
     factors = [np.ones(channels) for channels in _channels(current, joints)]
     for _ in range(steps):
@@ -146,7 +147,7 @@ def equalize_chain(
     return equalize(magnitudes, joints, limit=limit, steps=steps, tolerance=tolerance, power_of_two=power_of_two)
 
 
-@algorithm("absorb", stage="scaling", needs="weights")
+@algorithm("absorb", stage="scaling", needs="weights", options=_ABSORB)
 def absorb_high_bias(
     bias: Array, mean: Array, std: Array, next_weight_sums: Array, *, n_std: float = 3.0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -180,8 +181,7 @@ def absorb_high_bias(
         >>> bias.tolist(), delta.tolist()
         ([3.0, 0.0], [4.0])
     """
-    if not n_std >= 0:
-        raise ConfigError(f"expected n_std from 0 on; received n_std={n_std!r}")
+    _ABSORB.check(n_std=n_std)
     before = checked("bias", bias)
     middle, spread = checked("mean", mean, before.shape), checked("std", std, before.shape, least=0.0)
     sums = np.asarray(next_weight_sums, np.float64)

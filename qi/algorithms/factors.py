@@ -6,10 +6,17 @@ from math import prod
 
 import numpy as np
 
-from qi.errors import ConfigError, InputError
+from qi.algorithms.options import Flag, Number
+from qi.errors import InputError
 from qi.typing import Array
 
-__all__ = ["bounded_factors", "checked", "scale_axis"]
+__all__ = ["LIMIT", "POWER_OF_TWO", "bounded_factors", "checked", "scale_axis"]
+
+LIMIT = Number(least=1)
+"""Of factors and their inverses."""
+
+POWER_OF_TWO = Flag()
+"""Whether factors are powers of two."""
 
 
 def bounded_factors(factors: Array, *, limit: float = 1000.0, power_of_two: bool = False) -> np.ndarray:
@@ -33,8 +40,8 @@ def bounded_factors(factors: Array, *, limit: float = 1000.0, power_of_two: bool
         >>> bounded_factors([3.0], power_of_two=True).tolist()
         [4.0]
     """
-    if not (isinstance(limit, int | float) and 1 <= limit < np.inf):
-        raise ConfigError(f"expected a finite limit of factors from 1 on; received limit={limit!r}")
+    LIMIT("limit", limit)
+    POWER_OF_TWO("power_of_two", power_of_two)
     given = np.asarray(factors, np.float64)
     alive = np.isfinite(given) & (given > 0)
     safe = np.clip(np.where(alive, given, 1.0), 1.0 / limit, limit)

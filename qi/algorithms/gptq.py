@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 
+from qi.algorithms.options import Count, Flag, Number, Options
 from qi.algorithms.problem import Problem, Solution
 from qi.algorithms.registry import algorithm
 from qi.core import Grid
 from qi.core.affine import dequantize, quantize
-from qi.errors import ConfigError, InputError
+from qi.errors import InputError
 
-__all__ = ["checked_count", "checked_positive", "gptq", "keep_better", "moments_of"]
+__all__ = ["DAMPING", "gptq", "keep_better", "moments_of"]
+
+DAMPING = Number(above=0)
 
 _LEAST_RAISED = 1e-10  # where raising starts: below it a damping is lost in the rounding of the moments
 _MOST_RAISED = 1e6
-
-
-def checked_positive(name: str, value: Any, most: float = math.inf) -> float:
-    """An option that has to be a positive, finite number, not above `most`.
-
-    Raises:
-        ConfigError: it isn't.
-
-    Example:
-        >>> checked_positive("damping", 1)
-        1.0
-    """
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 < value <= most:
-        limit = "" if most == math.inf else f" of at most {most:g}"
-        raise ConfigError(f"expected {name} to be a positive, finite number{limit}; received {name}={value!r}")
-    return float(value)
-
-
-def checked_count(name: str, value: Any, least: int = 1) -> int:
-    """An option that has to be an integer of at least `least`.
-
-    Raises:
-        ConfigError: it isn't.
-
-    Example:
-        >>> checked_count("block", 128)
-        128
-    """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"expected {name} to be an integer of at least {least}; received {name}={value!r}")
-    return int(value)
+_OPTIONS = Options(damping=DAMPING, act_order=Flag(), block=Count(1))
 
 
 def moments_of(problem: Problem, why: str) -> np.ndarray:
@@ -59,8 +28,7 @@ def moments_of(problem: Problem, why: str) -> np.ndarray:
 
     Example:
         >>> from qi.core import IntGrid
-        >>> one, many = np.ones((1, 1, 1)), np.zeros((1, 1, 1), int)
-        >>> moments_of(Problem(one, np.ones(1), np.zeros(1), many, IntGrid(4), 2 * one), "an example").tolist()
+        >>> moments_of(Problem.of([[[1.0]]], 1.0, IntGrid(4), [[[2.0]]]), "an example").tolist()
         [[[2.0]]]
     """
     second = np.asarray(problem.require_second(why), np.float64)
@@ -81,8 +49,7 @@ def keep_better(problem: Problem, codes: np.ndarray, baseline: np.ndarray) -> np
 
     Example:
         >>> from qi.core import IntGrid
-        >>> one, shared = np.ones((1, 1, 1)), np.zeros((1, 1, 1), int)
-        >>> problem = Problem(one, np.ones(1), np.zeros(1), shared, IntGrid(4), one)
+        >>> problem = Problem.of([[[1.0]]], 1.0, IntGrid(4), [[[1.0]]])
         >>> keep_better(problem, np.array([[[7]]]), np.array([[[1]]])).tolist()
         [[[1]]]
     """
@@ -141,7 +108,7 @@ def _round_in_order(
     return codes
 
 
-@algorithm("gptq", stage="rounding", needs="moments")
+@algorithm("gptq", stage="rounding", needs="moments", options=_OPTIONS)
 def gptq(problem: Problem, *, damping: float = 0.01, act_order: bool = True, block: int = 128) -> Solution:
     """Rounds input after input, moving the weights not yet rounded to where they make up for the error so far.
 
@@ -165,13 +132,11 @@ def gptq(problem: Problem, *, damping: float = 0.01, act_order: bool = True, blo
 
     Example:
         >>> from qi.core import IntGrid
-        >>> second = np.array([[[1.0, 0.9], [0.9, 1.0]]])
-        >>> shared, weight = np.zeros((1, 2, 1), int), np.array([[[0.4], [0.4]]])
-        >>> problem = Problem(weight, np.ones(1, "float32"), np.zeros(1, "int32"), shared, IntGrid(4), second)
+        >>> problem = Problem.of([[[0.4], [0.4]]], 1.0, IntGrid(4), [[[1.0, 0.9], [0.9, 1.0]]])
         >>> problem.nearest().ravel().tolist(), gptq(problem).codes.ravel().tolist()
         ([0, 0], [0, 1])
     """
-    damping, block = checked_positive("damping", damping), checked_count("block", block)
+    _OPTIONS.check(damping=damping, act_order=act_order, block=block)
     second = moments_of(problem, "gptq")
     scale, zero_point = problem.spread()
     weight = problem.weight.astype(np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qi.algorithms.gptq import checked_count, checked_positive
+from qi.algorithms.options import Count, Flag, Number, Options
 from qi.algorithms.output_range import shrunk_ends
 from qi.algorithms.problem import Problem, Solution
 from qi.algorithms.registry import algorithm
@@ -12,6 +12,9 @@ from qi.core import IntGrid
 
 __all__ = ["hqq"]
 
+_OPTIONS = Options(
+    norm=Number(above=0, most=2), strength=Number(above=0), iterations=Count(0, 1000), zero_points=Flag()
+)
 _SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the given scales, to start from the best of them
 
 
@@ -58,7 +61,7 @@ class _Fit:
         return problem.with_parameters(np.maximum(new, np.finfo(np.float32).tiny), zero_point)
 
 
-@algorithm("hqq", stage="range", needs="weights")
+@algorithm("hqq", stage="range", needs="weights", options=_OPTIONS, fits_scales=True)
 def hqq(
     problem: Problem, *, norm: float = 1.5, strength: float = 10.0, iterations: int = 20, zero_points: bool = True
 ) -> Solution:
@@ -78,20 +81,19 @@ def hqq(
         norm: exponent of the errors, above 0 and at most 2, where it is the mean square; below 1 outliers hardly count. The
             paper takes 0.7, which on layers of trained networks gave greater output errors than 1 to 2 at 3 and 4 bits.
         strength: of the coupling, positive and in steps of the grid: the greater, the less of an error is set aside.
-        iterations: at most 1,000; 0 only chooses among shrunk ranges.
+        iterations: 0 to 1,000; 0 only chooses among shrunk ranges.
         zero_points: whether zero points may move.
 
     Raises:
-        ConfigError: a norm outside (0, 2], a strength that isn't positive and finite, a negative number of iterations.
+        ConfigError: a norm outside (0, 2], a strength that isn't positive and finite, iterations outside 0 to 1,000.
 
     Example:
         >>> weight = np.append(np.linspace(-0.3, 0.3, 50), 4.0).reshape(1, 51, 1)  # with an outlier
-        >>> absmax = Problem(weight, np.full(1, 4 / 7, "f"), np.zeros(1, "i"), np.zeros((1, 51, 1), int), IntGrid(4))
+        >>> absmax = Problem.of(weight, 4 / 7, IntGrid(4))
         >>> bool(hqq(absmax, norm=0.7).scale < 0.5 * absmax.scale)
         True
     """
-    norm, strength = checked_positive("norm", norm, 2.0), checked_positive("strength", strength)
-    iterations = min(checked_count("iterations", iterations, 0), 1000)
+    _OPTIONS.check(norm=norm, strength=strength, iterations=iterations, zero_points=zero_points)
     asymmetric = zero_points and bool(np.any(problem.zero_point))
     grid = problem.grid if isinstance(problem.grid, IntGrid) and asymmetric else None
     fit = _Fit(problem, norm, grid)

@@ -6,17 +6,23 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from qi.algorithms.gptq import checked_count, checked_positive, gptq, moments_of
+from qi.algorithms.gptq import gptq, moments_of
+from qi.algorithms.options import Choice, Count, Flag, Number, Options
 from qi.algorithms.problem import Problem, Solution
 from qi.algorithms.registry import algorithm
 from qi.core import IntGrid, asymmetric_params
 from qi.core.affine import fake_quantize
 from qi.core.scaling import range_of
-from qi.errors import ConfigError
 
 __all__ = ["output_range", "shrunk_ends"]
 
-_ROUNDINGS = ("nearest", "gptq")
+_OPTIONS = Options(
+    least=Number(above=0, below=1),
+    steps=Count(1),
+    passes=Count(1),
+    zero_points=Flag(),
+    rounding=Choice(("nearest", "gptq")),
+)
 _BATCH = 1 << 22  # weights that GPTQ rounds at once, candidates beside each other
 _FINE = 8  # candidates around the best coarse one
 _MARGIN = 1e-9  # of an error: what a change has to win to count, well above rounding
@@ -175,7 +181,7 @@ def _refine(search: _Search | _Rounding, grid: IntGrid | None, factors: np.ndarr
     search.improve(_scaled(now, f) for f in fine)
 
 
-@algorithm("output_range", stage="range", needs="moments")
+@algorithm("output_range", stage="range", needs="moments", options=_OPTIONS, fits_scales=True)
 def output_range(
     problem: Problem,
     *,
@@ -218,16 +224,11 @@ def output_range(
     Example:
         >>> weight = np.array([0.1, -0.2, 0.3, 0.1, -0.1, 0.2, 4.0]).reshape(1, 7, 1)
         >>> second = np.diag([1.0, 1, 1, 1, 1, 1, 1e-6])[None]  # the last input is hardly ever there
-        >>> shared, zeros = np.zeros((1, 7, 1), int), np.zeros(1, "int32")
-        >>> absmax = Problem(weight, np.full(1, 4 / 7, "float32"), zeros, shared, IntGrid(4), second)
+        >>> absmax = Problem.of(weight, 4 / 7, IntGrid(4), second)
         >>> bool(output_range(absmax).scale < 0.5 * absmax.scale)
         True
     """
-    if checked_positive("least", least) >= 1:
-        raise ConfigError(f"expected least above 0 and below 1; received least={least!r}")
-    steps, passes = checked_count("steps", steps), checked_count("passes", passes)
-    if rounding not in _ROUNDINGS:
-        raise ConfigError(f"expected rounding among {_ROUNDINGS}; received rounding={rounding!r}")
+    _OPTIONS.check(least=least, steps=steps, passes=passes, zero_points=zero_points, rounding=rounding)
     second = moments_of(problem, "output_range")
     asymmetric = zero_points and bool(np.any(problem.zero_point))
     grid = problem.grid if isinstance(problem.grid, IntGrid) and asymmetric else None

@@ -10,6 +10,7 @@ import numpy as np
 from qi.core import Grid
 from qi.core.affine import dequantize, quantize
 from qi.errors import InputError
+from qi.typing import Array
 
 __all__ = ["Problem", "Solution"]
 
@@ -57,6 +58,8 @@ class Problem:
         >>> problem = Problem(weight, np.ones(1, "float32"), np.zeros(1, int), np.zeros((1, 2, 2), int), IntGrid(2))
         >>> problem.nearest().tolist()
         [[[0, -1], [1, 0]]]
+
+    `of` makes one without the sharing.
     """
 
     weight: np.ndarray
@@ -87,6 +90,38 @@ class Problem:
             raise InputError("expected finite weights; received NaN or infinity; do repair the model")
         if not (np.isfinite(self.scale) & (self.scale > 0)).all():
             raise InputError("expected positive, finite scales; received others")
+
+    @classmethod
+    def of(cls, weight: Array, scale: Array, grid: Grid, second: Array | None = None, *, zero_point: Array = 0) -> Self:
+        """A problem whose weights share the parameters that broadcasting gives them.
+
+        Args:
+            weight: ``[G, K, N]``.
+            scale: broadcastable to the weight: one number; ``[1, 1, N]`` for one a column; ...
+            grid: which codes exist.
+            second: as of the class.
+            zero_point: of the scale's shape, or one number.
+
+        Raises:
+            InputError: as of the class; parameters that don't broadcast.
+
+        Example:
+            >>> from qi.core import IntGrid
+            >>> Problem.of([[[0.3, -1.0], [0.9, 0.4]]], [[[1.0, 0.5]]], IntGrid(4)).sharing.tolist()
+            [[[0, 1], [0, 1]]]
+        """
+        weights, scales = np.asarray(weight), np.asarray(scale, np.float32)
+        index = np.arange(scales.size).reshape(scales.shape)
+        try:
+            sharing = np.broadcast_to(index, weights.shape)
+            zeros = np.broadcast_to(np.asarray(zero_point), scales.shape).ravel()
+        except ValueError as error:
+            raise InputError(
+                f"expected parameters that broadcast to the weight {weights.shape}; received a scale {scales.shape} and a zero "
+                f"point {np.shape(zero_point)}"
+            ) from error
+        moments = None if second is None else np.asarray(second, np.float64)
+        return cls(weights, scales.ravel(), zeros, sharing, grid, moments)
 
     def with_parameters(
         self, scale: np.ndarray, zero_point: np.ndarray | None = None, grid: Grid | None = None

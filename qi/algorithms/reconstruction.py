@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from qi.algorithms.options import Choice, Count, Number, Options
 from qi.algorithms.registry import algorithm
-from qi.errors import ConfigError
-from qi.registry import suggest
 
 __all__ = ["brecq", "reconstruct"]
 
-_SCOPES = ("network", "block", "layer")
-_ROUNDINGS = ("lsq", "adaround")
+_TRAINING = {
+    "steps": Count(0),
+    "learning_rate": Number(least=0),
+    "batch_size": Count(1),
+    "drop": Number(least=0, most=1),
+    "seed": Count(0),
+}
+_BLOCKWISE = Options(**_TRAINING)
+_OPTIONS = Options(scope=Choice(("network", "block", "layer")), rounding=Choice(("lsq", "adaround")), **_TRAINING)
 
 
-@algorithm("reconstruct", stage="training", needs="data")
+@algorithm("reconstruct", stage="training", needs="data", options=_OPTIONS)
 def reconstruct(
     *,
     scope: str = "network",
@@ -45,29 +51,25 @@ def reconstruct(
         the arguments of `qi.keras.reconstruct.reconstruct`.
 
     Raises:
-        ConfigError: an unknown scope or rounding.
+        ConfigError: an option outside its range.
 
     Example:
         >>> reconstruct(steps=100)["steps"], reconstruct()["steps"]
         (100, None)
     """
-    for name, value, known in (("scope", scope, _SCOPES), ("rounding", rounding, _ROUNDINGS)):
-        if value not in known:
-            raise ConfigError(
-                f"expected {name} to be one of {known}; received {name}={value!r}.{suggest(value, known)}"
-            )
-    return {
-        "scope": scope,
-        "rounding": rounding,
-        "steps": steps or None,
-        "learning_rate": learning_rate or None,
-        "batch_size": batch_size,
-        "drop": drop,
-        "seed": seed,
-    }
+    found = _OPTIONS.check(
+        scope=scope,
+        rounding=rounding,
+        steps=steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        drop=drop,
+        seed=seed,
+    )
+    return found | {"steps": steps or None, "learning_rate": learning_rate or None}
 
 
-@algorithm("brecq", stage="training", needs="data")
+@algorithm("brecq", stage="training", needs="data", options=_BLOCKWISE)
 def brecq(
     *, steps: int = 0, learning_rate: float = 0.0, batch_size: int = 32, drop: float = 0.5, seed: int = 0
 ) -> dict[str, Any]:
@@ -84,6 +86,9 @@ def brecq(
 
     Returns:
         the arguments of `qi.keras.reconstruct.reconstruct`.
+
+    Raises:
+        ConfigError: an option outside its range.
 
     Example:
         >>> brecq()["scope"], brecq()["rounding"]

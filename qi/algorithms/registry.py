@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from qi.algorithms.options import Options
 from qi.errors import ConfigError
 from qi.registry import Registry, suggest
 
@@ -32,7 +33,11 @@ class Algorithm:
         needs: one of `NEEDS`.
         function: of stages "range" and "rounding", ``function(problem, **options) -> Solution``.
         options: the defaults of its options by name.
+        legal: what values they may have; the function checks its own by the same.
         summary: the first line of its documentation.
+        fits_scales: whether the scales that it gives may be any numbers, whatever those given are; or the name of the option
+            which has it keep to powers of two.
+        index_bits: of the indices of a table that it makes, (least, most); None where it makes none.
     """
 
     name: str
@@ -40,29 +45,74 @@ class Algorithm:
     needs: str
     function: Callable[..., Any]
     options: Mapping[str, Any]
+    legal: Options
     summary: str
+    fits_scales: bool | str = False
+    index_bits: tuple[int, int] | None = None
+
+    def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """These options as plain Python objects.
+
+        Raises:
+            ConfigError: an unknown option, or a value that one may not have.
+
+        Example:
+            >>> ALGORITHMS.get("gptq").checked({"damping": 1})
+            {'damping': 1.0}
+        """
+        for option, value in options.items():
+            if option not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise ConfigError(
+                    f"expected options of {self.name!r} among {known}; received {option}={value!r}."
+                    f"{suggest(str(option), self.options)}"
+                )
+        return {name: self.legal[name](name, value, f" of {self.name!r}") for name, value in options.items()}
 
 
 ALGORITHMS: Registry[Algorithm] = Registry("algorithm")
 
 
-def algorithm(name: str, *, stage: str, needs: str) -> Callable[[F], F]:
+def algorithm(
+    name: str,
+    *,
+    stage: str,
+    needs: str,
+    options: Options | None = None,
+    fits_scales: bool | str = False,
+    index_bits: tuple[int, int] | None = None,
+) -> Callable[[F], F]:
     """Decorator that makes a function's keyword-only parameters the options of an algorithm of that name.
 
+    Args:
+        name: in recipes.
+        stage: one of `STAGES`.
+        needs: one of `NEEDS`.
+        options: what values they may have. The function has to call ``options.check`` before anything else, so that recipes
+            and direct calls refuse the same.
+        fits_scales: as of `Algorithm`.
+        index_bits: likewise.
+
     Raises:
-        ConfigError: an unknown stage or need, or a name that is taken.
+        ConfigError: an unknown stage or need, a name that is taken, other options than the function has, or a default that
+            they don't allow.
     """
     for what, given, known in (("stage", stage, STAGES), ("needs", needs, NEEDS)):
         if given not in known:
             raise ConfigError(f"expected {what} among {known}; received {what}={given!r}")
+    legal = options or Options()
 
     def register(function: F) -> F:
-        parameters = inspect.signature(function).parameters.values()
-        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        summary = (inspect.getdoc(function) or "").partition("\n")[0]
         if name in ALGORITHMS and _is_again(ALGORITHMS.get(name).function, function):
             return function  # its module was run under another name, as test collectors do
-        ALGORITHMS.register(name)(Algorithm(name, stage, needs, function, options, summary))
+        parameters = inspect.signature(function).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if set(defaults) != set(legal):
+            raise ConfigError(f"expected options for {sorted(defaults)} of {name!r}; received {sorted(legal)}")
+        legal.check(**defaults)
+        summary = (inspect.getdoc(function) or "").partition("\n")[0]
+        found = Algorithm(name, stage, needs, function, defaults, legal, summary, fits_scales, index_bits)
+        ALGORITHMS.register(name)(found)
         return function
 
     return register
@@ -76,24 +126,12 @@ def check_algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:
     """The algorithm of a name, whose options these may be.
 
     Raises:
-        ConfigError: an unknown name or option, or an option of another type than its default.
+        ConfigError: an unknown name or option, or a value that an option may not have.
 
     Example:
         >>> check_algorithm("gptq", {"damping": 0.1}).stage
         'rounding'
     """
     found = ALGORITHMS.get(name)
-    for option, value in options.items():
-        if option not in found.options:
-            known = ", ".join(found.options) or "none"
-            raise ConfigError(
-                f"expected options of {name!r} among {known}; received {option}={value!r}."
-                f"{suggest(str(option), found.options)}"
-            )
-        default = found.options[option]
-        number = isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool)
-        if not number and type(value) is not type(default):
-            raise ConfigError(
-                f"expected {option} of {name!r} to be of type {type(default).__name__}; received {option}={value!r}"
-            )
+    found.checked(options)
     return found

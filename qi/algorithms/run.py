@@ -1,30 +1,22 @@
-"""Running algorithms on many weights: one after the other, or in parallel, with what is done kept in a file."""
+"""Running algorithms on many weights: one after the other, or in parallel."""
 
 from __future__ import annotations
 
-import io
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qi.algorithms.problem import Problem, Solution
 from qi.algorithms.registry import ALGORITHMS
-from qi.core import Grid, IntGrid, LutGrid
-from qi.errors import ConfigError, FileFormatError
-from qi.files import DAMAGE, write_atomically
+from qi.errors import ConfigError
 from qi.optional import require
 
-__all__ = ["Journal", "Solved", "Task", "calls", "check_jobs", "solve", "solve_all"]
+__all__ = ["Solved", "Task", "calls", "check_jobs", "solve", "solve_all"]
 
 Steps = Sequence[tuple[str, Mapping[str, Any]]]
 """(name, options) of algorithms of the stages "range" and "rounding", in the order in which they run."""
-
-_FORMAT, _VERSION = "qi.progress", 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,87 +144,3 @@ def calls(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], *,
         return [function(*given) for given in arguments]
     joblib = require("joblib", "search", "work in parallel")
     return list(joblib.Parallel(n_jobs=jobs)(joblib.delayed(function)(*given) for given in arguments))
-
-
-class Journal:
-    """A file of what is done, so that work that was stopped goes on where it was.
-
-    An ``.npz`` archive of plain arrays, written anew, whole or not at all, after each weight.
-
-    Args:
-        path: of the file; None keeps nothing.
-        fingerprint: tells the model, the recipe and the statistics from any others.
-
-    Raises:
-        ConfigError: the file is of other work.
-        FileFormatError: it is damaged or something else.
-        OSError: it can't be read, or its folder isn't there.
-    """
-
-    def __init__(self, path: str | os.PathLike[str] | None, fingerprint: str) -> None:
-        self.path, self.fingerprint = None if path is None else Path(path), fingerprint
-        self.done: dict[str, Solved] = {}
-        if self.path is None:
-            return
-        if self.path.exists():
-            self.done = self._read(self.path)
-        elif not self.path.parent.is_dir():  # said before the work, not after the first of it
-            raise FileNotFoundError(f"expected a folder to keep progress in; received {str(self.path)!r}; do create it")
-
-    def add(self, name: str, solved: Solved) -> None:
-        """Keeps one more result.
-
-        Raises:
-            OSError: the file can't be written; what it held before is still there.
-        """
-        self.done[name] = solved
-        if self.path is None:
-            return
-        arrays: dict[str, np.ndarray] = {}
-        entries = []
-        for index, (key, one) in enumerate(self.done.items()):
-            arrays |= {f"{index}.{part}": getattr(one.solution, part) for part in ("codes", "scale", "zero_point")}
-            arrays[f"{index}.errors"] = np.array([one.nearest, one.error, one.power])
-            entries.append({"name": key, "grid": _grid_to_json(one.solution.grid)})
-        header = {"format": _FORMAT, "version": _VERSION, "fingerprint": self.fingerprint, "done": entries}
-        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        write_atomically(self.path, buffer.getvalue())
-
-    def _read(self, path: Path) -> dict[str, Solved]:
-        content = path.read_bytes()
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = json.loads(arrays["header"].tobytes())
-            if header["format"] != _FORMAT or header["version"] != _VERSION:
-                raise ValueError("another format or version")
-            known = str(header["fingerprint"])
-            found = {entry["name"]: _solved(arrays, index, entry) for index, entry in enumerate(header["done"])}
-        except DAMAGE as error:
-            raise FileFormatError(
-                f"expected a file of kept progress; received {path}, which is damaged or something else "
-                f"({type(error).__name__}: {error}); do delete it, or name another"
-            ) from error
-        if known != self.fingerprint:
-            raise ConfigError(
-                f"expected progress of this model, recipe and statistics; received {path}, which is of others; do name another "
-                "file, or delete it"
-            )
-        return found
-
-
-def _solved(arrays: Mapping[str, np.ndarray], index: int, entry: Mapping[str, Any]) -> Solved:
-    codes, scale, zero_point = (arrays[f"{index}.{part}"] for part in ("codes", "scale", "zero_point"))
-    return Solved(Solution(codes, scale, zero_point, _grid_of(entry["grid"])), *arrays[f"{index}.errors"].tolist())
-
-
-def _grid_to_json(grid: Grid) -> dict[str, Any]:
-    if isinstance(grid, LutGrid):
-        return {"values": list(grid.values), "bits": grid.bits, "signed": grid.signed}
-    return {"bits": grid.bits, "signed": grid.signed, "narrow": grid.narrow}
-
-
-def _grid_of(record: Mapping[str, Any]) -> Grid:
-    return LutGrid(**record) if "values" in record else IntGrid(**record)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from qi.algorithms.factors import bounded_factors, checked
+from qi.algorithms.factors import LIMIT, POWER_OF_TWO, bounded_factors, checked
+from qi.algorithms.options import Number, Options
 from qi.algorithms.registry import algorithm
-from qi.errors import ConfigError
 from qi.typing import Array
 
 __all__ = ["smoothing_factors"]
 
+_OPTIONS = Options(alpha=Number(least=0, most=1), limit=LIMIT, power_of_two=POWER_OF_TWO)
 
-@algorithm("smooth", stage="scaling", needs="moments")
+
+@algorithm("smooth", stage="scaling", needs="moments", options=_OPTIONS)
 def smoothing_factors(
     absmax_x: Array, absmax_w: Array, *, alpha: float = 0.5, limit: float = 1000.0, power_of_two: bool = False
 ) -> np.ndarray:
@@ -45,8 +47,7 @@ def smoothing_factors(
         >>> smoothing_factors([64.0, 1.0, 0.0], [1.0, 1.0, 1.0]).tolist()
         [8.0, 1.0, 1.0]
     """
-    if not (isinstance(alpha, int | float) and 0 <= alpha <= 1):
-        raise ConfigError(f"expected alpha from 0 to 1; received alpha={alpha!r}")
+    _OPTIONS.check(alpha=alpha, limit=limit, power_of_two=power_of_two)
     inputs = checked("absmax_x", absmax_x, least=0.0)
     weights = checked("absmax_w", absmax_w, inputs.shape, least=0.0)
     dead = (inputs == 0) | (weights == 0)

@@ -7,8 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qi.cli.console import Console
+from qi.cli.evaluate import HIGHER_IS_BETTER
 from qi.cli.exits import RefusedError
-from qi.cli.options import REPORTS, add_batch_size, check_input, check_output, positive, writing
+from qi.cli.inputs import (
+    add_jobs,
+    add_model,
+    add_recipe,
+    check_read,
+    labels,
+    load_inputs,
+    ours_alone,
+    say_saved,
+)
+from qi.cli.options import REPORTS, add_batch_size, check_output, tolerance, writing
 from qi.errors import InputError, StrictError
 
 if TYPE_CHECKING:
@@ -23,7 +34,10 @@ per 32 weights), with algorithms behind it as in w4a8_gptq, or a .json file with
 --data or --stats.
 
 efforts: fast rounds to nearest, balanced adds GPTQ and bias correction for weights of fewer than 8 bits, best trains
-weights and scales against the float model's outputs (needs --data)."""
+weights and scales against the float model's outputs (needs --data).
+
+--max-drop D adds bits where they do the most good until the metric of --metric is worse than the float model's by D at
+most, on x_test with y_test, or x with y, of --data."""
 
 
 def add(commands: Any) -> None:
@@ -32,28 +46,14 @@ def add(commands: Any) -> None:
         "quantize", help="quantize a model", description=_DESCRIPTION, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a .keras file, or an .h5 file of Keras 2 or 3")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--data", metavar="FILE", type=Path,
-        help="samples as the model takes them: .npy, or .npz with x_calib or x (or an array for each input by its name)",
-    )  # fmt: skip
-    source.add_argument(
-        "--stats", metavar="FILE", type=Path, help="statistics from `qi calibrate`, in place of samples"
-    )
-    parser.add_argument("--recipe", metavar="RECIPE", default="w8a8", help="a name or a .json file (default: w8a8)")
+    add_model(parser, required=False)
+    add_recipe(parser)
     parser.add_argument(
         "--effort",
         metavar="EFFORT",
         help="fast, balanced or best: algorithms for weights that the recipe names none for",
     )
-    parser.add_argument(
-        "--jobs",
-        metavar="N",
-        type=positive,
-        default=1,
-        help="how many weights the algorithms work on at once (default: 1)",
-    )
+    add_jobs(parser, "weights the algorithms work on")
     parser.add_argument(
         "--resume", metavar="FILE", type=Path,
         help="an .npz file that keeps what the algorithms have done: stopped by Ctrl-C, the same command goes on there",
@@ -63,6 +63,14 @@ def add(commands: Any) -> None:
         "--report", metavar="FILE", type=Path, action="append", default=[],
         help=f"write the report too ({', '.join(REPORTS)}); can be given several times",
     )  # fmt: skip
+    parser.add_argument(
+        "--max-drop", metavar="D", type=tolerance,
+        help="add bits until the metric is worse by no more: in percentage points for accuracy and top5, in the metric's own "
+        "unit for mse and mae; exit with 3 if none do",
+    )  # fmt: skip
+    parser.add_argument(
+        "--metric", metavar="NAME", help=f"with --max-drop: {', '.join(HIGHER_IS_BETTER)} (default: accuracy)"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 3 if a weight matrix would stay in float")
     add_batch_size(parser)
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
@@ -76,21 +84,14 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
     recipe = get_recipe(arguments.recipe)
     recipe = recipe if arguments.effort is None else with_effort(recipe, arguments.effort)
-    file = None
-    if arguments.data is not None:
-        from qi.cli.data import ArrayFile, check_samples
-
-        file = ArrayFile(arguments.data)
-        check_samples(file)
-    elif arguments.stats is None and recipe.activations is not None:
+    if arguments.data is None and arguments.stats is None and recipe.activations is not None:
         raise InputError(
             f"expected --data or --stats, for recipe {recipe.name} quantizes activations; received neither"
         )
-    from qi.cli.models import load
-
-    model = load(arguments.model)
-    with console.progress() as progress:
-        quantized, report = _quantize(model, recipe, file, arguments, progress)
+    model, data = load_inputs(arguments)
+    control = {} if arguments.max_drop is None else _control(model, arguments)
+    with console.progress() as progress, ours_alone():
+        quantized, report = _quantize(model, recipe, data, control, arguments, progress)
     from qi.keras import save_model
 
     with writing(arguments.out):
@@ -99,32 +100,52 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         with writing(path):
             report.save(path)
     console.report(report)
-    console.say()
-    for path in (arguments.out, *arguments.report):
-        console.say(f"saved {path}")
+    say_saved(console, (arguments.out, *arguments.report))
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """What can be known to be wrong before TensorFlow is loaded."""
-    read = [path for path in (arguments.model, arguments.data, arguments.stats) if path is not None]
-    check_input(arguments.model, "a model")
-    if arguments.stats is not None:
-        check_input(arguments.stats, "statistics")
+    read = check_read(arguments)
     check_output(arguments.out, [".keras"], read)
     for path in arguments.report:
         check_output(path, REPORTS, [*read, Path(arguments.recipe)])
     if arguments.resume is not None:
         check_output(arguments.resume, [".npz"], [*read, arguments.out])
+    if arguments.max_drop is None:
+        if arguments.metric is not None:
+            raise InputError(f"expected --max-drop with --metric {arguments.metric}; received none")
+        return
+    if arguments.data is None:
+        raise InputError("expected --data with --max-drop, for its metric needs true values; received none")
+    if arguments.resume is not None:
+        raise InputError("expected --resume without --max-drop, which quantizes several times; received both")
+    from qi.ledger import METRICS
+
+    METRICS.get(arguments.metric or "accuracy")  # an unknown name shall not cost the loading of a model
+
+
+def _control(model: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that say how far the metric may fall."""
+    from qi.cli.models import predict
+    from qi.ledger import METRICS
+
+    x, y = labels(arguments.data, model)
+    name = arguments.metric or "accuracy"
+    measure = METRICS.get(name)
+    factor = 100.0 if HIGHER_IS_BETTER.get(name, True) else -1.0  # points, and the more the better
+
+    def metric(judged: Any) -> float:
+        return factor * float(measure(y, predict(judged, x, arguments.batch_size)))
+
+    return {"max_drop": arguments.max_drop, "metric": metric}
 
 
 def _quantize(
-    model: Any, recipe: Any, file: Any, arguments: argparse.Namespace, progress: bool
+    model: Any, recipe: Any, data: Any, control: dict[str, Any], arguments: argparse.Namespace, progress: bool
 ) -> tuple[Any, QuantizationReport]:
-    from qi.cli.data import CALIBRATION, samples
-    from qi.cli.models import input_names
     from qi.keras import quantize_model
+    from qi.keras.accuracy import DropError
 
-    data = None if file is None else samples(file, CALIBRATION, input_names(model))[1]
     try:
         return quantize_model(
             model,
@@ -136,6 +157,7 @@ def _quantize(
             resume=arguments.resume,
             batch_size=arguments.batch_size,
             progress=progress,
+            **control,
         )
-    except StrictError as error:
+    except (StrictError, DropError) as error:
         raise RefusedError(str(error)) from error

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qi.cli.console import Console
-from qi.cli.options import add_batch_size, check_input, check_output, positive, writing
+from qi.cli.inputs import add_jobs, add_model, add_recipe, check_read, load_inputs, ours_alone, say_saved, start_workers
+from qi.cli.options import add_batch_size, check_output, positive, writing
 from qi.errors import InputError
 
 __all__ = ["add", "run"]
@@ -28,10 +29,7 @@ def add(commands: Any) -> None:
         "search", help="choose bits for every weight within a budget", description=_DESCRIPTION, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a .keras file, or an .h5 file of Keras 2 or 3")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", metavar="FILE", type=Path, help="samples, as of `qi quantize`")
-    source.add_argument("--stats", metavar="FILE", type=Path, help="statistics from `qi calibrate` (--metric output)")
+    add_model(parser, required=True, statistics=" (--metric output)")
     parser.add_argument(
         "--budget", metavar="NAME=VALUE", type=_budget, action="append", required=True,
         help="the most that may be spent, as bytes=40000, bytes=0.5x or bits=4; can be given several times",
@@ -40,10 +38,7 @@ def add(commands: Any) -> None:
         "--bits", metavar="LIST", type=_candidates, default=[2, 3, 4, 6, 8],
         help="what to choose from: bits or names of recipes for weights, as 2,4,w4_g32,8 (default: 2,3,4,6,8)",
     )  # fmt: skip
-    parser.add_argument(
-        "--recipe", metavar="RECIPE", default="w8a8",
-        help="quantizes the activations, and its rules hold: a name or a .json file (default: w8a8)",
-    )  # fmt: skip
+    add_recipe(parser, "quantizes the activations, and its rules hold: ")
     parser.add_argument(
         "--metric", choices=_METRICS,
         help="how losses are found: by running the model with each weight quantized alone (task), from moments of the layers' "
@@ -52,6 +47,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--samples", metavar="N", type=positive, default=256, help="how many the model is run on (default: 256)"
     )
+    add_jobs(parser, "processes work")
     parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the recipe's .json file to write")
     parser.add_argument("--plot", metavar="FILE", type=Path, help=f"draw the front too ({', '.join(_PLOTS)})")
     add_batch_size(parser)
@@ -80,10 +76,11 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from qi.recipes import get_recipe, save
 
     recipe = get_recipe(arguments.recipe)
-    model, data = _loaded(arguments)
+    model, data = load_inputs(arguments)
+    start_workers(arguments.jobs)
     from qi.keras.search import search
 
-    with console.progress() as progress:
+    with console.progress() as progress, ours_alone():
         found = search(
             model,
             data,
@@ -94,6 +91,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             statistics=arguments.stats,
             samples=arguments.samples,
             batch_size=arguments.batch_size,
+            jobs=arguments.jobs,
             progress=progress,
         )
     written = [arguments.out]
@@ -104,31 +102,16 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             found.plot(arguments.plot)
         written.append(arguments.plot)
     console.say(found.table())
-    console.say()
-    for path in written:
-        console.say(f"saved {path}")
+    say_saved(console, written)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """What can be known to be wrong before TensorFlow is loaded."""
-    read = [path for path in (arguments.model, arguments.data, arguments.stats) if path is not None]
-    check_input(arguments.model, "a model")
-    if arguments.stats is not None:
-        check_input(arguments.stats, "statistics")
+    read = check_read(arguments)
     names = [name for name, _ in arguments.budget]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise InputError(f"expected each budget once; received {twice!r} {names.count(twice)} times")
     check_output(arguments.out, [".json"], [*read, Path(arguments.recipe)])
     if arguments.plot is not None:
-        check_output(arguments.plot, _PLOTS, read)
-
-
-def _loaded(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    from qi.cli.data import CALIBRATION
-    from qi.cli.models import load, load_with_samples
-
-    if arguments.data is None:
-        return load(arguments.model), None
-    model, _, data = load_with_samples(arguments.model, arguments.data, CALIBRATION)
-    return model, data
+        check_output(arguments.plot, _PLOTS, [*read, Path(arguments.recipe)])

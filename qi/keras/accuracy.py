@@ -12,12 +12,12 @@ from typing import Any
 import keras
 
 from qi.errors import ConfigError, InputError, QuantizationWarning, warn
-from qi.keras.search import literally, search
+from qi.keras.search import NothingToSearchError, literally, search
 from qi.ledger import QuantizationReport
 from qi.observers import TensorStatistics
 from qi.recipes import Recipe, RecipeLike, Rule, TensorSpec, get_recipe
 
-__all__ = ["Metric", "check_control", "quantize_within"]
+__all__ = ["DropError", "Metric", "check_control", "quantize_within"]
 
 Metric = Callable[[keras.Model], float]
 """What a model is worth: the more the better."""
@@ -26,6 +26,10 @@ _BITS = (2, 3, 4, 5, 6, 8)
 _POINTS = 24  # of the front: so finely bits are added
 
 Quantize = Callable[[Recipe], tuple[keras.Model, QuantizationReport]]
+
+
+class DropError(ConfigError):
+    """No bits that are at hand keep the metric within the limit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,7 @@ def quantize_within(
     metric: Metric,
     statistics: Mapping[str, TensorStatistics] | str | os.PathLike[str] | None = None,
     batch_size: int = 64,
+    jobs: int | None = 1,
     progress: bool = True,
 ) -> tuple[keras.Model, QuantizationReport]:
     """Quantizes with as few bits as the metric allows, from those of the recipe on.
@@ -80,6 +85,7 @@ def quantize_within(
         metric: a function of a model that gives a number, the more the better.
         statistics: in place of data.
         batch_size: for arrays.
+        jobs: of the search.
         progress: whether to show progress bars.
 
     Returns:
@@ -102,13 +108,13 @@ def quantize_within(
 
     found = None if holds(base) else tried[0]
     if found is not None:
-        ladder = _more_bits(model, base, data, statistics, batch_size, progress)
+        ladder = _more_bits(model, base, data, statistics, batch_size, jobs, progress)
         if not _first(ladder, holds):
             widest = ladder[-1] if ladder else base
             worst = [row.layer for row in tried[-1].report.worst(10**6, kind="activation")]
             if not _first([_wider(widest, worst[:count]) for count in _counts(len(worst))], holds):
                 best = max(tried, key=lambda one: one.value)
-                raise ConfigError(
+                raise DropError(
                     f"expected a max_drop that can hold; received max_drop={max_drop:g}, and a metric of {best.value:.6g} at "
                     f"best, {least + max_drop - best.value:.4g} below the float model's; do allow that, or leave layers in float"
                 )
@@ -135,23 +141,19 @@ def _value(metric: Metric, model: keras.Model, what: str) -> float:
 
 
 def _more_bits(
-    model: keras.Model, base: Recipe, data: Any, statistics: Any, batch_size: int, progress: bool
+    model: keras.Model, base: Recipe, data: Any, statistics: Any, batch_size: int, jobs: int | None, progress: bool
 ) -> list[Recipe]:
     """Recipes of rising size up to 8 bits for every weight that no rule fixes."""
     if base.weights is None or base.weights.bits >= _BITS[-1]:
         return []
     candidates = tuple(bits for bits in _BITS if bits >= base.weights.bits)
-    found = search(
-        model,
-        data,
-        {"bytes": "1x"},
-        candidates,
-        recipe=base,
-        statistics=statistics,
-        points=_POINTS,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    try:
+        found = search(
+            model, data, {"bytes": "1x"}, candidates, recipe=base, statistics=statistics, points=_POINTS,
+            batch_size=batch_size, jobs=jobs, progress=progress,
+        )  # fmt: skip
+    except NothingToSearchError:  # its rules say all; activations may still get more
+        return []
     smallest = min(point.costs["bytes"] for point in found.uniform.values())
     return [
         _with_algorithms(point.recipe, base.weights, f"{base.name} raised {place}")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from qi.algorithms import ALGORITHMS
-from qi.algorithms.empirical import check_samples
 from qi.errors import ConfigError
 from qi.keras.absorb import absorb_links
 from qi.keras.calibrate import Calibration
@@ -90,6 +89,23 @@ class LowBits:
                 )
         self.sites = [site for site in self.sites if site.key not in large]
 
+    def _tell_too_few(self, inputs: Mapping[str, Moments]) -> None:
+        """Tells of weights with more input features than rows were seen: what the moments say of them is partly chance."""
+        few = {}
+        for site in self.sites:
+            seen = inputs.get(site.key)
+            asking = any(name for name, _ in site.steps("range", "rounding") if ALGORITHMS.get(name).needs == "moments")
+            if asking and seen is not None and seen.features is not None and 0 < seen.count < seen.features:
+                few[site.key] = seen
+        if few:
+            key, seen = min(few.items(), key=lambda item: item[1].count / (item[1].features or 1))
+            weights = f"{len(few)} weight{'s' if len(few) > 1 else ''}"
+            self.told.append(
+                f"the data are too few for moments of {weights}, whose inputs have more features than rows were seen "
+                f"({key!r}: {seen.features} features, {seen.count} rows), so that rounding may fit the samples alone; do "
+                "calibrate with more"
+            )
+
     def _workable(self, sites: Iterable[WeightSite]) -> list[WeightSite]:
         """The sites that algorithms can work on; of the others it is told why they are rounded to nearest."""
         found = []
@@ -160,6 +176,7 @@ class LowBits:
         if not self.sites:
             return activations
         means, samples = self._means(data)
+        self._tell_too_few(calibration.inputs)
         for site in self.sites:
             if site.key in self._tables:
                 calibration.inputs[site.key] = table_moments(site, self._tables[site.key])
@@ -168,7 +185,7 @@ class LowBits:
             self.sites, calibration.inputs, jobs=jobs, resume=resume, origin=origin, progress=progress
         )
         self._tell(rounded)
-        trained, activations = self._trained(rounded, activations, data, progress)
+        trained, activations = self._trained(rounded, activations, data, resume, progress)
         for key, before in rounded.items():
             if (id(before.site.op), before.site.weight) not in trained:
                 self._keep(self._corrected(before, calibration.inputs.get(key)))
@@ -193,7 +210,7 @@ class LowBits:
                 self._left.setdefault(site.key, set()).add(_EMPIRICAL)
                 continue
             found[id(site.op)] = site.op
-            most = max(most, check_samples(options.get("samples", ALGORITHMS.get(_EMPIRICAL).options["samples"])))
+            most = max(most, options.get("samples", ALGORITHMS.get(_EMPIRICAL).options["samples"]))
         if not found:
             return {}, []
         samples = samples_of(self.ready.graph, data, most)
@@ -217,6 +234,7 @@ class LowBits:
         rounded: dict[str, Rounded],
         activations: dict[int, BaseInferableQuantizer],
         data: Any,
+        resume: str | os.PathLike[str] | None,
         progress: bool,
     ) -> tuple[dict[tuple[int, str], Trained], dict[int, BaseInferableQuantizer]]:
         """The weights whose recipe names an algorithm of stage "training", after it, and the activations' quantizers."""
@@ -231,7 +249,8 @@ class LowBits:
         }
         name, options = _one_way(list(asking.values()))
         settings = ALGORITHMS.get(name).function(**options)
-        found = reconstruct(self.ready, start, activations, data, progress=progress, **settings)
+        kept = None if resume is None else f"{os.fspath(resume)}.training"
+        found = reconstruct(self.ready, start, activations, data, resume=kept, progress=progress, **settings)
         for (op, path), values in found.floats.items():
             self._assign(next(site.op for site in asking.values() if id(site.op) == op), path, values)
         self.told += [f"{place!r} wasn't trained: {why}" for place, why in found.fixed.items()]

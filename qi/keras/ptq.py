@@ -91,7 +91,8 @@ def quantize_model(
         metric: with max_drop: a function of a model that gives a number, the more the better, as its accuracy in percent.
         jobs: how many weights the recipe's algorithms work on at once; None leaves that, and where they run, to
             `joblib.parallel_config`.
-        resume: a file that keeps what the algorithms have done, weight by weight: stopped by Ctrl-C, the same call goes on there.
+        resume: a file that keeps what the algorithms have done, weight by weight: stopped by Ctrl-C or killed, the same call goes
+            on there. What trains keeps its state in a second file, whose name ends in ".training".
         batch_size: for arrays.
         progress: whether to show a progress bar.
 

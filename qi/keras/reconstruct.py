@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import keras
@@ -11,6 +14,7 @@ import numpy as np
 
 from qi.errors import ConfigError, InputError
 from qi.keras.blocks import SCOPES, Block
+from qi.keras.checkpoint import Checkpoint
 from qi.keras.data import batches
 from qi.keras.given import check_copied
 from qi.keras.graph import Graph
@@ -83,6 +87,7 @@ def reconstruct(
     seed: int = 0,
     progress: bool = True,
     keep_on_interrupt: bool = False,
+    resume: str | os.PathLike[str] | None = None,
     control: bool = False,
 ) -> Reconstructed:
     """Trains quantized weights, scales and biases so that blocks give what they gave in float, on unlabelled samples.
@@ -113,13 +118,17 @@ def reconstruct(
         progress: whether to show a progress bar.
         keep_on_interrupt: whether Ctrl-C ends training with what there is (for the block in training the better of its first
             and its last state) instead of raising KeyboardInterrupt.
+        resume: a file that keeps the state of training (`qi.keras.checkpoint`): stopped or killed, the same call goes on there,
+            and ends with the same result.
         control: allows ``learning_rate=0``, with which nothing learns.
 
     Returns:
         new weights, offsets and quantizers; no block is worse on these samples than it was.
 
     Raises:
-        ConfigError: an unknown scope or rounding; steps, a rate, a share or a batch size out of range; unknown keys.
+        ConfigError: an unknown scope or rounding; steps, a rate, a share or a batch size out of range; unknown keys; a file to
+            resume from that is of other work.
+        FileFormatError: such a file that is damaged or something else.
         InputError: no samples, or illegal ones; a layer that can't be copied; a loss that isn't finite, with the block's name.
         KeyboardInterrupt: Ctrl-C, unless `keep_on_interrupt`.
     """
@@ -143,7 +152,9 @@ def reconstruct(
         raise InputError(f"expected whole batches of {settings.batch} samples; received {count} samples")
     student = Student(ready, weights, activations, rounding=rounding, scope=scope, room=_KEPT_ELEMENTS // count)
     count = _within_memory(student, count, settings.batch if demanded else 1)
-    losses = _train_all(student, [array[:count] for array in inputs], settings, progress)
+    inputs = [array[:count] for array in inputs]
+    kept = Checkpoint(resume, "" if resume is None else _fingerprint(student, inputs, settings))
+    losses = _train_all(student, inputs, settings, kept, progress)
     return Reconstructed(student.weights(), student.floats(), student.activations(), losses, dict(student.fixed), count)
 
 
@@ -214,8 +225,17 @@ def _within_memory(student: Student, count: int, multiple: int) -> int:
 # Training ---------------------------------------------------------------------------------------------------------------
 
 
+def _fingerprint(student: Student, inputs: list[np.ndarray], settings: _Settings) -> str:
+    """Tells this training from any other."""
+    digest = hashlib.sha256(repr((replace(settings, keep=False), student.describe())).encode())
+    for array in [*student.arrays(), *inputs]:
+        digest.update(repr((array.dtype.name, array.shape)).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 def _train_all(
-    student: Student, inputs: list[np.ndarray], settings: _Settings, progress: bool
+    student: Student, inputs: list[np.ndarray], settings: _Settings, kept: Checkpoint, progress: bool
 ) -> dict[str, tuple[float, float]]:
     """Trains block after block; gives the loss of each before and after."""
     given = dict(zip(map(id, student.graph.flat_inputs()), inputs, strict=True))
@@ -229,8 +249,10 @@ def _train_all(
         targets = _run(twin.build(), taught, settings)
         seen = [given[id(value)] for value in block.inputs]
         mixed_with = [float_ones[id(student.twins[id(value)])] for value in block.inputs]
-        job = _Job(student, block, seen, mixed_with if student.scope != "network" else seen, targets, settings)
-        losses[block.name], stopped = job.train(bar, done, np.random.default_rng([settings.seed, place]), stopped)
+        job = _Job(
+            student, block, seen, mixed_with if student.scope != "network" else seen, targets, settings, place, kept
+        )
+        losses[block.name], stopped = job.train(bar, done, stopped)
         done += settings.steps
         if block is student.blocks[-1]:
             break
@@ -238,8 +260,8 @@ def _train_all(
         float_ones |= dict(zip(map(id, twin.outputs), targets, strict=True))
         given |= dict(zip(map(id, block.outputs), _run(job.net, seen, settings), strict=True))
         given = {key: array for key, array in given.items() if key in needed}
-        kept = {id(student.twins[key]) for key in needed}
-        float_ones = {key: array for key, array in float_ones.items() if key in kept}
+        twins = {id(student.twins[key]) for key in needed}
+        float_ones = {key: array for key, array in float_ones.items() if key in twins}
     bar.update(done, finalize=True)
     return losses
 
@@ -288,8 +310,10 @@ class _Job:
         float_inputs: list[np.ndarray],
         targets: list[np.ndarray],
         settings: _Settings,
+        place: int,
+        kept: Checkpoint,
     ) -> None:
-        self.student, self.block, self.settings = student, block, settings
+        self.student, self.block, self.settings, self.place, self.kept = student, block, settings, place, kept
         self.inputs, self.float_inputs, self.targets = inputs, float_inputs, targets
         self.net = block.build()
         self.terms = [_Term.of(student, block, place, array) for place, array in enumerate(targets)]
@@ -318,34 +342,50 @@ class _Job:
             )
         return loss
 
-    def train(self, bar: Any, done: int, rng: np.random.Generator, stopped: bool) -> tuple[tuple[float, float], bool]:
+    def train(self, bar: Any, done: int, stopped: bool) -> tuple[tuple[float, float], bool]:
         """((loss before, loss after), whether the user stopped it); the better state stays."""
-        before = self.measure()
         learner = _Learner(self.net, self)
-        if stopped or not self.settings.rate or not learner.trainable_variables:
+        variables = learner.trainable_variables
+        if (known := self.kept.finished(self.place, variables)) is not None:
+            return known, stopped
+        before = self.measure()
+        if stopped or not self.settings.rate or not variables:
+            self.kept.finish(self.place, (before, before), variables, self._is_last())
             return (before, before), stopped
-        state = [(variable, to_numpy(variable).copy()) for variable in learner.trainable_variables]
+        state = [(variable, to_numpy(variable).copy()) for variable in variables]
         try:
             with self.student.soft(self.block):
-                self._steps(learner, bar, done, rng, before)
+                self._steps(learner, bar, done, before)
         except KeyboardInterrupt:
             if not self.settings.keep:
+                self.kept.write()
                 raise
             stopped = True
         after = self.measure()
         if after >= before:
             for variable, value in state:
                 variable.assign(value)
-        return (before, min(before, after)), stopped
+        losses = before, min(before, after)
+        if not stopped:  # what was given up isn't done
+            self.kept.finish(self.place, losses, variables, self._is_last())
+        return losses, stopped
 
-    def _steps(self, learner: _Learner, bar: Any, done: int, rng: np.random.Generator, before: float) -> None:
+    def _is_last(self) -> bool:
+        return self.block is self.student.blocks[-1]
+
+    def _steps(self, learner: _Learner, bar: Any, done: int, before: float) -> None:
         how, decay = self.settings, keras.optimizers.schedules.CosineDecay
         learner.compile(keras.optimizers.Adam(decay(how.rate, how.steps)), jit_compile=_jit())
-        for step, chosen in zip(range(how.steps), _orders(len(self.inputs[0]), how.batch, rng), strict=False):
+        start = self.kept.restore(self.place, learner)
+        orders = _orders(len(self.inputs[0]), how.batch, np.random.default_rng([how.seed, self.place]))
+        for step, chosen in islice(zip(range(how.steps), orders, strict=False), start, None):
             if how.rounding == "adaround":
                 self._regularize(learner, step / how.steps, before)
-            loss = learner.train_on_batch(self._mixed(chosen, rng), [array[chosen] for array in self.targets])
+            # Numbers of its own for each step: what goes on at one needs those of none before.
+            mixed = self._mixed(chosen, np.random.default_rng([how.seed, self.place, step]))
+            loss = learner.train_on_batch(mixed, [array[chosen] for array in self.targets])
             bar.update(done + step + 1, [("loss", self._finite(float(loss)))], finalize=False)
+            self.kept.step(self.place, step + 1, learner)
 
     def _regularize(self, learner: _Learner, share: float, before: float) -> None:
         """Has roundings decide: hardly at first, then more and more."""

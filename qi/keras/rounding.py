@@ -14,11 +14,12 @@ import keras
 import numpy as np
 
 from qi.algorithms import MatrixView, Problem, Solution
-from qi.algorithms.run import Journal, Solved, Task, solve_all
+from qi.algorithms.journal import Journal
+from qi.algorithms.run import Solved, Task, solve_all
 from qi.core import LutGrid, SymmetricRule
 from qi.core.affine import dequantize, quantize
 from qi.dispatch import Slot
-from qi.errors import ConfigError, InputError
+from qi.errors import ConfigError, FileFormatError, InputError
 from qi.keras.inputs import weight_key
 from qi.keras.linear import LinearView, linear_views
 from qi.keras.prepare import Prepared
@@ -221,6 +222,7 @@ def round_weights(
     # What isn't asked for isn't used, so that stored statistics, which know all moments, give what the data would.
     inputs = {key: inputs[key] for key, site in wanted.items() if key in inputs and _needs_moments(site)}
     journal = Journal(resume, _fingerprint(wanted, inputs, origin))
+    _check_kept(journal, wanted)
     tasks = {
         key: Task(problem_of(site, inputs.get(key)), site.steps(*_SOLVED))
         for key, site in wanted.items()
@@ -233,6 +235,23 @@ def round_weights(
     if tasks:
         bar.update(len(wanted), finalize=True)
     return {key: _rounded(site, journal.done[key]) for key, site in wanted.items()}
+
+
+def _check_kept(journal: Journal, wanted: Mapping[str, WeightSite]) -> None:
+    """Refuses results that aren't of these weights, whatever their file says.
+
+    Raises:
+        FileFormatError: results of other names or shapes.
+    """
+    for key, solved in journal.done.items():
+        site, found = wanted.get(key), solved.solution
+        if site is None or (found.codes.shape, found.scale.size) != (
+            view_of(site).sizes,
+            site.quantizer.qparams(site.array.shape).scale.size,
+        ):
+            raise FileFormatError(
+                f"expected results of these weights in {journal.path}; received {found.codes.shape} for {key!r}; do delete it"
+            )
 
 
 def _rounded(site: WeightSite, solved: Solved) -> Rounded:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qi.algorithms import awq_factors, equalize, smoothing_factors
+from qi.algorithms import Reader, equalize, joint_awq_factors, smoothing_factors
 from qi.errors import InputError
 from qi.keras.calibrate import Calibration
 from qi.keras.caps import ChannelCap
@@ -93,7 +93,7 @@ def _magnitudes(
 
 
 def smooth_links(links: list[Link], sites: Mapping[str, WeightSite], inputs: Mapping[str, Moments]) -> list[Link]:
-    """Moves ranges between activations and weights (`qi.algorithms.smoothing_factors`, `awq_factors`), as the recipe asks.
+    """Moves ranges between activations and weights (`qi.algorithms.smoothing_factors`, `joint_awq_factors`), as the recipe asks.
 
     Args:
         links: of the graph.
@@ -144,28 +144,20 @@ def _applied(link: Link, taker: Taker) -> np.ndarray:
 
 
 def _awq(link: Link, sites: Mapping[str, WeightSite], moments: list[Moments], options: Any) -> np.ndarray:
-    """One search for all that take the link: their features side by side, each group as a matrix of its own."""
-    taker, seen = link.takers[0], moments[0]
-    if taker.channels.shape[0] != 1:
-        return np.ones(link.channels)  # each channel has weights of its own, and scales: nothing to be won
-    weights = [_weights(each)[0] for each in link.takers]
+    """One search for all that take the link."""
+    readers = [_reader(link, taker, sites[_key(taker)], seen) for taker, seen in zip(link.takers, moments, strict=True)]
+    return joint_awq_factors(readers, **options)
+
+
+def _reader(link: Link, taker: Taker, site: WeightSite, seen: Moments) -> Reader:
+    """A layer as it is now, with moments of what it takes now."""
 
     def rounded(scaled: np.ndarray) -> np.ndarray:
-        start, found = 0, []
-        for each, own in zip(link.takers, weights, strict=True):
-            part = scaled[:, start : start + own.shape[1]]
-            start += own.shape[1]
-            array = each.linear.view.tensor(part[None]).astype(np.float32)
-            problem = problem_of(sites[_key(each)], None, array)
-            found.append(problem.values(problem.nearest())[0])
-        return np.concatenate(found, axis=1)
+        problem = problem_of(site, None, taker.linear.view.tensor(scaled).astype(np.float32))
+        return problem.values(problem.nearest())
 
-    applied = _applied(link, taker)[0]
-    second = seen.second[0] * applied[:, None] * applied[None, :]
-    found = awq_factors(
-        np.concatenate(weights, axis=1), second, seen.absmean[0] * applied, rounded, taker.channels[0], **options
-    )
-    return _per_channel(link, taker, found[None])
+    now = seen.scaled(_applied(link, taker))
+    return Reader(_weights(taker), now.second, now.absmean, taker.channels, rounded)
 
 
 def scale_link(link: Link, factors: np.ndarray) -> None:

@@ -18,25 +18,26 @@ from qi.algorithms.run import check_jobs
 from qi.errors import ConfigError, InputError, UnsupportedError
 from qi.keras.data import batches, tell_shapes
 from qi.keras.graph import follow_model
+from qi.keras.measured import TaskMetric, measured_losses
 from qi.keras.prepare import Prepared, prepare, stored_statistics
 from qi.keras.search_result import SearchPoint, SearchResult, WeightChoice
 from qi.keras.searched import Fixed, Searched, searched_weights
+from qi.keras.sending import Source
 from qi.keras.sensitivity import (
-    TaskMetric,
     divergence,
     hessian_losses,
     input_moments,
-    measured_losses,
     output_errors,
     perturbed_values,
     quantized_values,
     some_samples,
 )
+from qi.keras.verify import check_copies
 from qi.observers import TensorStatistics
 from qi.recipes import Recipe, RecipeLike, Rule, TensorSpec, decode_name, get_recipe
 from qi.registry import suggest
 
-__all__ = ["BUDGETS", "METRICS", "literally", "search"]
+__all__ = ["BUDGETS", "METRICS", "NothingToSearchError", "literally", "search"]
 
 BUDGETS = ("bytes", "bops", "bits")
 """Bytes of all weights, scales included; multiply-accumulates times bits of weight and activation; mean bits of a weight."""
@@ -49,6 +50,10 @@ on 79.4 % ("task"), 77.2 % ("output") and 78.0 % ("hessian") of 768 images that 
 """
 
 _UNIFORM_BITS = 8  # what "0.5x" refers to
+
+
+class NothingToSearchError(InputError):
+    """Every weight stays as a rule says, or there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +125,9 @@ def search(
         points: how many budgets the front is found for.
         batch_size: for arrays.
         time_limit: seconds for each allocation; `SearchPoint.gap` tells what is then left open.
-        jobs: how many weights' outputs are predicted at once ("output", "hessian"); see `qi.quantize_model`.
+        jobs: how many processes work at once; None leaves number and backend to `joblib.parallel_config`. To run the model
+            ("task", "hessian"), each rebuilds it from its file, which takes about 0.6 GiB and some seconds for TensorFlow, and
+            computes with as many threads as this one: the losses are the same, bit for bit.
         progress: whether to show a progress bar.
 
     Returns:
@@ -129,7 +136,7 @@ def search(
     Raises:
         ConfigError: an unknown budget, metric or candidate; budgets that can't be met: the nearest that can are named.
         InputError: no data where they are needed; a metric that gives NaN; a model without a weight to search.
-        UnsupportedError: a model whose call can't be followed.
+        UnsupportedError: a model whose call can't be followed, or that other processes can't rebuild (jobs).
         MissingDependencyError: scipy isn't installed.
 
     Example:
@@ -144,15 +151,16 @@ def search(
     base = get_recipe(recipe)
     specs, metric = _specs(candidates, base), _checked_metric(metric, data)
     wanted = _checked_budgets(budgets)
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ConfigError(f"expected samples to be a whole number from 1 on; received samples={samples!r}")
+    _check_numbers(samples, points, time_limit)
+    jobs = check_jobs(jobs)
     ready = _prepared(model, data, base)
     space = _space(ready, base, specs)
     limits = {name: _number(name, value, space.eight[name]) for name, value in wanted.items()}
     nothing = [np.zeros(len(specs))] * len(space.weights) + [np.zeros(1)]
     allocate(nothing, space.costs, limits, time_limit=time_limit)  # refuses budgets that can't be met before the work
     known = stored_statistics(model, data, statistics).inputs if statistics is not None else None
-    losses = _losses(ready, space.weights, metric, data, known, samples, batch_size, check_jobs(jobs), progress)
+    source = Source(model, base, tuple(specs.values()))
+    losses = _losses(ready, space.weights, metric, data, known, samples, batch_size, jobs, source, progress)
     items = [*losses, np.zeros(1)]
     best = allocate(items, space.costs, limits, time_limit=time_limit)
     drawn = front(items, space.costs, next(iter(limits)), limits, points=points, time_limit=time_limit)
@@ -168,6 +176,15 @@ def search(
     )
 
 
+def _check_numbers(samples: object, points: object, time_limit: object) -> None:
+    for name, value, least in (("samples", samples, 1), ("points", points, 2)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"expected {name} to be a whole number from {least} on; received {name}={value!r}")
+    number = isinstance(time_limit, (int, float)) and not isinstance(time_limit, bool)
+    if not (number and time_limit > 0):  # type: ignore[operator]
+        raise ConfigError(f"expected time_limit to be a number of seconds above 0; received time_limit={time_limit!r}")
+
+
 def _prepared(model: keras.Model, data: Any, base: Recipe) -> Prepared:
     tell_shapes(model, data)
     graph, why = follow_model(model)
@@ -181,7 +198,8 @@ def _prepared(model: keras.Model, data: Any, base: Recipe) -> Prepared:
 
 def _specs(candidates: Iterable[int | str | TensorSpec], base: Recipe) -> dict[str, TensorSpec]:
     """The candidates by name, each once."""
-    given = [candidates] if isinstance(candidates, (int, str, TensorSpec)) else list(candidates)
+    single = isinstance(candidates, (str, TensorSpec)) or not isinstance(candidates, Iterable)
+    given = [candidates] if single else list(candidates)  # type: ignore[arg-type, list-item]
     if not given:
         raise ConfigError("expected at least one candidate; received none; do: candidates=(2, 3, 4, 6, 8)")
     found: dict[str, TensorSpec] = {}
@@ -256,7 +274,7 @@ def _space(ready: Prepared, base: Recipe, specs: Mapping[str, TensorSpec]) -> _S
     """The searched weights with their candidates, and the costs."""
     weights, fixed = searched_weights(ready, [*specs.values(), _of_bits(_UNIFORM_BITS, base)])
     if not weights:
-        raise InputError(
+        raise NothingToSearchError(
             f"expected a model with weights to quantize that the rules of {base.name!r} leave open; received "
             f"{ready.given.name!r}, which has none"
         )
@@ -292,6 +310,7 @@ def _losses(
     samples: int,
     batch_size: int,
     jobs: int | None,
+    source: Source,
     progress: bool,
 ) -> list[np.ndarray]:
     """Of each weight the losses of its candidates."""
@@ -302,16 +321,19 @@ def _losses(
             raise InputError(
                 "expected statistics with moments of the inputs of layers; received none; do calibrate again"
             )
+        check_copies(ready.given, ready.graph, [])
         seen = input_moments(ready, batches(data, ready.graph, batch_size)) if known is None else known
         return output_errors(weights, seen, jobs=jobs)
     held = list(some_samples(ready, data, samples, batch_size))
+    first = held[0][0]
+    check_copies(ready.given, ready.graph, [] if any(array is None for array in first) else first)
     bar = keras.utils.Progbar(len(weights) * len(held), unit_name="weight", verbose=int(progress))
-    measure = partial(measured_losses, ready, held, weights, advance=lambda: bar.add(1))
+    measure = partial(measured_losses, ready, held, weights, advance=bar.add, jobs=jobs, source=source)
     if metric == "hessian":
-        found = measure([perturbed_values(weight) for weight in weights], divergence)
+        found = measure(perturbed_values, divergence)
         return hessian_losses(weights, found, input_moments(ready, held), jobs=jobs)
     distance = divergence if isinstance(metric, str) else metric
-    found = measure([quantized_values(weight) for weight in weights], distance)
+    found = measure(quantized_values, distance)
     # Rounding alone may take a divergence below 0; what a user's metric calls better than float is left to it.
     return [np.maximum(own, 0.0) for own in found] if isinstance(metric, str) else found
 

@@ -10,29 +10,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
 
 from qi.algorithms.run import calls
 from qi.algorithms.sensitivity import relative_errors, weighted_losses
-from qi.errors import InputError
 from qi.keras.calibrate import run
 from qi.keras.data import batches
-from qi.keras.graph import Call, Graph
 from qi.keras.inputs import Watch
 from qi.keras.linear import linear_views
 from qi.keras.prepare import Prepared
-from qi.keras.running import fixed_batch, translated
+from qi.keras.running import fixed_batch
 from qi.keras.searched import Searched
-from qi.keras.variables import to_numpy
 from qi.observers import Moments
 
 __all__ = [
-    "TaskMetric",
     "divergence",
     "hessian_losses",
     "input_moments",
-    "measured_losses",
     "output_errors",
     "perturbed_values",
     "quantized_values",
@@ -41,105 +35,6 @@ __all__ = [
 
 _MOST = 1e6  # a relative error; one that leaves nothing of the output is 1
 _STEP = 0.03  # of a weight's size: far above float32's rounding, and small enough for the loss to be a square
-
-TaskMetric = Callable[[list[np.ndarray], list[np.ndarray]], float]
-"""From the outputs of the float model and of the changed one to a loss, 0 where they are equal."""
-
-
-class _Walk:
-    """One batch on its way through the float graph: from any call on, the rest can be run with other weights.
-
-    What lies before is computed once; of that only the tensors live on that are needed later.
-    """
-
-    def __init__(self, graph: Graph, inputs: Sequence[np.ndarray]) -> None:
-        self._graph, self._position = graph, 0
-        self._last = {id(value): place for place, call in enumerate(graph.calls) for value in call.inputs}
-        self._last |= {id(value): len(graph.calls) for value in graph.flat_outputs()}
-        self._tensors = {
-            id(value): array if array is None else keras.ops.convert_to_tensor(array)
-            for value, array in zip(graph.flat_inputs(), inputs, strict=True)
-        }
-
-    def to(self, call: Call) -> None:
-        """Runs all before a call."""
-        place = self._graph.calls.index(call)
-        with keras.StatelessScope():  # states, as of a recurrent layer, stay as they are
-            self._run(self._tensors, self._position, place)
-        self._position = place
-
-    def outputs(self, variable: keras.Variable | None = None, values: np.ndarray | None = None) -> list[np.ndarray]:
-        """What the model gives with other values of a variable that no call before here reads."""
-        changed = [] if variable is None else [(variable, keras.ops.convert_to_tensor(values, dtype=variable.dtype))]
-        tensors = dict(self._tensors)
-        with keras.StatelessScope(state_mapping=changed):
-            self._run(tensors, self._position, len(self._graph.calls))
-            return [to_numpy(tensors[id(value)]) for value in self._graph.flat_outputs()]
-
-    def _run(self, tensors: dict[int, Any], start: int, stop: int) -> None:
-        for place, call in enumerate(self._graph.calls[start:stop], start):
-            args, kwargs = call.arguments([tensors[id(value)] for value in call.inputs])
-            results = keras.tree.flatten(call.op(*args, **kwargs))
-            tensors.update((id(value), result) for value, result in zip(call.outputs, results, strict=True))
-            for value in call.inputs:
-                if self._last[id(value)] == place:
-                    tensors.pop(id(value), None)
-
-
-def measured_losses(
-    ready: Prepared,
-    data: Iterable[tuple[list[np.ndarray], int]],
-    weights: Sequence[Searched],
-    changes: Sequence[Sequence[Callable[[], np.ndarray]]],
-    distance: TaskMetric,
-    advance: Callable[[], object] = lambda: None,
-) -> list[np.ndarray]:
-    """The loss of the model with other values of one weight at a time, all else in float; the mean over the samples.
-
-    Args:
-        ready: its graph is run, as often as there are changes, from the changed layer on; nothing of it is changed.
-        data: (flat inputs, number of samples), batch by batch.
-        weights: those to change.
-        changes: of each weight, functions that give values to take.
-        distance: from the float model's outputs and the changed one's to a loss, batch by batch.
-        advance: called after each weight of each batch.
-
-    Raises:
-        InputError: outputs or losses that aren't finite; data on which the model raises an error.
-    """
-    graph = ready.graph
-    order = sorted(range(len(weights)), key=lambda place: graph.calls.index(weights[place].call))
-    totals = [np.zeros(len(own)) for own in changes]
-    seen = 0
-    for inputs, count in data:
-        known = graph.flat_inputs()
-        named = {value.name: array for value, array in zip(known, inputs, strict=True)}
-        with translated(graph.name, named, [value.shape for value in known]):
-            walk = _Walk(graph, inputs)
-            before = walk.outputs()
-        _check_finite(graph, before)
-        for place in order:
-            weight = weights[place]
-            walk.to(weight.call)
-            for each, make in enumerate(changes[place]):
-                found = float(distance(before, walk.outputs(weight.variable, make())))
-                if not np.isfinite(found):
-                    raise InputError(
-                        f"expected a finite number of the metric; received {found} with {weight.label!r} changed; do have it "
-                        "return a loss that is 0 for equal outputs"
-                    )
-                totals[place][each] += count * found
-            advance()
-        seen += count
-    return [total / max(seen, 1) for total in totals]
-
-
-def _check_finite(graph: Graph, outputs: Sequence[np.ndarray]) -> None:
-    if not all(np.isfinite(array.astype(np.float32)).all() for array in outputs):
-        raise InputError(
-            f"expected finite outputs; received NaN or infinity from {graph.name!r} in float; do look at the model, or at "
-            "the samples"
-        )
 
 
 def some_samples(ready: Prepared, data: Any, samples: int, batch_size: int) -> Iterator[tuple[list[np.ndarray], int]]:

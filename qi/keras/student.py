@@ -248,6 +248,19 @@ class Student:
         found = self._rounded(block)
         return [quantizer.rounded_up({"rounding": bound.variables["rounding"].value}) for quantizer, bound in found]
 
+    # What it is -----------------------------------------------------------------------------------------------------------
+
+    def describe(self) -> tuple[Any, ...]:
+        """Blocks and quantizers, in words that are the same for the same ones."""
+        given = [*self._given.values(), *self._ranges.values()]
+        blocks = [(block.name, [call.path for call in block.calls]) for block in self.blocks]
+        return self.scope, blocks, [(type(quantizer).__name__, quantizer.get_config()) for quantizer in given]
+
+    def arrays(self) -> list[np.ndarray]:
+        """All weights of the float copy."""
+        ops = [calls[0].op for calls in self.teacher.calls_of().values()]
+        return [to_numpy(variable) for op in ops for variable in paths(op).values()]
+
     # What came of it ----------------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[Weight, tuple[BaseInferableQuantizer, np.ndarray]]:

@@ -6,14 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qi.algorithms import STAGES, check_algorithm
+from qi.algorithms import ALGORITHMS, STAGES, check_algorithm
 from qi.errors import ConfigError
 from qi.recipes.checks import FrozenOptions
 
 __all__ = ["Step", "as_steps", "check_scales"]
-
-_FITS_SCALES = ("hqq", "kmeans", "output_range", "powers")
-_TABLES = {"kmeans": 8, "powers": 5}  # bits of an index, at most
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Step:
         options: by name.
 
     Raises:
-        ConfigError: an unknown algorithm or option, or an option of a wrong type.
+        ConfigError: an unknown algorithm or option, or a value that an option may not have.
 
     Example:
         >>> print(Step("gptq", {"damping": 0.1}))
@@ -40,8 +37,8 @@ class Step:
     def __post_init__(self) -> None:
         if not isinstance(self.options, Mapping):
             raise ConfigError(f"expected options of {self.name!r} by name; received options={self.options!r}")
-        check_algorithm(self.name, self.options)
-        object.__setattr__(self, "options", FrozenOptions(self.options))
+        checked = check_algorithm(self.name, self.options).checked(self.options)
+        object.__setattr__(self, "options", FrozenOptions(checked))
 
     @property
     def stage(self) -> str:
@@ -97,26 +94,37 @@ def check_scales(steps: Iterable[Step], bits: int, method: str, granularity: str
         >>> check_scales(as_steps("gptq"), 4, "power_of_two", "per_channel")
     """
     for step in steps:
-        powers = step.name == "powers" and step.options.get("power_of_two_scale", False)
-        if method == "power_of_two" and step.name in _FITS_SCALES and not powers:
-            instead = (
-                "power_of_two_scale=True, or method='symmetric'" if step.name == "powers" else "method='symmetric'"
-            )
+        found = ALGORITHMS.get(step.name)
+        options = {**found.options, **step.options}
+        keeps = options[found.fits_scales] if isinstance(found.fits_scales, str) else not found.fits_scales
+        if method == "power_of_two" and not keeps:
+            instead = f"{found.fits_scales}=True, or " if isinstance(found.fits_scales, str) else ""
             raise ConfigError(
                 f"expected algorithms that keep scales powers of two with method='power_of_two'; received {step.name!r}, which "
-                f"fits them; do use {instead}"
+                f"fits them; do use {instead}method='symmetric'"
             )
-        most = min(_TABLES.get(step.name, bits), bits)
-        if step.name in _TABLES and (step.options.get("bits", 0) or bits) > most:
-            raise ConfigError(
-                f"expected at most {most} bits for {step.name!r} with bits={bits} (an index has at most {_TABLES[step.name]}); "
-                f"received {str(step)!r}; do lower the bits"
-            )
-        if granularity == "per_group" and step.name in _TABLES:
-            raise ConfigError(
-                f"expected one scale a tensor or channel for a table of values; received granularity='per_group' with "
-                f"{step.name!r}; do use 'per_channel'"
-            )
+        if found.index_bits is not None:
+            _check_table(step, options, found.index_bits, bits)
+            if granularity == "per_group":
+                raise ConfigError(
+                    f"expected one scale a tensor or channel for a table of values; received granularity='per_group' with "
+                    f"{step.name!r}; do use 'per_channel'"
+                )
+
+
+def _check_table(step: Step, options: Mapping[str, Any], index_bits: tuple[int, int], bits: int) -> None:
+    """Refuses a table whose indices, or entries, the bits of a spec don't allow."""
+    index, (least, most) = options.get("bits") or bits, index_bits
+    if not least <= index <= min(most, bits):
+        raise ConfigError(
+            f"expected {least} to {min(most, bits)} bits for {step.name!r} with bits={bits} (an index has {least} to {most}); "
+            f"received {str(step)!r}; do {'raise' if index < least else 'lower'} the bits"
+        )
+    if options.get("lut_bits", index) < index:
+        raise ConfigError(
+            f"expected lut_bits of {step.name!r} not below the bits of an index, {index}; received "
+            f"lut_bits={options['lut_bits']}; do raise it"
+        )
 
 
 def _as_step(item: object) -> Step:

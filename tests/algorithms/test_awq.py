@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from qi.algorithms.awq import awq_factors
+from qi.algorithms.awq import Reader, awq_factors, joint_awq_factors
 from qi.algorithms.registry import ALGORITHMS
 from qi.errors import ConfigError, InputError
 from qi.observers import Moments
@@ -86,6 +86,43 @@ def test_places_of_a_kernel_share_the_factor_of_their_channel():
     np.testing.assert_array_equal(s[:12], s[12:])
     assert len(set(s)) == 12
     assert s[0] != 1
+
+
+def test_layers_of_other_kernels_share_the_factors_of_their_joint_input():
+    """One reads single pixels, one pairs of them, one each channel by itself."""
+    x, weight = layer(7)
+    pairs, wide = np.concatenate([x[1:], x[:-1]], axis=1), layer(8)[1]
+    deep = np.random.default_rng(9).normal(size=(6, 2, 1))
+    layers = [
+        (x[:, None], weight[None], np.arange(6)[None]),
+        (pairs[:, None], np.concatenate([wide, -wide])[None], np.tile(np.arange(6), 2)[None]),
+        (np.stack([x[1:], x[:-1]], axis=2), deep, np.tile(np.arange(6)[:, None], 2)),
+    ]
+
+    def rounded_groups(w):
+        return rounded(w.reshape(-1, w.shape[2]), 3).reshape(w.shape)
+
+    def error(s):
+        taken = [(rows, w, s[channels]) for rows, w, channels in layers]
+        values = [
+            rounded((w * f[:, :, None]).reshape(-1, w.shape[2]), 3).reshape(w.shape) / f[:, :, None]
+            for _, w, f in taken
+        ]
+        return sum(
+            np.sum((np.einsum("ngk,gkm->ngm", rows, v - w)) ** 2) / len(rows)
+            for (rows, w, _), v in zip(layers, values, strict=True)
+        )
+
+    readers = []
+    for rows, w, channels in layers:
+        seen = Moments(*w.shape[:2])
+        seen.update(rows)
+        round_it = lambda v: rounded(v.reshape(-1, v.shape[2]), 3).reshape(v.shape)
+        readers.append(Reader(w, seen.second, seen.absmean, channels, round_it))
+    s = joint_awq_factors(readers)
+    assert s.shape == (6,)
+    np.testing.assert_allclose(sum(reader.error(s) for reader in readers), error(s), rtol=1e-6)
+    assert error(s) < error(np.ones(6))
 
 
 def test_powers_of_two():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from qi.algorithms import ALGORITHMS, empirical_bias_correction
-from qi.algorithms.empirical import check_samples
 from qi.errors import ConfigError, InputError
 
 
@@ -32,4 +31,4 @@ def test_means_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("samples", [0, -1, True, 2.5])
 def test_other_numbers_of_samples_are_refused(samples: object) -> None:
     with pytest.raises(ConfigError, match="samples"):
-        check_samples(samples)
+        empirical_bias_correction([1.0], [1.0], samples=samples)  # type: ignore[arg-type]

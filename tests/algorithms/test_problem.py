@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qi.algorithms import Problem
 from qi.core import IntGrid, LutGrid, QParams, QTensor
 from qi.core.granularity import PerChannel, PerTensor
 from qi.errors import InputError
@@ -104,3 +105,27 @@ def test_asymmetric_grid_reaches_both_ends() -> None:
     problem = random_problem(7, grid=IntGrid(4, signed=False), per="tensor", asymmetric=True)
     codes = problem.nearest()
     assert (codes.min(), codes.max()) == (0, 15)
+
+
+@pytest.mark.parametrize(
+    ("scale", "sharing"),
+    [
+        (0.5, np.zeros((2, 4, 3), int)),
+        (np.full((1, 1, 3), 0.5), np.broadcast_to(np.arange(3), (2, 4, 3))),
+        (np.full((2, 1, 3), 0.5), np.broadcast_to(np.arange(6).reshape(2, 1, 3), (2, 4, 3))),
+    ],
+)
+def test_of_what_broadcasts(scale: Any, sharing: np.ndarray) -> None:
+    weight = np.random.default_rng(0).normal(size=(2, 4, 3))
+    found = Problem.of(weight, scale, IntGrid(4, signed=False), np.ones((2, 4, 4)), zero_point=8)
+    np.testing.assert_array_equal(found.sharing, sharing)
+    assert found.scale.tolist() == [0.5] * np.size(scale)
+    assert found.zero_point.tolist() == [8] * np.size(scale)
+    assert found.scale.dtype == np.float32
+    np.testing.assert_allclose(found.values(found.nearest()), np.clip(np.rint(2 * weight), -8, 7) / 2)
+
+
+@pytest.mark.parametrize("options", [{"scale": np.ones((1, 2, 1))}, {"scale": 1.0, "zero_point": np.zeros((1, 1, 3))}])
+def test_of_what_does_not_broadcast(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="broadcast"):
+        Problem.of(np.ones((1, 4, 3)), grid=IntGrid(4), **options)

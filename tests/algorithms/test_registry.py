@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qi.algorithms import ALGORITHMS
+from qi.algorithms.options import Count, Options
 from qi.algorithms.registry import NEEDS, STAGES, algorithm, check_algorithm
 from qi.errors import ConfigError
 
@@ -44,12 +45,12 @@ def test_stages_of_the_known_ones() -> None:
         ("gptq", {"damp": 1.0}, "damping, act_order, block"),
         ("gptq", {"dampin": 1.0}, "Did you mean 'damping'"),
         ("bias_correction", {"x": 1}, "among none"),
-        ("gptq", {"damping": "0.1"}, "type float"),
-        ("gptq", {"damping": None}, "type float"),
-        ("gptq", {"damping": False}, "type float"),
-        ("gptq", {"block": 2.0}, "type int"),
-        ("gptq", {"act_order": 0}, "type bool"),
-        ("output_range", {"rounding": 4}, "type str"),
+        ("gptq", {"damping": "0.1"}, "a finite number above 0"),
+        ("gptq", {"damping": None}, "a finite number above 0"),
+        ("gptq", {"damping": False}, "a finite number above 0"),
+        ("gptq", {"block": 2.0}, "an integer from 1 on"),
+        ("gptq", {"act_order": 0}, "True or False"),
+        ("output_range", {"rounding": 4}, "one of 'nearest', 'gptq'"),
     ],
 )
 def test_bad_names_and_options(name: str, options: dict[str, Any], said: str) -> None:
@@ -59,7 +60,7 @@ def test_bad_names_and_options(name: str, options: dict[str, Any], said: str) ->
 
 
 def test_integers_are_numbers() -> None:
-    assert check_algorithm("gptq", {"damping": 1}).name == "gptq"
+    assert check_algorithm("gptq", {"damping": 1}).checked({"damping": 1}) == {"damping": 1.0}
 
 
 def test_registering() -> None:
@@ -73,6 +74,14 @@ def test_registering() -> None:
 
     with pytest.raises(ConfigError, match="taken"):
         algorithm("gptq", stage="rounding", needs="moments")(other)
+
+    def lazy(problem: Any, *, steps: int = 0) -> Any:
+        return problem, steps
+
+    with pytest.raises(ConfigError, match="steps"):  # says nothing of its option
+        algorithm("mine", stage="rounding", needs="moments")(lazy)
+    with pytest.raises(ConfigError, match="received steps=0"):  # doesn't allow its default
+        algorithm("mine", stage="rounding", needs="moments", options=Options(steps=Count(1)))(lazy)
     assert "mine" not in ALGORITHMS
 
 

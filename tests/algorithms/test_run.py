@@ -1,22 +1,17 @@
-"""Tests for qi.algorithms.run: one after the other or at once, stopped and taken up again."""
+"""Tests for qi.algorithms.run: one after the other or at once."""
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qi.algorithms import Problem, Solution
-from qi.algorithms.run import Journal, Solved, Task, calls, check_jobs, solve, solve_all
+from qi.algorithms.run import Solved, Task, calls, check_jobs, solve, solve_all
 from qi.algorithms.sensitivity import relative_errors
 from qi.core import IntGrid, LutGrid
-from qi.errors import ConfigError, FileFormatError, InputError
+from qi.errors import ConfigError, InputError
 from tests.algorithms.problems import random_problem
 
 STEPS: Any = [("output_range", {"steps": 4}), ("gptq", {})]
@@ -94,6 +89,35 @@ def test_nothing_but_zeros(steps: Any) -> None:
     assert found.error == 0
 
 
+@pytest.mark.parametrize("kind", ["1e-30", "1e30", "spread inputs", "spread columns", "float16"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 13, 3), (20, 9, 1)])
+@pytest.mark.parametrize(
+    "step",
+    [("gptq", {}), ("descent", {}), ("adaround", {"steps": 20}), ("output_range", {"steps": 4}), ("best_range", {})],
+)
+def test_extremes(step: Any, shape: tuple[int, int, int], kind: str) -> None:
+    """Sizes at the ends of float32, one input or output, depthwise shapes, groups that don't divide: on 2 asymmetric bits."""
+    problem = random_problem(1, shape, grid=IntGrid(2, signed=False), asymmetric=True, per="group")
+    second = problem.second
+    assert second is not None
+    if kind.startswith("1e"):
+        factor = np.float32(kind)
+        problem = replace(problem, weight=problem.weight * factor, scale=problem.scale * factor)
+    elif kind == "spread inputs":
+        sizes = np.logspace(-15, 15, shape[1])
+        problem = replace(problem, second=second * sizes[:, None] * sizes)
+    elif kind == "spread columns":
+        problem = replace(problem, weight=problem.weight * np.logspace(-20, 18, shape[2]).astype("float32"))
+    else:
+        problem = replace(problem, weight=problem.weight.astype("float16"))
+    found = solve(Task(problem, [step]))
+    assert np.isfinite([found.nearest, found.error]).all()
+    assert found.error <= found.nearest * (1 + 1e-6)
+    assert found.solution.codes.dtype == np.uint8
+    assert (found.solution.scale > 0).all()
+    assert np.isfinite(found.solution.scale).all()
+
+
 def test_asymmetric_weights() -> None:
     problem = random_problem(3, grid=IntGrid(4, signed=False), asymmetric=True)
     found = solve(Task(problem, [("gptq", {})]))
@@ -132,126 +156,6 @@ def test_results_come_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == []
     next(results)
     assert len(done) == 1
-
-
-def test_journal_keeps_what_is_done(tmp_path: Path) -> None:
-    path = tmp_path / "progress.npz"
-    one = Journal(path, "abc")
-    assert one.done == {}
-    assert not path.exists()
-    given = dict(solve_all(tasks(2)))
-    given["table"] = solve(Task(replace(random_problem(5), second=None), [("kmeans", {})]))
-    for name, found in given.items():
-        one.add(name, found)
-        again = Journal(path, "abc")
-        assert list(again.done) == list(one.done)
-    for name, found in given.items():
-        same(found, again.done[name])
-    assert [entry.name for entry in tmp_path.iterdir()] == ["progress.npz"]
-
-
-def test_no_path_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    journal = Journal(None, "abc")
-    journal.add("a", solve(Task(random_problem(0), [])))
-    assert list(journal.done) == ["a"]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_work(tmp_path: Path) -> None:
-    path = tmp_path / "progress.npz"
-    Journal(path, "abc").add("a", solve(Task(random_problem(0), [])))
-    before = path.read_bytes()
-    with pytest.raises(ConfigError, match="this model, recipe and statistics"):
-        Journal(path, "abd")
-    assert path.read_bytes() == before
-
-
-def written(path: Path) -> bytes:
-    Journal(path, "abc").add("a", solve(Task(random_problem(0), [])))
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_files_cut_off(tmp_path: Path, share: float) -> None:
-    path = tmp_path / "progress.npz"
-    content = written(path)
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(FileFormatError, match="damaged or something else"):
-        Journal(path, "abc")
-
-
-@pytest.mark.parametrize("place", range(0, 2000, 53))
-def test_flipped_bits(tmp_path: Path, place: int) -> None:
-    """Found, or without an effect."""
-    path = tmp_path / "progress.npz"
-    content = bytearray(written(path))
-    whole = Journal(path, "abc").done["a"]
-    content[place % len(content)] ^= 0x10
-    path.write_bytes(bytes(content))
-    try:
-        found = Journal(path, "abc").done
-    except FileFormatError:
-        return
-    same(whole, found["a"])
-
-
-def archive(header: Any, **arrays: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
-    return buffer.getvalue()
-
-
-GOOD = {"format": "qi.progress", "version": 1, "fingerprint": "abc", "done": []}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"something else",
-        archive([]),
-        archive({}),
-        archive(GOOD | {"version": 2}),
-        archive(GOOD | {"format": "other"}),
-        archive(GOOD | {"done": 3}),
-        archive(GOOD | {"done": [{"name": "a"}]}),
-        archive(GOOD | {"done": [{"name": "a", "grid": {"bits": 4, "signed": True, "narrow": True}}]}),
-        archive(GOOD | {"done": [{"name": "a", "grid": {"bits": 99}}]}),
-    ],
-    ids=range(10),
-)
-def test_something_else(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "progress.npz"
-    path.write_bytes(content)
-    with pytest.raises(FileFormatError, match="do delete it, or name another"):
-        Journal(path, "abc")
-
-
-def test_no_pickles(tmp_path: Path) -> None:
-    path = tmp_path / "progress.npz"
-    np.savez(path, header=np.array([{"format": "qi.progress"}], dtype=object))
-    with pytest.raises(FileFormatError):
-        Journal(path, "abc")
-    with zipfile.ZipFile(path) as file:
-        assert "header.npy" in file.namelist()
-
-
-def test_folders_and_lacking_folders(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"directory|denied"):
-        Journal(tmp_path, "abc")
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*do create it"):
-        Journal(tmp_path / "nowhere" / "progress.npz", "abc")
-
-
-def test_solutions_are_plain(tmp_path: Path) -> None:
-    problem: Problem = random_problem(0, grid=IntGrid(8, narrow=True))
-    path = tmp_path / "progress.npz"
-    solution: Solution = problem.solution(problem.nearest())
-    Journal(path, "abc").add("a/b:0 [x]", Solved(solution, 1.0, 0.5, 2.0))
-    found = Journal(path, "abc").done["a/b:0 [x]"]
-    same(found, Solved(solution, 1.0, 0.5, 2.0))
-    assert found.solution.grid == IntGrid(8, narrow=True)
 
 
 def test_calls_keep_their_order_in_parallel() -> None:

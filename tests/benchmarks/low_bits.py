@@ -2,7 +2,8 @@
 
 Weights as said, activations of 8 bits, first and last layer of 8 bits; 1,024 calibration and 5,000 test images.
 
-Run: python -m tests.benchmarks.low_bits [ablation|all_layers|encoder] [--models NAME ...] [--bits 4 3 2] [--only ALGORITHMS ...]
+Run: python -m tests.benchmarks.low_bits [ablation|all_layers|encoder] [--models NAME ...] [--bits 4 3 2] [--only ROWS ...]
+         [--into PAGE]
 
 "encoder" times GPTQ on a transformer encoder of 22 million parameters with random weights, and says what memory that took.
 """
@@ -10,10 +11,13 @@ Run: python -m tests.benchmarks.low_bits [ablation|all_layers|encoder] [--models
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import resource
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,7 @@ from tests.benchmarks.common import MODELS, load_data, load_float
 
 GPTQ_RANGE = {"name": "output_range", "rounding": "gptq"}
 # Algorithms by the name of the row; the range of round-to-nearest is that of the recipes' names ("mse" with norm 3).
+FLOAT = "float"
 MINMAX = "round to nearest, min/max"
 ROWS: dict[str, tuple[Any, ...]] = {
     MINMAX: (),
@@ -130,6 +135,37 @@ def time_encoder() -> None:
         )
 
 
+def measure_row(table: str, model_name: str, row: str, bits: Sequence[int], granularity: str) -> list[str]:
+    """The cells of a row: top-1, and in brackets seconds and the peak memory of the process since the first of its cells."""
+    warnings.simplefilter("ignore", qi.QuantizationWarning)
+    model, data, cells = load_float(model_name), load_data(), []
+    if row == FLOAT:
+        return [f"{top1(model, data):.2f}"] * len(bits)
+    for each in bits:
+        suffix = "_minmax" if row == MINMAX else ""
+        ends = 8 if table == "ablation" else None
+        chosen = recipe(model, each, ROWS[row], ends=ends, granularity=granularity, suffix=suffix)
+        accuracy, seconds, _ = measured(model, chosen, data)
+        cells.append(f"{accuracy:.2f} ({seconds:.1f} s, {peak_memory():.1f} GiB)")
+    return cells
+
+
+def peak_memory() -> float:
+    """GiB that this process has held at most: ru_maxrss would start from its parent's."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replaces what a page has between the marks of the tables."""
+    begin, end = (
+        "<!-- tables: python -m tests.benchmarks.low_bits --into docs/low_bits.md -->\n",
+        "<!-- end of tables -->",
+    )
+    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    page.write_text(head + begin + text + end + rest.partition(end)[2], encoding="utf-8")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser()
@@ -138,29 +174,26 @@ def main() -> None:
     parser.add_argument("--bits", nargs="*", type=int, default=[4, 3, 2])
     parser.add_argument("--granularity", default="per_channel")
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--into", type=Path, help="a page whose tables these become")
     arguments = parser.parse_args()
     if arguments.table == "encoder":
         time_encoder()
         return
-    data = load_data()
-    ends = 8 if arguments.table == "ablation" else None
+    text = ""
     for name in arguments.models:
-        model = load_float(name)
-        print(f"\n{name}: float {top1(model, data):.2f}\n")
-        print("| algorithms | " + " | ".join(f"w{b}a8 top-1 (s)" for b in arguments.bits) + " |")
-        print("| --- " * (len(arguments.bits) + 1) + "|")
-        for row, algorithms in ROWS.items():
-            if arguments.only and row not in arguments.only:
-                continue
-            cells = []
-            for bits in arguments.bits:
-                suffix = "_minmax" if row == MINMAX else ""
-                chosen = recipe(model, bits, algorithms, ends=ends, granularity=arguments.granularity, suffix=suffix)
-                accuracy, seconds, _ = measured(model, chosen, data)
-                cells.append(f"{accuracy:.2f} ({seconds:.1f})")
-            print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
+        text += f"\n| {name} | " + " | ".join(f"w{b}a8" for b in arguments.bits) + " |\n"
+        text += "| --- " * (len(arguments.bits) + 1) + "|\n"
+        print(text.rpartition("\n\n")[2], end="", flush=True)
+        for row in [FLOAT, *(arguments.only or ROWS)]:
+            # A process each: what a row takes of memory is then its own.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                given = (arguments.table, name, row, arguments.bits, arguments.granularity)
+                line = f"| {row} | " + " | ".join(pool.submit(measure_row, *given).result()) + " |\n"
+            print(line, end="", flush=True)
+            text += line
+    if arguments.into:
+        put_into(arguments.into, text + "\n")
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore", qi.QuantizationWarning)
     main()

@@ -149,7 +149,8 @@ def test_algorithms_are_named_in_recipes_and_by_effort(
     done = quantize(
         "--data", files / "data.npz", "--recipe", "w4a8", "--effort", "balanced", "--report", tmp_path / "r.json"
     )
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    assert "'head/kernel': 144 features, 64 rows" in done.err  # too few for its moments
     rows = [row for row in QuantizationReport.load(tmp_path / "r.json").rows if row.kind == "weight" and row.quantized]
     assert {row.algorithms for row in rows} == {"output_range, gptq, bias_correction"}
     assert all(row.output_error is not None and row.output_error <= 1 for row in rows)
@@ -171,3 +172,58 @@ def test_work_is_kept_in_a_file_that_belongs_to_the_model(
 @pytest.mark.parametrize("option", [("--effort", "bset"), ("--jobs", "0"), ("--resume", "work.txt")])
 def test_illegal_options_of_algorithms(quantize: Callable[..., Any], files: Path, option: tuple[str, str]) -> None:
     assert quantize("--data", files / "data.npz", *option).code == 2
+
+
+def test_a_drop_that_is_allowed_decides_on_bits(
+    quantize: Callable[..., Any], files: Path, tmp_path: Path, samples: dict[str, np.ndarray]
+) -> None:
+    pytest.importorskip("scipy")
+    model = qi.load_model(files / "float.keras")
+    y = model.predict(samples["x_test"], verbose=0).argmax(-1)  # of which the float model knows all
+    np.savez(tmp_path / "d.npz", **{**samples, "y_test": y})
+    options = "--data", tmp_path / "d.npz", "--recipe", "w2a8", "--report", tmp_path / "r.json"
+    done = quantize(*options, "--max-drop", "8")
+    assert done.code == 0
+    settings = QuantizationReport.load(tmp_path / "r.json").settings
+    assert settings["metric_float"] == 100
+    assert settings["metric_quantized"] >= 92 > settings["metric_before_raising"]
+    mse = quantize(*options, "--max-drop", "1000", "--metric", "mse")
+    assert mse.code != 0  # classes aren't what it gives: shapes differ
+    assert "expected" in mse.err
+
+
+def test_a_drop_that_nothing_holds_is_refused(
+    quantize: Callable[..., Any], files: Path, tmp_path: Path, samples: dict[str, np.ndarray]
+) -> None:
+    pytest.importorskip("scipy")
+    model = qi.load_model(files / "float.keras")
+    np.savez(tmp_path / "d.npz", **{**samples, "y_test": model.predict(samples["x_test"], verbose=0)})
+    done = quantize("--data", tmp_path / "d.npz", "--max-drop", "0", "--metric", "mae")
+    assert done.code == 3
+    assert "expected a max_drop that can hold; received max_drop=0" in done.error
+    assert [path.name for path in tmp_path.iterdir()] == ["d.npz"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--max-drop", "-1"], "a number from 0 on; received '-1'"),
+        (["--max-drop", "nan"], "a number from 0 on; received 'nan'"),
+        (["--metric", "mse"], "expected --max-drop with --metric mse"),
+        (["--max-drop", "1", "--metric", "acuracy"], "Did you mean 'accuracy'"),
+        (["--max-drop", "1", "--resume", "w.npz"], "expected --resume without --max-drop"),
+    ],
+)
+def test_illegal_limits(
+    quantize: Callable[..., Any], files: Path, tmp_path: Path, options: list[str], problem: str
+) -> None:
+    options = [str(tmp_path / option) if option == "w.npz" else option for option in options]
+    done = quantize("--data", files / "data.npz", *options)
+    assert done.code == 2
+    assert problem in done.error
+
+
+def test_a_limit_needs_true_values(quantize: Callable[..., Any], tmp_path: Path) -> None:
+    assert "expected --data with --max-drop" in quantize("--recipe", "w8", "--max-drop", "1").error
+    np.save(tmp_path / "x.npy", np.ones((40, 8, 8, 1), "float32"))
+    assert "expected true values called y beside x" in quantize("--data", tmp_path / "x.npy", "--max-drop", "1").error

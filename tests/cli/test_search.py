@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ def test_a_budget_that_cannot_be_met(search: Callable[..., Any], files: Path, tm
         (["--data", "d.npz", "--budget", "bits=4", "--bits", "2,,4"], "expected bits as 2,4,8"),
         (["--data", "d.npz", "--budget", "bits=4", "--metric", "mse"], "invalid choice: 'mse'"),
         (["--data", "d.npz", "--budget", "bits=4", "--plot", "f.pdf"], "ending in .png or .svg"),
+        (["--data", "d.npz", "--budget", "bits=4", "--jobs", "0"], "a whole number from 1 to"),
         (["--data", "d.npz", "--budget", "bits=4"], "a file with samples"),
         (["--stats", "s.npz", "--budget", "bits=4"], "a file with statistics"),
         (["--data", "d.npz", "--budget", "bits=4", "--recipe", "w8a88x"], "Did you mean 'w8a8'"),
@@ -76,3 +79,33 @@ def test_bad_options_are_refused_before_the_work(
     assert done.code == 2
     assert problem in done.error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_with_workers_standard_output_is_ours_and_the_rest_is_silent(
+    environment: dict[str, str], files: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("joblib")
+    recipes = []
+    for jobs in ("1", "2"):
+        arguments = [
+            "search",
+            files / "float.keras",
+            "--data",
+            files / "data.npz",
+            "--budget",
+            "bits=4",
+            "--jobs",
+            jobs,
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "qi", *arguments, "-o", tmp_path / f"{jobs}.json"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("tiny: bits <= 4; losses: task;")
+        assert done.stdout.endswith(f"saved {tmp_path / jobs}.json\n")
+        recipes.append((tmp_path / f"{jobs}.json").read_text())
+    assert recipes[0] == recipes[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,24 @@ def test_weights_that_no_algorithm_can_take_are_told() -> None:
     assert "'one/kernel' is rounded to nearest" in told
     assert "shares weights with 'two'" in told
     assert "'head/kernel' is left without bias_correction: it has no bias" in told
+
+
+@pytest.mark.parametrize(("count", "few"), [(8, 2), (20, 1), (64, 0)])
+def test_too_few_data_for_moments_are_told(count: int, few: int) -> None:
+    """Fewer rows than features leave the moments without full rank; of a convolution, each place is a row."""
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Flatten()(layers.Conv2D(2, 3, name="conv")(inputs))
+    net = keras.Model(inputs, layers.Dense(3, name="head")(layers.Dense(12, name="wide", activation="relu")(x)))
+    data = np.random.default_rng(0).normal(size=(count, 6, 6, 2)).astype("float32")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, report = quantized(uneven(net), "w4a8_gptq", data)
+    told = [line for line in report.all_warnings if "too few for moments" in line]
+    assert len(told) == (few > 0)
+    if few:
+        assert f"of {few} weight{'s' * (few > 1)}, whose" in told[0]
+        assert f"('wide/kernel': 32 features, {count} rows)" in told[0]
+    assert any("too few for moments" in str(one.message) for one in caught) == (few > 0)
 
 
 def test_layers_called_twice() -> None:

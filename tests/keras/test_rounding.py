@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from keras import layers
 
 import qi.algorithms.run as running
 from qi.algorithms import Solution
+from qi.algorithms.journal import Journal
 from qi.core import LutGrid
 from qi.errors import ConfigError, FileFormatError, InputError
+from qi.keras import rounding
 from qi.keras.prepare import Prepared, prepare
 from qi.keras.rounding import Rounded, WeightSite, problem_of, quantizer_of, round_weights, view_of, weight_sites
 from qi.observers import Moments
@@ -258,8 +261,37 @@ def test_progress_of_other_work(model: keras.Model, moments: dict[str, Moments],
     for net, asked, seen, options in changes:
         with pytest.raises(ConfigError, match="this model, recipe and statistics"):
             rounded(net, asked, seen, resume=path, **options)
-    path.write_bytes(path.read_bytes()[:-100])
+    path.write_bytes(b"PK" + path.read_bytes())
     with pytest.raises(FileFormatError, match="damaged"):
+        rounded(model, of, moments, resume=path)
+
+
+@pytest.mark.filterwarnings("ignore:the last record")
+def test_progress_that_was_cut_off(model: keras.Model, moments: dict[str, Moments], tmp_path: Path) -> None:
+    path, of = tmp_path / "progress", spec("symmetric", "per_channel", "gptq")
+    whole = rounded(model, of, moments, resume=path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    found = rounded(model, of, moments, resume=path)
+    assert bits(found) == bits(whole)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("change", ["name", "shape"])
+def test_progress_that_does_not_fit(
+    model: keras.Model, moments: dict[str, Moments], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Results of other names or shapes under the right fingerprint, as no QI writes them."""
+    path, of = tmp_path / "progress", spec("symmetric", "per_channel", "gptq")
+    monkeypatch.setattr(rounding, "_fingerprint", lambda *_: "abc")
+    found = next(iter(rounded(model, of, moments).items()))
+    solution = found[1].solved.solution
+    cut = replace(solution, codes=solution.codes[:, 1:])
+    journal = Journal(path, "abc")
+    journal.add(
+        *(("other", found[1].solved) if change == "name" else (found[0], replace(found[1].solved, solution=cut)))
+    )
+    with pytest.raises(FileFormatError, match="results of these weights"):
         rounded(model, of, moments, resume=path)
 
 

@@ -158,6 +158,16 @@ def test_budgets_that_cannot_be_met_name_the_nearest(model: keras.Model, x: np.n
         ((0, {"bits": 4}, (1,)), {}, ConfigError, "at least 2 bits"),
         ((0, {"bits": 4}), {"metric": "taks"}, ConfigError, "Did you mean 'task'"),
         ((0, {"bits": 4}), {"samples": 0}, ConfigError, "samples to be a whole number"),
+        ((0, {"bits": 4}), {"points": 1}, ConfigError, "points to be a whole number from 2 on"),
+        ((0, {"bits": 4}), {"time_limit": float("nan")}, ConfigError, "seconds above 0; received time_limit=nan"),
+        ((0, {"bits": 4}), {"jobs": 0}, ConfigError, "received jobs=0"),
+        ((0, {"bits": 4}, None), {}, ConfigError, "bits, names or TensorSpecs; received None"),
+        ((0, {"bits": 4}, 2.5), {}, ConfigError, "received 2.5"),
+        ((0, {"bits": -1}), {}, ConfigError, "a positive number.*received bits=-1"),
+        ((0, {"bits": 0}), {}, ConfigError, "received bits=0"),
+        ((0, {"bits": float("nan")}), {}, ConfigError, "received bits=nan"),
+        ((0, {"bits": "-0.5x"}), {}, ConfigError, "received bits='-0.5x'"),
+        ((0, {"bits": [4]}), {}, ConfigError, "a positive number"),
         ((0, {"bits": 4}), {"recipe": get_recipe("w8").with_rules(Rule("*", weights="float"))}, InputError, "leave open"),
     ],
 )  # fmt: skip
@@ -184,3 +194,49 @@ def test_models_without_a_graph_are_refused() -> None:
     made.build((None, 4))
     with pytest.raises(UnsupportedError, match="whose call can be followed"):
         find(made, np.ones((4, 4), "float32"), {"bits": 4})
+
+
+def test_candidates_that_are_given_twice_count_once(model: keras.Model, x: np.ndarray) -> None:
+    found = find(model, x, {"bits": 5}, (4, "w4", np.int64(4), 8))
+    assert list(found.uniform) == ["w4", "w8"]
+    assert dict(find(model, x, {"bits": 5}, (4, 8)).chosen.candidates) == dict(found.chosen.candidates)
+
+
+def test_models_without_weights_to_quantize_are_refused() -> None:
+    inputs = keras.Input((4,))
+    bare = keras.Model(inputs, keras.layers.ReLU()(inputs), name="bare")
+    with pytest.raises(InputError, match="a model with weights to quantize .* received 'bare', which has none"):
+        find(bare, np.ones((4, 4), "float32"), {"bits": 4})
+
+
+def test_one_layer_and_one_sample_are_enough() -> None:
+    single = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="one")])
+    for metric in ("task", "output", "hessian"):
+        found = find(single, np.ones((1, 4), "float32"), {"bits": 4}, metric=metric)
+        assert dict(found.chosen.candidates) == {"one/kernel": "w4"}
+
+
+def test_a_layer_that_is_called_twice_is_counted_once_and_measured_at_both_calls() -> None:
+    inputs = keras.Input((6,), name="x")
+    shared = keras.layers.Dense(6, name="shared")
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(shared(keras.ops.relu(shared(inputs)))))
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    found = find(model, x, {"bytes": "0.7x"})
+    assert [(w.path, w.size, w.macs) for w in found.weights] == [("shared/kernel", 36, 72), ("head/kernel", 12, 12)]
+    _, report = quantize_model(model, found.recipe, x, progress=False)
+    assert report.totals.bytes_after == found.chosen.costs["bytes"]
+
+
+def test_layers_that_are_others_once_rebuilt_are_refused() -> None:
+    class Times(keras.layers.Layer):
+        factor = 1.0
+
+        def call(self, x: Any) -> Any:
+            return self.factor * x
+
+    times = Times()
+    times.factor = 3.0  # which isn't in its configuration
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), times])
+    for metric in ("task", "output"):
+        with pytest.raises(InputError, match="times"):
+            find(model, np.ones((4, 6), "float32"), {"bits": 4}, metric=metric)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from qi.errors import InputError
+from qi.keras.measured import measured_losses
 from qi.keras.prepare import prepare
 from qi.keras.searched import Searched, searched_weights
 from qi.keras.sensitivity import (
     divergence,
     hessian_losses,
     input_moments,
-    measured_losses,
     output_errors,
     perturbed_values,
     quantized_values,
@@ -40,7 +40,7 @@ def test_losses_are_those_of_the_model_with_one_weight_replaced(name: str) -> No
     held = list(some_samples(ready, x, 12, 5))
     assert [count for _, count in held] == [5, 5, 2]
     before = [weight.array.copy() for weight in weights]
-    losses = measured_losses(ready, held, weights, [quantized_values(weight) for weight in weights], mean_difference)
+    losses = measured_losses(ready, held, weights, quantized_values, mean_difference)
     exact = first(model(x))
     from qi.keras.graph import build_model
 
@@ -68,7 +68,7 @@ def test_predicted_output_errors_are_those_of_the_layer() -> None:
     def relative(before: list[np.ndarray], after: list[np.ndarray]) -> float:
         return float(np.mean((before[0] - after[0]) ** 2) / np.mean((x @ weights[0].array) ** 2))
 
-    measured = measured_losses(ready, held, weights, [quantized_values(weights[0])], relative)[0]
+    measured = measured_losses(ready, held, weights, quantized_values, relative)[0]
     assert predicted == pytest.approx(measured, rel=1e-4)
     assert output_errors(weights, {})[0] != pytest.approx(measured, rel=0.01)  # without moments, of the weight itself
 
@@ -83,10 +83,10 @@ def test_the_hessian_tells_layers_apart_that_the_output_minds_differently() -> N
     ready, weights, _ = found_in(model, "w8")
     held = list(some_samples(ready, x, 64, 64))
     seen = input_moments(ready, held)
-    measured = measured_losses(ready, held, weights, [perturbed_values(weight) for weight in weights], divergence)
+    measured = measured_losses(ready, held, weights, perturbed_values, divergence)
     losses = hessian_losses(weights, measured, seen)
     errors = output_errors(weights, seen)
-    task = measured_losses(ready, held, weights, [quantized_values(weight) for weight in weights], divergence)
+    task = measured_losses(ready, held, weights, quantized_values, divergence)
     assert 0.2 < errors[0][1] / errors[1][1] < 5
     assert losses[0][1] > 1000 * losses[1][1]
     for own, exact in zip(losses, task, strict=True):
@@ -115,11 +115,10 @@ def test_metrics_and_models_that_give_no_number_are_refused() -> None:
     model = build("sequential")
     ready, weights, _ = found_in(model)
     held = list(some_samples(ready, samples(model, 4), 4, 4))
-    changes = [quantized_values(weight) for weight in weights]
     with pytest.raises(InputError, match="a finite number of the metric; received nan with 'first/kernel' changed"):
-        measured_losses(ready, held, weights, changes, lambda before, after: float("nan"))
+        measured_losses(ready, held, weights, quantized_values, lambda before, after: float("nan"))
     inputs = keras.Input((4,), name="x")
     broken = keras.Model(inputs, keras.ops.log(keras.layers.Dense(2, name="d")(inputs) * 0.0 - 1.0))
     ready, weights, _ = found_in(broken)
     with pytest.raises(InputError, match=r"NaN or infinity from .* in float"):
-        measured_losses(ready, some_samples(ready, np.ones((2, 4)), 2, 2), weights, [[]], divergence)
+        measured_losses(ready, some_samples(ready, np.ones((2, 4)), 2, 2), weights, quantized_values, divergence)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qi.algorithms import ALGORITHMS
@@ -63,11 +65,11 @@ def test_options_are_kept_sorted_and_read_only() -> None:
         ({"damping": 0.1}, "a mapping with one"),
         ({"name": 3}, "a mapping with one"),
         ({"name": "gptq", "dampign": 0.1}, "Did you mean 'damping'"),
-        ({"name": "gptq", "damping": "much"}, "of type float"),
-        ({"name": "gptq", "damping": True}, "of type float"),
-        ({"name": "gptq", "block": 1.5}, "of type int"),
-        ({"name": "gptq", "block": True}, "of type int"),
-        ({"name": "gptq", "act_order": 1}, "of type bool"),
+        ({"name": "gptq", "damping": "much"}, "a finite number above 0"),
+        ({"name": "gptq", "damping": True}, "a finite number above 0"),
+        ({"name": "gptq", "block": 1.5}, "an integer from 1 on"),
+        ({"name": "gptq", "block": True}, "an integer from 1 on"),
+        ({"name": "gptq", "act_order": 1}, "True or False"),
         ({"name": "bias_correction", "steps": 1}, "among none"),
         (["gptq", "gptq"], "leave out 'gptq'"),
         (["gptq", {"name": "gptq", "damping": 0.1}], "leave out 'gptq'"),
@@ -118,7 +120,13 @@ def test_no_tables_for_groups(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("bits", "step"),
-    [(16, "kmeans"), (6, "powers"), (4, {"name": "kmeans", "bits": 5}), (4, {"name": "powers", "bits": 5})],
+    [
+        (16, "kmeans"),
+        (6, "powers"),
+        (1, {"name": "powers", "bits": 2}),
+        (4, {"name": "kmeans", "bits": 5}),
+        (4, {"name": "powers", "bits": 5}),
+    ],
 )
 def test_tables_of_too_many_bits(bits: int, step: Any) -> None:
     with pytest.raises(ConfigError, match="lower the bits"):
@@ -131,6 +139,20 @@ def test_tables_of_too_many_bits(bits: int, step: Any) -> None:
 )
 def test_tables_of_few_bits(bits: int, step: Any) -> None:
     assert TensorSpec(bits=bits, algorithms=[step]).algorithms  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bits", "step"),
+    [(1, "powers"), (4, {"name": "kmeans", "lut_bits": 3}), (8, {"name": "kmeans", "bits": 4, "lut_bits": 2})],
+)
+def test_tables_of_too_few_bits(bits: int, step: Any) -> None:
+    with pytest.raises(ConfigError, match=r"do raise (the bits|it)"):
+        TensorSpec(bits=bits, algorithms=[step])  # type: ignore[arg-type]
+
+
+def test_values_of_numpy_are_kept_as_plain_ones() -> None:
+    step = Step("gptq", {"damping": np.float32(0.5), "block": np.int64(8), "act_order": np.bool_(False)})
+    assert json.dumps(step.to_config()) == '{"name": "gptq", "act_order": false, "block": 8, "damping": 0.5}'
 
 
 def test_activations_take_none() -> None:

@@ -43,17 +43,28 @@ class Plan:
             self.tool.add_weight_only_config(**common, num_bits=bits)
 
 
+def algorithm_for(cell: Cell, kind: str) -> str:
+    """The asked algorithm; the one of the option "elsewhere", where there is one, for all but FULLY_CONNECTED."""
+    chosen = cell.options["algorithm"]
+    return str(chosen if kind == "FULLY_CONNECTED" else cell.options.get("elsewhere", chosen))
+
+
 def planned(cell: Cell, tool: Any) -> None:
     """8 bits for everything, then the asked bits by the asked algorithm for what lies between the ends and can have them."""
     plan, ops = Plan(tool, cell.options["mode"]), kernel_ops(str(cell.file(".tflite")))
     plan.add(".*", OPS.ALL_SUPPORTED, 8, "min_max_uniform_quantize")
+    if "elsewhere" in cell.options:  # the ends too: in a convolutional network they are all that is FULLY_CONNECTED
+        name = cell.options["algorithm"]
+        plan.add(".*", OPS.FULLY_CONNECTED, 8, name)
+        known = sum(kind == "FULLY_CONNECTED" for kind, _ in ops)
+        cell.remarks.append(f"{name} for {known} of {len(ops)} kernels, {cell.options['elsewhere']} for the rest")
     refused: dict[str, str] = {}
     taken = 0
     for kind in sorted({kind for kind, _ in ops}):
         wanted = [name for op, name in ops[1:-1] if op == kind]
         for name in wanted:
             try:
-                plan.add(f"^{re.escape(name)};?$", KERNELS[kind], cell.bits, cell.options["algorithm"])
+                plan.add(f"^{re.escape(name)};?$", KERNELS[kind], cell.bits, algorithm_for(cell, kind))
                 taken += 1
             except ValueError as error:
                 refused[f"{kind} x {len(wanted)}"] = str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 
 Result = dict[str, Any]
-NOT_MEASURED = "not measured"
-_SHORT, _LONG = 90, 900
+NOT_MEASURED, STOPPED = "not measured", "stopped"
+GRADIENT_EPOCHS = 5
+_SHORT, _LONG = 60, 400
 _SIGMAS = 2
+_EVERYDAY = "effort balanced"
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,17 @@ class Notes:
 
     def __call__(self, text: str) -> str:
         """The number of a text."""
-        line = " ".join(text.split())[:_LONG]
+        line = _shortened(" ".join(text.split()))
         if line not in self.texts:
             self.texts.append(line)
         return f"[{self.texts.index(line) + 1}]"
+
+
+def _shortened(text: str) -> str:
+    """Without what stands in nested parentheses, where a text is too long."""
+    while len(text) > _LONG and (inner := re.sub(r"\([^()…]*(?:\(…\)[^()…]*)*\)", "(…)", text)) != text:
+        text = inner
+    return text if len(text) <= _LONG else f"{text[:_LONG]} …"
 
 
 def page(
@@ -81,7 +91,7 @@ def page(
         cap: Seconds that a cell may take.
     """
     notes = Notes()
-    parts = [_head(command, cap)]
+    parts = [_head(command, cap, max([cap, *(one.get("cap", cap) for one in results.values())]))]
     for model, top1 in floats.items():
         parts.append(f"## {model} (float: {top1:.2f} %)\n\n" + _table(results, model, titles, rows, bits, notes))
         told = [_verdict(results, model, titles, rows, one) for one in bits]
@@ -90,18 +100,26 @@ def page(
     return "\n\n".join(parts) + "\n"
 
 
-def _head(command: str, cap: float) -> str:
+def _head(command: str, cap: float, most: float) -> str:
+    longer = f", and up to {most:.0f} where the machine was busy" if most > cap else ""
     return f"""# Low bits without training, beside others
 
 Top-1 accuracy in percent after post-training quantization, and the seconds of processor time that it took (calibration and
 quantization, all threads added up; no imports, no measurement of accuracy). Made on {datetime.now(UTC):%Y-%m-%d} by
-`{command}` with {os.cpu_count()} processors; a cell may take {cap:.0f} seconds.
+`{command}` with {os.cpu_count()} processors; a cell may take {cap:.0f} seconds
+on the clock{longer}.
 
 All get the same float models, the same 1,024 calibration images and the same 5,000 test images of CIFAR-10. Setting: weights
 of so many bits per output channel, the first and the last layer's of 8 bits, activations of 8 bits. What deviates is said: "~"
 marks results in which more kernels than those two kept more bits or stayed in float, and the column "activations" says what
-became of these. Bold is the best of the rows that keep to the setting. Numbers in brackets are notes, at the end. Plus/minus is
-one standard error of the difference on the same images; differences below two of these are called even."""
+became of these ("dynamic": their ranges are found anew for every input, which is easier than fixed ones, and counts as within
+the setting). Bold is the best of the rows that keep to the setting. Numbers in brackets are notes, at the end.
+
+How to read the lines below a table: plus/minus is one standard error of the difference on the same images, and differences
+below two of these are called even. Both sides' best rows are picked by these test images, the peers' of more rows than QI's,
+so that each best is a little flattered. Other work shared the machine; that moves processor time less than seconds on the
+clock, which is why a cell that reached the limit of seconds is told with the processor time that it had until then. MCT's
+gradient method is given {GRADIENT_EPOCHS} epochs; more may serve it better."""
 
 
 def _table(
@@ -124,12 +142,16 @@ def _table(
 def _cell(result: Result, best: bool, notes: Notes) -> str:
     if "error" in result:
         text = " ".join(result["error"].split()).replace("|", "\\|")
-        return text if len(text) <= _SHORT else f"{text[:_SHORT].rstrip()} … {notes(text)}"
+        return text if len(text) <= _SHORT else f"refused {notes(result['error'])}"
     told = f"{result['top1']:.2f}"
     told = f"**{told}**" if best else told
-    seconds = result["processor"]
     marks = "".join(f" {notes(one)}" for one in result["remarks"])
-    return ("~ " if result["partial"] else "") + f"{told} ({seconds:.{0 if seconds >= 10 else 1}f} s){marks}"
+    return ("~ " if result["partial"] else "") + f"{told} ({_seconds(result)}){marks}"
+
+
+def _seconds(result: Result) -> str:
+    seconds = result["processor"]
+    return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
 
 
 def _fits(row: Row, result: Result | None) -> bool:
@@ -154,21 +176,48 @@ def _verdict(results: Results, model: str, titles: Mapping[str, str], rows: Sequ
         return f"w{bits}: no result of QI."
     mine = ours[0]
     result = results[model, mine, bits]
-    told = f"w{bits}: QI's best is {result['top1']:.2f} ({mine.label}). "
+    told = f"w{bits}: QI's best is {result['top1']:.2f} ({mine.label}, {_seconds(result)}). "
     if theirs:
-        other = results[model, theirs[0], bits]
-        name = f"{titles[theirs[0].peer]} ({theirs[0].label}, {other['top1']:.2f})"
-        told += _compared(result, other, name)
+        told += _compared(result, results[model, theirs[0], bits], _named(results, model, titles, theirs[0], bits))
     else:
         told += "No peer keeps to the setting."
+    everyday = next((row for row in ours[1:] if row.label == _EVERYDAY), None)
+    if everyday and theirs and results[model, everyday, bits]["hits"] != result["hits"]:
+        told += _above_everyday(results, model, titles, everyday, theirs, bits)
     loose = [row for row in rows if row.peer != "ours" and _ahead(results.get((model, row, bits)), result, row)]
     if loose:
         names = ", ".join(f"{titles[row.peer]} ({row.label}) {results[model, row, bits]['top1']:.2f}" for row in loose)
         told += f" Higher, but not in this setting: {names}."
-    missing = [row for row in rows if results.get((model, row, bits), {}).get("error") == NOT_MEASURED]
-    if missing:
-        told += f" Not measured yet: {', '.join(f'{titles[row.peer]} ({row.label})' for row in missing)}."
+    for reason, what in ((NOT_MEASURED, "Not measured yet"), (STOPPED, "Stopped at the limit")):
+        told += _without(results, model, titles, rows, bits, reason, what)
     return told
+
+
+def _without(
+    results: Results, model: str, titles: Mapping[str, str], rows: Sequence[Row], bits: int, reason: str, what: str
+) -> str:
+    """Which rows have no result for that reason, if any."""
+    found = [row for row in rows if results.get((model, row, bits), {}).get("error", "").startswith(reason)]
+    return f" {what}: {', '.join(f'{titles[row.peer]} ({row.label})' for row in found)}." if found else ""
+
+
+def _named(results: Results, model: str, titles: Mapping[str, str], row: Row, bits: int) -> str:
+    result = results[model, row, bits]
+    return f"{titles[row.peer]} ({row.label}, {result['top1']:.2f}, {_seconds(result)})"
+
+
+def _above_everyday(
+    results: Results, model: str, titles: Mapping[str, str], mine: Row, theirs: Sequence[Row], bits: int
+) -> str:
+    """Which peers are ahead of QI's balanced effort where that is not its best: users compare with that as well."""
+    result = results[model, mine, bits]
+    name = f"{mine.label} ({result['top1']:.2f}, {_seconds(result)})"
+    ahead = []
+    for row in theirs:
+        difference, error = paired(results[model, row, bits]["hits"], result["hits"])
+        if difference > _SIGMAS * error:
+            ahead.append(f"{_named(results, model, titles, row, bits)} by {difference:.2f} ± {error:.2f}")
+    return f" **Ahead of {name}**: {', '.join(ahead)}." if ahead else f" No peer is ahead of {name}."
 
 
 def _ahead(result: Result | None, than: Result, row: Row) -> bool:
