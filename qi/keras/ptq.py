@@ -92,7 +92,8 @@ def quantize_model(
         jobs: how many weights the recipe's algorithms work on at once; None leaves that, and where they run, to
             `joblib.parallel_config`.
         resume: a file that keeps what the algorithms have done, weight by weight: stopped by Ctrl-C or killed, the same call goes
-            on there. What trains keeps its state in a second file, whose name ends in ".training".
+            on there. What trains keeps its state in a second file, whose name ends in ".training"; with max_drop each recipe that
+            is tried has files of its own, whose names go on with the recipe's.
         batch_size: for arrays.
         progress: whether to show a progress bar.
 
@@ -125,13 +126,18 @@ def quantize_model(
     check_exact(exact)
     check_control(max_drop, metric)
     check_jobs(jobs)
+    _check_resume(resume)
     recipe = recipe if effort is None else with_effort(recipe, effort)
     if max_drop is not None and metric is not None:
         check_many_times(data)
-        again = partial(
-            quantize_model, model, data=data, strict=strict, statistics=statistics, exact=exact, jobs=jobs,
-            batch_size=batch_size, progress=progress,
-        )  # fmt: skip
+
+        def again(chosen: Recipe) -> tuple[keras.Model, QuantizationReport]:
+            kept = None if resume is None else f"{os.fspath(resume)}.{re.sub(r'[^0-9A-Za-z]+', '_', chosen.name)}"
+            return quantize_model(
+                model, chosen, data, strict=strict, statistics=statistics, exact=exact, jobs=jobs, resume=kept,
+                batch_size=batch_size, progress=progress,
+            )  # fmt: skip
+
         return quantize_within(
             model, recipe, data, again, max_drop=max_drop, metric=metric, statistics=statistics, batch_size=batch_size,
             progress=progress,
@@ -150,6 +156,19 @@ def quantize_model(
     low_bits.scale(calibration)
     work = partial(low_bits.round, calibration, data=data, jobs=jobs, resume=resume, progress=progress)
     return _quantize_graph(model, ready, calibration, low_bits, work, strict, exact)
+
+
+def _check_resume(resume: object) -> None:
+    """Refuses what can't be a file, before any work.
+
+    Raises:
+        ConfigError: no path.
+        OSError: a path that can't be written.
+    """
+    if resume is not None and not (isinstance(resume, (str, os.PathLike)) and os.fspath(resume)):
+        raise ConfigError(f"expected resume to be the path of a file that keeps what is done; received resume={resume!r}")
+    if resume is not None:
+        check_place(resume)
 
 
 def _quantize_graph(
