@@ -27,31 +27,74 @@ __all__ = [
 ]
 
 
+_LEAST_SHARE = 1e-3  # of the places where an activation lets an output through
+
+
 @algorithm("bias_correction", stage="correction", needs="moments")
-def bias_correction(weight: Array, values: Array, mean: Array) -> np.ndarray:
+def bias_correction(
+    weight: Array,
+    values: Array,
+    mean: Array,
+    second: Array | None = None,
+    bias: Array = 0.0,
+    lo: Array = -np.inf,
+    hi: Array = np.inf,
+) -> np.ndarray:
     """What to add to a layer's bias so that rounding its weights doesn't move the means of its outputs.
 
-    ``E[x] (W - V)``: the mean error of each output is 0 then, whatever else the error is.
+    ``E[x] (W - V)``: the mean of the error e of each output is 0 then, whatever else the error is. Where an activation lets only
+    outputs y between `lo` and `hi` through, errors elsewhere don't count, and the mean is that of those that do: to first order,
+    ``E[e | lo < y < hi]`` is the shift that leaves the least squared error behind the activation. Of y and e that are normal
+    together, with m and s the mean and the deviation of y, a = (lo - m) / s and b = (hi - m) / s, that is
+    ``E[e] + cov(e, y) / s * (phi(a) - phi(b)) / (Phi(b) - Phi(a))``. Outputs that are let through less than once in 1,000 times
+    stay as they are.
+
+    The conditional mean is a derivation of this package, from the mean of a truncated normal distribution.
 
     Args:
         weight: The float weights W ``[G, K, N]``.
         values: Those in their place V, ``[G, K, N]``.
         mean: ``E[x]`` ``[G, K]``, measured, or from `clipped_normal_mean` without data.
+        second: ``E[x x^T]`` ``[G, K, K]``; needed with `lo` or `hi`.
+        bias: Of the layer in float, ``[G, N]``; looked at with `lo` or `hi`.
+        lo: Where an activation begins to let the outputs through: 0 of ReLU. A number, or ``[G, N]``.
+        hi: Where it ends to: 6 of ReLU6.
 
     Returns:
         float64 ``[G, N]``.
 
     Raises:
-        InputError: If shapes don't fit each other or values aren't finite.
+        InputError: If shapes don't fit each other, values aren't finite, or `second` is missing.
 
     Example:
         >>> bias_correction([[[0.6], [0.2]]], [[[0.5], [0.0]]], [[1.0, 2.0]]).tolist()
         [[0.5]]
+
+        With ReLU behind it, an output whose error grows with it needs more:
+
+        >>> bias_correction([[[1.0]]], [[[0.8]]], [[0.0]], [[[1.0]]], lo=0.0).round(4).tolist()  # 0.2 * sqrt(2 / pi)
+        [[0.1596]]
     """
     weights = _weights("weight", weight)
     difference = weights - checked("values", values, weights.shape)
     means = checked("mean", mean, weights.shape[:2])
-    return np.asarray((means[:, None, :] @ difference)[:, 0])
+    shift = np.asarray((means[:, None, :] @ difference)[:, 0])
+    clamped = np.broadcast_to(np.isfinite(lo) | np.isfinite(hi), shift.shape)
+    if not clamped.any():
+        return shift
+    if second is None:
+        raise InputError("expected second moments for outputs that are cut off; received second=None")
+    middle, variance = output_moments(weights, means, second)
+    middle, spread = middle + np.asarray(bias, np.float64), np.sqrt(variance)
+    clamped = clamped & (spread > 0)
+    safe = np.where(spread > 0, spread, 1.0)
+    covariance = np.asarray(second, np.float64) - means[:, :, None] * means[:, None, :]
+    joint = np.sum(difference * (covariance @ weights), axis=1)
+    low, high = (np.broadcast_to((np.asarray(end, np.float64) - middle) / safe, shift.shape) for end in (lo, hi))
+    share = (_tail(low.ravel()) - _tail(high.ravel())).reshape(shift.shape)
+    seen = share >= _LEAST_SHARE
+    slope = (_density(low) - _density(high)) / np.where(seen, share, 1.0)
+    return np.where(clamped, np.where(seen, shift + joint / safe * slope, 0.0), shift)
 
 
 @algorithm("analytic_bias_correction", stage="correction", needs="weights")

@@ -8,11 +8,14 @@ import numpy as np
 
 from qi.algorithms import bias_correction, match_norms, output_moments
 from qi.core import QTensor
+from qi.keras.clamps import Ends
 from qi.keras.rounding import Rounded
+from qi.keras.variables import to_numpy, weights_of
 from qi.observers import Moments
 
 __all__ = ["Corrected", "corrected"]
 
+_OPEN: Ends = (-np.inf, np.inf)
 _FROM_NORMS = "analytic_bias_correction"
 _ANALYTIC = (_FROM_NORMS, "norm_correction", "bias_correction")
 
@@ -32,7 +35,9 @@ class Corrected:
     left: dict[str, str]
 
 
-def corrected(rounded: Rounded, moments: Moments | None, mean: np.ndarray | None = None) -> Corrected:
+def corrected(
+    rounded: Rounded, moments: Moments | None, mean: np.ndarray | None = None, *, ends: Ends | None = None
+) -> Corrected:
     """What a weight and its layer's bias become by the algorithms of stage "correction" that its spec names.
 
     All but the empirical one, which runs the model.
@@ -41,6 +46,7 @@ def corrected(rounded: Rounded, moments: Moments | None, mean: np.ndarray | None
         rounded: the weight.
         moments: of the layer's inputs; None where they aren't known.
         mean: of them ``[G, K]``, as batch normalizations tell it; None where none does.
+        ends: between what the layer's outputs count (`qi.keras.clamps.ends_after`); None where all do.
     """
     site, linear = rounded.site, rounded.site.linear
     steps = [(name, options) for name, options in site.steps("correction") if name in _ANALYTIC]
@@ -64,7 +70,12 @@ def corrected(rounded: Rounded, moments: Moments | None, mean: np.ndarray | None
                 left[name] = found
                 continue
             rounded, values = found, linear.view.matrix(found.values).astype(np.float64)
-        shift = bias_correction(weight, values, moments.mean).ravel()
+        open_ends = _OPEN if ends is None or name == "norm_correction" else ends  # a normalization is of all outputs
+        bias = to_numpy(weights_of(site.op)[linear.bias])
+        # [G, N], as the outputs of all groups lie behind one another in a bias.
+        shape = weight.shape[0], weight.shape[2]
+        parts = [np.broadcast_to(np.ravel(part), shape[0] * shape[1]).reshape(shape) for part in (bias, *open_ends)]
+        shift = bias_correction(weight, values, moments.mean, moments.second, *parts).ravel()
     return Corrected(rounded, shift, left)
 
 

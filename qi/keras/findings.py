@@ -14,9 +14,11 @@ from qi.keras.graph import Graph
 from qi.keras.prepare import Prepared
 from qi.ledger import Row
 from qi.ledger.findings import range_findings
+from qi.ledger.summary import worked_text
 from qi.observers import TensorStatistics
+from qi.recipes import Recipe
 
-__all__ = ["findings"]
+__all__ = ["algorithms_of", "findings"]
 
 
 def findings(
@@ -31,11 +33,32 @@ def findings(
         seen: statistics by group.
     """
     return [
-        *range_findings(rows, calibration.samples, seen),
+        *range_findings(
+            rows,
+            calibration.samples,
+            seen,
+            model=f"{ready.graph.name!r} by {ready.book.recipe.name}",
+            efforts=True,
+        ),
         *_shared(ready.notes, rows),
         *_misnamed(ready.given),
         *_lambdas(ready.given),
     ]
+
+
+def algorithms_of(recipe: Recipe, rows: list[Row]) -> dict[str, str]:
+    """For a report's settings: the algorithms that worked on weights, with their options; nothing where none did.
+
+    Args:
+        recipe: names the algorithms and their options.
+        rows: of the report.
+    """
+    written: dict[str, set[str]] = {}
+    for step in (step for spec in recipe.all_weights() for step in spec.algorithms):
+        written.setdefault(step.name, set()).add(str(step))
+    # Where rules differ in options, a row doesn't tell which of them it got.
+    text = worked_text(rows, {name: texts.pop() for name, texts in written.items() if len(texts) == 1})
+    return {"algorithms": text} if text else {}
 
 
 def _shared(notes: Mapping[str, str], rows: list[Row]) -> list[str]:

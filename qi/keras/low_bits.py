@@ -15,6 +15,7 @@ from qi.algorithms import ALGORITHMS
 from qi.errors import ConfigError
 from qi.keras.absorb import absorb_links
 from qi.keras.calibrate import Calibration
+from qi.keras.clamps import ends_after
 from qi.keras.correction import corrected
 from qi.keras.empirical import correct_biases, output_means, samples_of, why_not
 from qi.keras.graph import build_tensors
@@ -287,7 +288,8 @@ class LowBits:
         site = rounded.site
         if moments is None and not _asks_norms(site):
             return rounded
-        found = corrected(rounded, moments, self._norm_means.get(site.key))
+        ends = ends_after(self.ready.graph, site.op)
+        found = corrected(rounded, moments, self._norm_means.get(site.key), ends=ends)
         for name, why in found.left.items():
             self.told.append(f"{site.key!r} is left without {name}: it {why}")
             self._left.setdefault(site.key, set()).add(name)

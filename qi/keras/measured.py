@@ -108,6 +108,7 @@ def measured_losses(
     order = sorted(range(len(weights)), key=lambda place: graph.calls.index(weights[place].call))
     totals: dict[int, np.ndarray] = {}
     seen = 0
+    parts: Iterator[tuple[int, int, np.ndarray]]
     if source is None or _alone(jobs):
         parts = (
             (place, count, losses)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from qi.algorithms import clipped_normal
-from qi.keras.caps import ChannelCap
+from qi.keras.clamps import limit_of
 from qi.keras.fold import activation_name
-from qi.keras.graph import Call
 from qi.keras.inputs import weight_key
 from qi.keras.links import Link
 from qi.keras.prepare import Prepared
@@ -67,7 +64,7 @@ def _ends(link: Link) -> tuple[float, float] | None:
     lo = 0.0 if activation_name(link.giver.op) == "relu" else -np.inf
     hi = np.inf
     for call in link.between:
-        limit = _limit(call)
+        limit = limit_of(call)
         if limit is not None:
             lo, hi = 0.0, min(hi, limit)
         elif call.builtin_kind not in _PASSES and not (
@@ -75,16 +72,3 @@ def _ends(link: Link) -> tuple[float, float] | None:
         ):
             return None
     return lo, hi
-
-
-def _limit(call: Call) -> float | None:
-    """Where a ReLU, or a clamp that took its place, ends: infinity for the former; None for all else."""
-    op: Any = call.op
-    if isinstance(op, ChannelCap):
-        return op.value
-    if call.builtin_kind == "ReLU" and not op.negative_slope and not op.threshold:
-        return np.inf if op.max_value is None else float(op.max_value)
-    if call.builtin_kind in ("Relu", "Relu6") or call.builtin_kind == "Activation":
-        name = activation_name(op) if call.builtin_kind == "Activation" else call.builtin_kind.lower()
-        return {"relu": np.inf, "relu6": 6.0}.get(name)
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,14 +13,15 @@ import keras
 import numpy as np
 
 from qi.algorithms.run import check_jobs
-from qi.errors import UnsupportedError, warn
+from qi.errors import ConfigError, UnsupportedError, warn
+from qi.files import check_place
 from qi.keras.accuracy import Metric, check_control, quantize_within
 from qi.keras.assemble import insert_holders, wrap_layers
 from qi.keras.calibrate import Calibration, run
 from qi.keras.data import elements, tell_shapes
 from qi.keras.dormant import activation_quantizers
 from qi.keras.exact_graph import check_exact, make_exact
-from qi.keras.findings import findings
+from qi.keras.findings import algorithms_of, findings
 from qi.keras.graph import Graph, Value, build_model, build_tensors, follow_model
 from qi.keras.in_place import unregistered
 from qi.keras.in_place_quantize import (
@@ -38,7 +40,7 @@ from qi.ledger import QuantizationReport, Row
 from qi.ledger.findings import check_strict, range_findings
 from qi.observers import TensorStatistics
 from qi.quantizers import BaseInferableQuantizer
-from qi.recipes import RecipeLike, RuleBook, with_effort
+from qi.recipes import Recipe, RecipeLike, RuleBook, with_effort
 from qi.recipes.efforts import check_many_times, check_no_algorithms, check_repeatable
 from qi.recipes.plan import group_statistics
 
@@ -166,7 +168,9 @@ def _check_resume(resume: object) -> None:
         OSError: a path that can't be written.
     """
     if resume is not None and not (isinstance(resume, (str, os.PathLike)) and os.fspath(resume)):
-        raise ConfigError(f"expected resume to be the path of a file that keeps what is done; received resume={resume!r}")
+        raise ConfigError(
+            f"expected resume to be the path of a file that keeps what is done; received resume={resume!r}"
+        )
     if resume is not None:
         check_place(resume)
 
@@ -236,7 +240,9 @@ def _quantize_in_place(
     told = [f"quantized in place, layer by layer, which no file for a runtime can be made of: {why}"]
     if line := unregistered(result):
         told[0] += f"; {line}"
-    told += range_findings(rows, ready.calibration.samples, ready.statistics)
+    told += range_findings(
+        rows, ready.calibration.samples, ready.statistics, model=f"{model.name!r} by {ready.book.recipe.name}"
+    )
     return result, _report(model, result, ready.book, rows, told, ready.calibration.settings)
 
 
@@ -290,7 +296,7 @@ def _report(
         rows=tuple(rows),
         unused_rules=book.unused_rules(),
         warnings=found,
-        settings=settings,
+        settings=settings | algorithms_of(recipe, rows),
         float_file_bytes=size_on_disk(model),
         quantized_file_bytes=size_on_disk(result),
     )

@@ -199,7 +199,7 @@ def _prepared(model: keras.Model, data: Any, base: Recipe) -> Prepared:
 def _specs(candidates: Iterable[int | str | TensorSpec], base: Recipe) -> dict[str, TensorSpec]:
     """The candidates by name, each once."""
     single = isinstance(candidates, (str, TensorSpec)) or not isinstance(candidates, Iterable)
-    given = [candidates] if single else list(candidates)  # type: ignore[arg-type, list-item]
+    given = [candidates] if single else list(candidates)
     if not given:
         raise ConfigError("expected at least one candidate; received none; do: candidates=(2, 3, 4, 6, 8)")
     found: dict[str, TensorSpec] = {}

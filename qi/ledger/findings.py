@@ -13,16 +13,26 @@ __all__ = ["check_strict", "range_findings", "unasked"]
 
 _FEW_SAMPLES = 32
 _SATURATED = 0.02
+_FULL_BITS = 8  # with fewer, rounding weights to nearest may cost much
 _DESTROYED_DB = 10.0  # below this the error has more than 30 % of the signal's amplitude
 
 
-def range_findings(rows: Sequence[Row], samples: int, seen: Mapping[str, TensorStatistics]) -> list[str]:
+def range_findings(
+    rows: Sequence[Row],
+    samples: int,
+    seen: Mapping[str, TensorStatistics],
+    *,
+    model: str = "",
+    efforts: bool = False,
+) -> list[str]:
     """Sentences on calibration, ranges and errors.
 
     Args:
         rows: of the report.
         samples: how many calibration has seen; 0 where it isn't known.
         seen: statistics by the name of what shares a scale.
+        model: which model it is about, with its recipe; empty if that goes without saying.
+        efforts: whether algorithms can work on the model's weights.
     """
     found = []
     if seen and 0 < samples < _FEW_SAMPLES:
@@ -40,8 +50,8 @@ def range_findings(rows: Sequence[Row], samples: int, seen: Mapping[str, TensorS
     if lost:
         layer = min(lost, key=lambda layer: lost[layer])
         found.append(
-            f"{len(lost)} activations drown in error (total SQNR below {_DESTROYED_DB:g} dB): {layer} has "
-            f"{lost[layer]:.1f} dB; do use more bits, or leave the first of them in float by a rule"
+            f"{len(lost)} activations drown in error{model and f' in {model}'} (total SQNR below {_DESTROYED_DB:g} dB): {layer} "
+            f"has {lost[layer]:.1f} dB; do {_remedy(rows, efforts)}"
         )
     broken = {name: statistics.nonfinite for name, statistics in seen.items() if statistics.nonfinite}
     if broken:
@@ -51,6 +61,18 @@ def range_findings(rows: Sequence[Row], samples: int, seen: Mapping[str, TensorS
             f"{broken[worst_name]} values of {worst_name}; do look at the range of data and weights"
         )
     return found
+
+
+def _remedy(rows: Sequence[Row], efforts: bool) -> str:
+    """What to do first about activations that drown in error."""
+    few = [row for row in rows if row.kind == "weight" and row.quantized and (row.bits or 0) < _FULL_BITS]
+    if efforts and few and not any(row.algorithms for row in few):
+        bits = min(row.bits or 0 for row in few)
+        return (
+            f"round the weights of {bits} bits better with effort='balanced' first; if that isn't enough, use more bits, or "
+            "leave the first of the activations in float by a rule"
+        )
+    return "use more bits, or leave the first of them in float by a rule"
 
 
 def unasked(row: Row, wanted: bool) -> bool:

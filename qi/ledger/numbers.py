@@ -15,6 +15,7 @@ __all__ = [
     "format_db",
     "format_number",
     "format_ratio",
+    "format_relative",
     "format_share",
 ]
 
@@ -108,6 +109,18 @@ def format_ratio(value: float | None) -> str:
         '0.26x'
     """
     return _MISSING if value is None else f"{value:.2f}x"
+
+
+def format_relative(value: float | None) -> str:
+    """Return a number as percent of what it is compared with, which it may exceed.
+
+    Example:
+        >>> format_relative(0.3125), format_relative(1.5), format_relative(0.0001), format_relative(None)
+        ('31.2 %', '150.0 %', '<0.1 %', '-')
+    """
+    if value is None or math.isnan(value):
+        return _MISSING
+    return "<0.1 %" if 0 < value < 0.001 else f"{100 * value:.1f} %"
 
 
 def format_number(value: float | None, digits: int = 4) -> str:

@@ -13,9 +13,10 @@ from qi.ledger.numbers import (
     format_count,
     format_db,
     format_number,
+    format_relative,
     format_share,
 )
-from qi.ledger.summary import codes_text, facts
+from qi.ledger.summary import algorithms_text, codes_text, facts, remarks
 from qi.optional import require
 from qi.report.plots import png
 from qi.report.view import BAD_DB, WATCH_DB, quality
@@ -51,6 +52,9 @@ def html(report: QuantizationReport) -> str:
         report=report,
         totals=report.totals,
         facts=facts(report),
+        algorithms=algorithms_text(report),
+        remarks=remarks(report),
+        compared=any(row.output_error is not None for row in report.rows),
         worst={kind: report.worst(_WORST, kind=kind) for kind in ("weight", "activation")},
         float_groups=report.unquantized_by_reason(),
         plot=base64.b64encode(png(report)).decode("ascii"),
@@ -94,6 +98,7 @@ _FILTERS = {
     "details": _details,
     "number": format_number,
     "quality": quality,
+    "relative": format_relative,
     "shape": _shape,
     "share": format_share,
     "sort_key": _sort_key,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from qi.ledger import RENDERERS, QuantizationReport
 from qi.ledger.evaluation import EVALUATION_HEADER
 from qi.ledger.plain import names_text, shown_rows
-from qi.ledger.summary import ROW_HEADER, TEXT_COLUMNS, facts, row_cells
+from qi.ledger.summary import ROW_HEADER, TEXT_COLUMNS, algorithms_text, facts, remarks, row_cells, shown_columns
 
 __all__ = ["markdown"]
 
@@ -24,6 +24,8 @@ def markdown(report: QuantizationReport) -> str:
     parts = [f"# Quantization report: {_escaped(report.model or 'model')}, recipe {_escaped(report.recipe)}"]
     if report.description:
         parts.append(_escaped(report.description))
+    if worked := algorithms_text(report):
+        parts.append(f"**algorithms**: {_escaped(worked)}")
     parts += [f"> **Warning:** {_escaped(warning)}" for warning in report.all_warnings]
     lines = [f"- **{fact.label}**: {_escaped(_joined(fact.value, fact.note))}" for fact in facts(report)]
     parts.append("\n".join(lines))
@@ -33,7 +35,10 @@ def markdown(report: QuantizationReport) -> str:
     rows, note = shown_rows(report)
     if rows:
         parts += ["## Quantized", *([_escaped(note)] if note else [])]
-        parts.append(_table(ROW_HEADER, map(row_cells, rows), left=TEXT_COLUMNS))
+        columns = shown_columns(rows)
+        header, *cells = ([line[column] for column in columns] for line in (ROW_HEADER, *map(row_cells, rows)))
+        parts.append(_table(header, cells, left=sum(column < TEXT_COLUMNS for column in columns)))
+        parts += map(_escaped, remarks(report))
     if report.unquantized:
         lines = [
             f"- {_escaped(reason)} ({len(rows)}): {_escaped(names_text(rows))}"

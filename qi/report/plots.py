@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from typing import Any
 
 from qi.ledger import RENDERERS, QuantizationReport
 from qi.ledger.rows import KINDS
+from qi.ledger.summary import algorithms_text
 from qi.optional import require
 from qi.report.panels import INK, MUTED, PANELS, Panel, short, tidy
 from qi.report.view import Layer, layers_of
@@ -18,6 +20,7 @@ MAX_NAMED_LAYERS = 40
 """Up to so many layers each has a line with its name; beyond, layers are numbered and the worst are named."""
 
 _WIDTH = 11.0
+_LINE = 150  # characters of a title that fit into the width
 
 
 @RENDERERS.register(".png")
@@ -56,7 +59,20 @@ def plot_report(report: QuantizationReport) -> Any:
         figure.text(0.5, 0.5, "nothing was quantized", ha="center", va="center", color=MUTED)
         return figure
     most = max(len(own) for _, own in shown)
-    return (_named if most <= MAX_NAMED_LAYERS else _numbered)(figure_module, shown, most)
+    figure = (_named if most <= MAX_NAMED_LAYERS else _numbered)(figure_module, shown, most)
+    _head(figure, report)
+    return figure
+
+
+def _head(figure: Any, report: QuantizationReport) -> None:
+    """Says on top what is drawn, and which algorithms worked on the weights."""
+    worked = algorithms_text(report)
+    told = [f"{report.model or 'model'}, recipe {report.recipe}", f"algorithms: {worked}" if worked else ""]
+    lines = [line for text in told for line in textwrap.wrap(text, _LINE, break_on_hyphens=False)]
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.16 * len(lines))
+    text = "\n".join(lines).replace("$", r"\$")  # a `$` would start mathematics
+    figure.suptitle(text, x=0.008, horizontalalignment="left", fontsize=9, color=INK)
 
 
 def _named(figure_module: Any, shown: list[tuple[Panel, tuple[Layer, ...]]], most: int) -> Any:

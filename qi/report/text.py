@@ -8,8 +8,7 @@ from typing import Any
 from qi.ledger import QuantizationReport, Row
 from qi.ledger.evaluation import EVALUATION_HEADER
 from qi.ledger.plain import names_text, shown_rows
-from qi.ledger.summary import DROPPABLE_COLUMNS, ROW_HEADER, TEXT_COLUMNS, facts, row_cells
-from qi.ledger.table import fitting_columns
+from qi.ledger.summary import ROW_HEADER, TEXT_COLUMNS, algorithms_text, facts, remarks, row_cells, shown_columns
 from qi.optional import require
 from qi.report.view import quality
 
@@ -37,6 +36,8 @@ def rich_report(report: QuantizationReport) -> Any:
     parts: list[Any] = [text(f"Quantization report: {report.model or 'model'}, recipe {report.recipe}", style="bold")]
     if report.description:
         parts.append(text(report.description, style="dim"))
+    if worked := algorithms_text(report):
+        parts.append(text(f"algorithms: {worked}"))
     parts += [text(f"warning: {warning}", style="yellow") for warning in report.all_warnings]
     parts += [text(""), _facts(report)]
     if report.evaluations:
@@ -45,7 +46,7 @@ def rich_report(report: QuantizationReport) -> Any:
     rows, note = shown_rows(report)
     if rows:
         title = f"Quantized: {note}" if note else "Quantized"
-        parts += [text(""), _RowTable(title, rows)]
+        parts += [text(""), _RowTable(title, rows), *(text(line, style="dim") for line in remarks(report))]
     if report.unquantized:
         parts += [text(""), text("Left in float", style="bold")]
         for reason, names in report.unquantized_by_reason().items():
@@ -60,8 +61,7 @@ class _RowTable:
         self._title, self._rows = title, rows
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        cells = list(map(row_cells, self._rows))
-        columns = fitting_columns(ROW_HEADER, cells, DROPPABLE_COLUMNS, options.max_width, gap=_GAP)
+        columns = shown_columns(self._rows, options.max_width, gap=_GAP)
         header = [ROW_HEADER[column] for column in columns]
         styled = [[line[column] for column in columns] for line in map(_styled, self._rows)]
         yield _table(self._title, header, styled, left=sum(column < TEXT_COLUMNS for column in columns))

@@ -72,6 +72,52 @@ def test_weights_that_are_exact_need_nothing():
     assert (set(factor), set(shift)) == ({1.0}, {0.0})
 
 
+@pytest.mark.parametrize(("lo", "hi"), [(0.0, np.inf), (0.0, 2.0), (-np.inf, 1.0), (-np.inf, np.inf)])
+def test_the_mean_error_of_what_an_activation_lets_through_is_corrected(lo, hi):
+    """Normal inputs: the conditional mean of the samples; and no other shift leaves a smaller error behind the activation."""
+    random = np.random.default_rng(0)
+    mix, weight = random.normal(size=(2, 4, 4)), random.normal(size=(2, 4, 3))
+    x = np.einsum("ngk,gkm->ngm", random.normal(size=(200_000, 2, 4)), mix) + random.normal(size=(2, 4))
+    values, bias = weight + 0.1 * random.normal(size=weight.shape), random.normal(size=(2, 3))
+    seen = moments_of(x)
+    found = bias_correction(weight, values, seen.mean, seen.second, bias, lo, hi)
+    y = np.einsum("ngk,gkm->ngm", x, weight) + bias
+    error = np.einsum("ngk,gkm->ngm", x, weight - values)
+    inside = (lo < y) & (y < hi)
+    assert inside.mean(axis=0).min() > 0.01
+    np.testing.assert_allclose(found, (error * inside).sum(axis=0) / inside.sum(axis=0), atol=0.02)
+
+    def left(shift):
+        return np.mean((np.clip(y - error + shift, lo, hi) - np.clip(y, lo, hi)) ** 2, axis=0)
+
+    plain = bias_correction(weight, values, seen.mean)
+    assert left(found).sum() <= left(plain).sum() * (1 + 1e-9)
+    assert (left(found) < left(0)).all()
+    if np.isfinite(lo) or np.isfinite(hi):
+        assert left(found).sum() < 0.98 * left(plain).sum()
+
+
+def test_outputs_that_are_never_let_through_stay_as_they_are():
+    x, weight, values = problem(0)
+    seen = moments_of(x)
+    plain = bias_correction(weight, values, seen.mean)
+    shut = bias_correction(weight, values, seen.mean, seen.second, -1e6, 0.0)
+    assert plain.any()
+    assert not shut.any()
+    always = bias_correction(weight, values, seen.mean, seen.second, 1e6, 0.0)
+    np.testing.assert_allclose(always, plain, rtol=1e-9)
+    some = np.where(np.arange(weight.shape[2]) == 0, 0.0, -np.inf)[None]
+    mixed = bias_correction(weight, values, seen.mean, seen.second, -1e6, some)
+    assert mixed[0, 0] == 0
+    np.testing.assert_array_equal(mixed[:, 1:], plain[:, 1:])
+    still = bias_correction(
+        weight, values, seen.mean, 0 * seen.second + seen.mean[:, :, None] * seen.mean[:, None], 0.0, 0.0
+    )
+    np.testing.assert_array_equal(still, plain)  # outputs that never change
+    with pytest.raises(InputError, match="second"):
+        bias_correction(weight, values, seen.mean, None, 0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("lo", "hi"), [(0.0, np.inf), (0.0, 6.0), (-np.inf, np.inf), (-1.0, 1.0), (-np.inf, 0.5), (2.0, 2.0)]
 )

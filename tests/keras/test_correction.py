@@ -157,3 +157,28 @@ def test_dead_inputs_and_outputs() -> None:
         assert np.isfinite(result.shift).all()
     result = corrected(found["dense/kernel"], moments["dense/kernel"])
     np.testing.assert_array_equal(result.shift, 0)  # nothing comes in
+
+
+def test_only_what_an_activation_lets_through_counts() -> None:
+    """Against all rows of the layer's own input: the mean error where the output is above 0, were it normal."""
+    model = network()
+    found, moments = worked(model, "bias_correction", bits=2)
+    closer = []
+    for key in ("conv/kernel", "depth/kernel", "grouped/kernel"):
+        one, seen = found[key], moments[key]
+        plain, active = corrected(one, seen), corrected(one, seen, ends=(0.0, np.inf))
+        assert plain.shift is not None
+        assert active.shift is not None
+        layer = model.get_layer(key.partition("/")[0])
+        before = keras.Model(model.inputs, layer.input).predict(X, verbose=0)
+        assert one.site.linear is not None
+        rows = one.site.linear.rows(before).astype(np.float64)
+        weight, values = (one.site.linear.view.matrix(a).astype(np.float64) for a in (one.site.array, one.values))
+        y = np.einsum("ngk,gkm->ngm", rows, weight).reshape(len(rows), -1) + np.asarray(layer.bias)
+        error = np.einsum("ngk,gkm->ngm", rows, weight - values).reshape(len(rows), -1)
+
+        def left(shift: np.ndarray, y: np.ndarray = y, error: np.ndarray = error) -> float:
+            return float(np.sum((np.maximum(y - error + shift, 0) - np.maximum(y, 0)) ** 2))
+
+        closer.append((left(active.shift), left(plain.shift)))
+    assert sum(active for active, _ in closer) < sum(plain for _, plain in closer)

@@ -11,6 +11,8 @@ from keras import layers
 
 from qi import InputError, QuantizationWarning, Recipe, Rule, TensorSpec, quantize_model
 from qi.core import sqnr_db
+from qi.keras.findings import algorithms_of
+from qi.ledger import Row
 from tests.keras.models import build, samples, settle
 from tests.keras.warned import warned
 
@@ -85,8 +87,8 @@ def test_activations_that_drown_in_error_are_warned_of_once() -> None:
     assert ratio is not None
     assert ratio < 10
     assert line == (
-        f"1 activations drown in error (total SQNR below 10 dB): classes has {ratio:.1f} dB; do use more bits, or leave "
-        "the first of them in float by a rule"
+        f"1 activations drown in error in {model.name!r} by w8a8_minmax (total SQNR below 10 dB): classes has {ratio:.1f} dB; "
+        "do use more bits, or leave the first of them in float by a rule"
     )
     assert [str(item.message) for item in found] == [line]
     recipe = Recipe("f", activations=ACTIVATIONS, rules=(Rule("classes", activations="float"),))
@@ -97,5 +99,33 @@ def test_activations_that_drown_in_error_are_warned_of_once() -> None:
     (line,) = (line for line in report.warnings if "drown" in line)
     lost = [row.total_sqnr_db for row in report.activations if row.total_sqnr_db is not None and row.total_sqnr_db < 10]
     assert len(lost) > 1
-    assert line.startswith(f"{len(lost)} activations drown")
+    assert line.startswith(f"{len(lost)} activations drown in error in {model.name!r} by w2a8_minmax")
+    assert "do round the weights of 2 bits better with effort='balanced' first" in line
     assert f"has {min(lost):.1f} dB" in line
+
+
+def test_algorithms_are_told_with_their_options_where_these_are_known() -> None:
+    def weight(layer: str, algorithms: str) -> Row:
+        return Row(
+            kind="weight", layer=layer, layer_type="Dense", name="kernel", status="quantized", bits=4, method="symmetric",
+            algorithms=algorithms,
+        )  # fmt: skip
+
+    rows = [weight("a", "gptq, bias_correction"), weight("b", "gptq, bias_correction"), weight("c", "hqq"), weight("d", "")]
+    steps = ({"name": "gptq", "damping": 0.1}, "bias_correction")
+    recipe = Recipe("r", weights=TensorSpec(bits=4, algorithms=steps))
+    assert algorithms_of(recipe, rows) == {
+        "algorithms": "gptq damping=0.1, bias_correction (2 of 4 quantized weights); hqq (c/kernel)"
+    }
+    other = TensorSpec(bits=4, algorithms=({"name": "gptq", "damping": 0.2},))
+    assert algorithms_of(recipe.with_rules(Rule("b", weights=other)), rows)["algorithms"].startswith("gptq, bias_correction (2")
+    assert algorithms_of(recipe, rows[3:]) == {}, "none worked"
+
+
+def test_a_report_names_the_algorithms_of_an_effort_with_their_options() -> None:
+    model = build("sequential")
+    _, report = quantized(model, "w4a8", samples(model, 64), effort="balanced")
+    told = "output_range rounding=gptq, gptq, bias_correction ("
+    assert str(report.settings["algorithms"]).startswith(told)
+    assert f"\n  algorithms: {told}" in str(report)
+    assert "algorithms" not in quantized(model, "w8a8", samples(model, 64))[1].settings

@@ -205,7 +205,7 @@ def test_candidates_that_are_given_twice_count_once(model: keras.Model, x: np.nd
 def test_models_without_weights_to_quantize_are_refused() -> None:
     inputs = keras.Input((4,))
     bare = keras.Model(inputs, keras.layers.ReLU()(inputs), name="bare")
-    with pytest.raises(InputError, match="a model with weights to quantize .* received 'bare', which has none"):
+    with pytest.raises(InputError, match=r"a model with weights to quantize .* received 'bare', which has none"):
         find(bare, np.ones((4, 4), "float32"), {"bits": 4})
 
 
@@ -213,7 +213,8 @@ def test_one_layer_and_one_sample_are_enough() -> None:
     single = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="one")])
     for metric in ("task", "output", "hessian"):
         found = find(single, np.ones((1, 4), "float32"), {"bits": 4}, metric=metric)
-        assert dict(found.chosen.candidates) == {"one/kernel": "w4"}
+        assert list(found.chosen.candidates) == ["one/kernel"]
+        assert found.chosen.costs["bits"] <= 4
 
 
 def test_a_layer_that_is_called_twice_is_counted_once_and_measured_at_both_calls() -> None:

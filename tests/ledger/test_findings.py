@@ -49,6 +49,31 @@ def test_drowned_signals_name_the_worst() -> None:
     assert "b has 3.0 dB" in line
 
 
+def weight(bits: int = 4, **fields: Any) -> Row:
+    return row("w", kind="weight", name="kernel", bits=bits, method="symmetric", **fields)
+
+
+@pytest.mark.parametrize(
+    ("weights", "efforts", "expected"),
+    [
+        (
+            [weight(4), weight(3)],
+            True,
+            "do round the weights of 3 bits better with effort='balanced' first; if that isn't",
+        ),
+        ([weight(4), weight(3)], False, "do use more bits"),
+        ([weight(4, algorithms="gptq"), weight(4)], True, "do use more bits"),
+        ([weight(8)], True, "do use more bits"),
+        ([], True, "do use more bits"),
+    ],
+)
+def test_few_bits_without_algorithms_are_rounded_better_first(weights: list[Row], efforts: bool, expected: str) -> None:
+    (line,) = range_findings([*weights, row("a", total_sqnr_db=3.0)], 0, {}, model="'small' by w4a8", efforts=efforts)
+    assert line.startswith("1 activations drown in error in 'small' by w4a8 (total SQNR below 10 dB): a has 3.0 dB; ")
+    assert expected in line
+    assert line.endswith("in float by a rule")
+
+
 def test_values_that_are_no_numbers() -> None:
     (line,) = range_findings([], 100, {"a": seen(1, np.nan), "b": seen(np.inf, -np.inf, 1)})
     assert "2 activations hold NaN or infinities" in line

@@ -14,6 +14,7 @@ from qi.ledger.numbers import (
     format_count,
     format_db,
     format_number,
+    format_relative,
     format_share,
 )
 
@@ -68,3 +69,19 @@ def test_what_is_missing_is_a_dash():
 
 def test_infinite_ratios_are_words():
     assert (format_db(math.inf), format_db(-math.inf), format_db(-3.04)) == ("exact", "lost", "-3.0")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (math.nan, "-"),
+        (0.0, "0.0 %"),
+        (0.0009, "<0.1 %"),
+        (0.304, "30.4 %"),
+        (1.0, "100.0 %"),
+        (2.5, "250.0 %"),
+    ],
+)
+def test_what_is_compared_may_be_more(value, text):
+    assert format_relative(value) == text

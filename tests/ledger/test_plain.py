@@ -46,3 +46,29 @@ def test_long_lists_of_names_are_cut(rows):
     many = tuple(replace(rows[2], layer=f"conv{index}") for index in range(MAX_NAMES + 3))
     assert names_text(many).endswith("conv7/bias and 3 more")
     assert names_text(many[:2]) == "conv0/bias, conv1/bias"
+
+
+def test_a_text_names_the_algorithms_and_what_they_brought(report):
+    kernel = replace(report.rows[1], layer="block1_depthwise", algorithms="output_range, gptq", output_error=0.304)
+    lines = plain_text(replace(report, rows=(*report.rows, kernel))).splitlines()
+    assert lines[1] == "  algorithms: output_range, gptq (1 of 2 quantized weights)"
+    (row,) = (line for line in lines if "block1_depthwise/kernel" in line)
+    assert "30.4 %" in row
+    assert any(line.startswith("  out. err: the expected squared error") for line in lines)
+    assert "algorithms" not in plain_text(report)
+
+
+def test_long_lists_of_algorithms_take_several_lines(report):
+    told = "gptq (7 of 9 quantized weights); hqq (" + ", ".join(f"layer{place}/kernel" for place in range(8)) + ")"
+    lines = plain_text(replace(report, settings={"algorithms": told})).splitlines()
+    assert lines[1].startswith("  algorithms: gptq")
+    assert lines[2].startswith("    layer")
+    assert max(map(len, lines[1:3])) <= 110
+    assert " ".join(line.strip() for line in lines[1:3]) == f"algorithms: {told}"
+
+
+def test_a_text_says_why_nothing_was_measured(report):
+    rows = tuple(replace(row, total_sqnr_db=None) for row in report.rows)
+    stored = replace(report, rows=rows, settings={"calibration": "stored statistics"})
+    assert "  SQNR and total dB of activations aren't known: " in plain_text(stored)
+    assert "aren't known" not in plain_text(report)

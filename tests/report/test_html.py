@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -123,3 +124,27 @@ def test_a_missing_package_is_named_and_the_old_file_survives(make_report, monke
     with pytest.raises(MissingDependencyError, match=r"pip install '.*\[report\]'"):
         make_report(2).save(path)
     assert path.read_text() == "old"
+
+
+def test_algorithms_are_in_the_head_and_in_the_rows(make_report):
+    report = make_report(3)
+    rows = list(report.rows)
+    rows[0] = replace(rows[0], algorithms="gptq", output_error=0.304)
+    text = html(replace(report, rows=tuple(rows)))
+    page = Page(text)
+    assert "algorithms: gptq (1 of 3 quantized weights)" in page.text
+    assert "4 bits symmetric, per channel (axis -1), gptq" in page.text
+    assert '<td class="r" data-key="0.304">30.4 %</td>' in text
+    assert "out. err: the expected squared error" in page.text
+    titles, cells = re.search(r'<table id="rows">.*?</tr>', text, re.DOTALL).group().count("<th"), []
+    for line in re.findall(r"<tr.*?</tr>", text.partition('<table id="rows">')[2], re.DOTALL)[1:]:
+        cells.append(line.count("<td") + line.count('colspan="2"'))
+    assert set(cells) == {titles - 1}, "thead is counted as well"
+    assert not {"algorithms", "out. err"} & set(re.findall(r"algorithms|out\. err", html(report)))
+
+
+def test_it_is_said_why_nothing_was_measured(make_report):
+    report = make_report(2)
+    rows = tuple(replace(row, total_sqnr_db=None) for row in report.rows)
+    page = Page(html(replace(report, rows=rows, settings={"calibration": "stored statistics"})))
+    assert "the model was quantized from stored statistics, and no data were given" in page.text

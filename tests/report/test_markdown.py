@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from qi.ledger import Evaluation, QuantizationReport
 from qi.report import markdown
@@ -54,3 +55,15 @@ def test_a_report_of_nothing(make_report):
 
 def test_large_models_say_that_rows_are_missing(make_report):
     assert "the 30 with the lowest SQNR, of 100 quantized tensors" in markdown(make_report(50))
+
+
+def test_algorithms_are_named_and_measured(make_report):
+    report = make_report(2)
+    rows = [replace(row, total_sqnr_db=None) for row in report.rows]
+    rows[0] = replace(rows[0], algorithms="output_range, gptq", output_error=0.304)
+    text = markdown(replace(report, rows=tuple(rows), settings={"calibration": "stored statistics"}))
+    assert "**algorithms**: output\\_range, gptq (1 of 2 quantized weights)\n" in text
+    assert "| output\\_range, gptq | 4 | 3.0 | 30.4 % |" in text
+    assert "\nout. err: the expected squared error" in text
+    assert "the model was quantized from stored statistics, and no data were given" in text
+    assert "lgorithms" not in markdown(report)

@@ -106,3 +106,17 @@ def test_without_matplotlib_the_pip_line_is_named(make_report, monkeypatch):
         MissingDependencyError, match=r"plot of a report needs matplotlib; do: pip install '.*\[report\]'"
     ):
         plots.png(make_report(2))
+
+
+@pytest.mark.parametrize("layers", [3, MAX_NAMED_LAYERS + 1])
+def test_the_head_names_model_recipe_and_algorithms(make_report, layers):
+    report = make_report(layers)
+    plain = plot_report(report)
+    assert plain.get_suptitle() == "small, recipe w4a8"
+    told = "gptq damping=0.1 (7 of 9 quantized weights); hqq (" + ", ".join(["layer/kernel"] * 12) + ")"
+    figure = plot_report(replace(report, model="a$b$", settings={"algorithms": told}))
+    title, *lines = figure.get_suptitle().splitlines()
+    assert title == r"a\$b\$, recipe w4a8"
+    assert " ".join(lines) == f"algorithms: {told}"
+    assert len(lines) == 2
+    assert figure.get_figheight() > plain.get_figheight()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_narrow_terminals_lose_columns_but_no_digits(make_report):
     report = make_report(3)
     wide, narrow = rendered(report, 130), rendered(report, 50)
     assert header(wide) == "tensor layer type method bits SQNR dB total dB clipped bytes".split()
-    assert header(narrow) == "tensor bits SQNR dB".split()
+    assert header(narrow) == "tensor bits SQNR dB total dB".split()
     assert all(len(line) <= 50 for line in narrow.splitlines())
     assert "block/conv2/output      8      38.0" in narrow
 
@@ -59,3 +60,24 @@ def test_without_rich_the_pip_line_is_named(make_report, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     with pytest.raises(MissingDependencyError, match=r"needs rich; do: pip install '.*\[report\]'"):
         rich_report(make_report(1))
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_algorithms_and_what_they_brought_fit_every_terminal(make_report, width):
+    report = make_report(3)
+    rows = [
+        replace(row, algorithms="output_range, gptq", output_error=0.304) if row.bits == 4 else row
+        for row in report.rows
+    ]
+    text = rendered(replace(report, rows=tuple(rows)), width)
+    assert "algorithms: output_range, gptq (3 of 3 quantized weights)" in text
+    assert "out. err" in next(line for line in text.splitlines() if line.startswith("tensor"))
+    assert text.count("30.4 %") == 3
+    assert "out. err" not in rendered(report, width)
+
+
+def test_it_is_said_why_nothing_was_measured(make_report):
+    report = make_report(2)
+    rows = tuple(replace(row, total_sqnr_db=None) for row in report.rows)
+    text = rendered(replace(report, rows=rows, settings={"calibration": "stored statistics"}), 200)
+    assert "the model was quantized from stored statistics, and no data were given" in text
