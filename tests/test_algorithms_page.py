@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,5 @@ def test_the_pages_code_runs(tmp_path: Path) -> None:
     names = runpy.run_path(str(tmp_path / "page.py"))
     recipe, quicker = names["recipe"], names["quicker"]
     assert [step.name for step in recipe.weights.algorithms] == [step.name for step in quicker.weights.algorithms]
+    assert replace(recipe.weights, algorithms=quicker.weights.algorithms) == quicker.weights, "but for the damping"
+    assert recipe.activations == quicker.activations

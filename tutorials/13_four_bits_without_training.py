@@ -26,10 +26,10 @@ FAST = os.environ.get("QI_FAST") == "1"  # fewer test images and steps, for a qu
 warnings.simplefilter("ignore", qi.QuantizationWarning)  # QI warns where errors are large: here they are on purpose
 
 data = load_demo_data()
-x = data.x_calib[:: 2 if FAST else 1]  # 500 images
+x = data.x_calib[:: 4 if FAST else 2]  # 250 images
 x_test, y_test = data.x_test[:: 4 if FAST else 1], data.y_test[:: 4 if FAST else 1]
 model = qi.load_model(demo_model_path())
-truth = model.predict(x_test, verbose=0)
+truth = model.predict(x_test, batch_size=500, verbose=0)
 rows = [("float", 100 * np.mean(truth.argmax(-1) == y_test), np.inf, 0.0)]
 
 
@@ -42,7 +42,7 @@ def quantize(name, recipe, samples=x, **options):
     start = time.perf_counter()
     quantized, report = qi.quantize_model(model, recipe, samples, progress=False, **options)
     seconds = time.perf_counter() - start
-    outputs = quantized.predict(x_test, verbose=0)
+    outputs = quantized.predict(x_test, batch_size=500, verbose=0)
     sqnr = 10 * np.log10(np.sum(truth**2) / np.sum((outputs - truth) ** 2))
     rows.append((name, 100 * np.mean(outputs.argmax(-1) == y_test), sqnr, seconds))
     print(f"{name:44} {rows[-1][1]:6.2f} %  {sqnr:5.1f} dB  {seconds:5.1f} s", flush=True)
@@ -109,7 +109,7 @@ assert joint4 > channel4
 # The quantized weights, their scales and the biases are trained by gradients until the quantized model gives what the
 # float model gives. The float model is the teacher, so that samples without labels do.
 print("\nreconstruction")
-steps = {"name": "reconstruct", "steps": 30 if FAST else 100}  # effort="best" takes more: 600 at 3 bits
+steps = {"name": "reconstruct", "steps": 30 if FAST else 60}  # effort="best" takes more: 600 at 3 bits
 few = qi.TensorSpec(bits=3, granularity="per_channel", range="mse", range_options={"norm": 3}, algorithms=(steps,))
 _, _, taught = quantize(
     "3 bits, reconstruct", qi.Recipe("taught", weights=few, activations=get_recipe("w3a8").activations)
@@ -161,7 +161,7 @@ assert np.array_equal(again, first)
 # SQNR of the outputs first: it tells small differences apart, and needs no labels. If it's low, the report's output_error
 # and its warnings say where. What to try, in this order: a scale per channel, which costs no work; GPTQ, which takes
 # seconds; more bits where they count (tutorial 14 finds out where); reconstruction, which takes longest and gains most with
-# the fewest bits: at 2 bits, rounding this model leaves 17 %, effort="balanced" 63 %, effort="best" 90 %.
+# the fewest bits: at 2 bits, with twice these samples, rounding this model leaves 17 %, effort="balanced" 63 %, effort="best" 90 %.
 def plot(path):
     from matplotlib.figure import Figure
 

@@ -63,7 +63,7 @@ class Checkpoint:
         return self._done[place]
 
     def restore(self, place: int, learner: keras.Model) -> int:
-        """Puts the block that trained and its optimizer where they were; gives the steps that it had done.
+        """Puts the block that trained and its optimizer, which is built, where they were; gives the steps that it had done.
 
         Raises:
             FileFormatError: arrays of other shapes.
@@ -71,7 +71,6 @@ class Checkpoint:
         if place != len(self._done) or not self._step:
             return 0
         self._assign(f"block{place}", learner.trainable_variables)
-        learner.optimizer.build(learner.trainable_variables)
         self._assign("optimizer", learner.optimizer.variables)
         return self._step
 

@@ -248,10 +248,17 @@ class LowBits:
             for one in rounded.values()
             if (id(one.site.op), one.site.weight) in asking
         }
+        begin = {
+            (id(one.site.op), one.site.weight): one.values
+            for one in rounded.values()
+            if (id(one.site.op), one.site.weight) in asking
+        }
         name, options = _one_way(list(asking.values()))
         settings = ALGORITHMS.get(name).function(**options)
         kept = None if resume is None else f"{os.fspath(resume)}.training"
-        found = reconstruct(self.ready, start, activations, data, resume=kept, progress=progress, **settings)
+        found = reconstruct(
+            self.ready, start, activations, data, resume=kept, begin=begin, progress=progress, **settings
+        )
         for (op, path), values in found.floats.items():
             self._assign(next(site.op for site in asking.values() if id(site.op) == op), path, values)
         self.told += [f"{place!r} wasn't trained: {why}" for place, why in found.fixed.items()]

@@ -142,7 +142,7 @@ def quantize_model(
 
         return quantize_within(
             model, recipe, data, again, max_drop=max_drop, metric=metric, statistics=statistics, batch_size=batch_size,
-            progress=progress,
+            jobs=jobs, progress=progress,
         )  # fmt: skip
     check_repeatable(recipe, data)
     tell_shapes(model, data)

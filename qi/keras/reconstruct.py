@@ -88,6 +88,7 @@ def reconstruct(
     progress: bool = True,
     keep_on_interrupt: bool = False,
     resume: str | os.PathLike[str] | None = None,
+    begin: Mapping[Weight, np.ndarray] | None = None,
     control: bool = False,
 ) -> Reconstructed:
     """Trains quantized weights, scales and biases so that blocks give what they gave in float, on unlabelled samples.
@@ -120,6 +121,7 @@ def reconstruct(
             and its last state) instead of raising KeyboardInterrupt.
         resume: a file that keeps the state of training (`qi.keras.checkpoint`): stopped or killed, the same call goes on there,
             and ends with the same result.
+        begin: values of weights and offsets to begin with, where these aren't those of the graph.
         control: allows ``learning_rate=0``, with which nothing learns.
 
     Returns:
@@ -150,7 +152,8 @@ def reconstruct(
     )
     if count < settings.batch:
         raise InputError(f"expected whole batches of {settings.batch} samples; received {count} samples")
-    student = Student(ready, weights, activations, rounding=rounding, scope=scope, room=_KEPT_ELEMENTS // count)
+    room = _KEPT_ELEMENTS // count
+    student = Student(ready, weights, activations, rounding=rounding, scope=scope, room=room, begin=begin)
     count = _within_memory(student, count, settings.batch if demanded else 1)
     inputs = [array[:count] for array in inputs]
     kept = Checkpoint(resume, "" if resume is None else _fingerprint(student, inputs, settings))
@@ -376,6 +379,7 @@ class _Job:
     def _steps(self, learner: _Learner, bar: Any, done: int, before: float) -> None:
         how, decay = self.settings, keras.optimizers.schedules.CosineDecay
         learner.compile(keras.optimizers.Adam(decay(how.rate, how.steps)), jit_compile=_jit())
+        learner.optimizer.build(learner.trainable_variables)  # made within the first step, slots would hold memory for good
         start = self.kept.restore(self.place, learner)
         orders = _orders(len(self.inputs[0]), how.batch, np.random.default_rng([how.seed, self.place]))
         for step, chosen in islice(zip(range(how.steps), orders, strict=False), start, None):

@@ -56,6 +56,7 @@ class Student:
         activations: quantizers by ``id(group)``.
         rounding: "lsq" or "adaround".
         scope: as of `qi.keras.blocks.cut_graph`.
+        begin: values of weights of the quantized copy to begin with, where they aren't those of the graph.
         room: for how many elements of a sample's values there is memory: what blocks give is a target of "network" as far as it
             fits, the smallest first.
 
@@ -76,6 +77,7 @@ class Student:
         rounding: str,
         scope: str,
         room: int = 2**62,
+        begin: Mapping[Weight, np.ndarray] | None = None,
     ) -> None:
         self.scope, self.fixed = scope, {}  # type: tuple[str, dict[str, str]]
         self._ready, self._given, self._ranges = ready, dict(weights), dict(activations)
@@ -88,12 +90,19 @@ class Student:
         self._sources: dict[int, Any] = {}
         self._groups: dict[int, tuple[Group, KerasActivationQuantizationHolder]] = {}
         self._last = {id(value) for value in self.graph.flat_outputs()}
+        self._begin(begin or {})
         self._quantize()
         weighted = {id(op) for key, op in self._wrappers.items() if any(key == known for known, _ in self._given)}
         self.blocks = self._cut(weighted, room)
         self._choose()
 
     # The two copies -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, values: Mapping[Weight, np.ndarray]) -> None:
+        ops = dict(zip(self._ready.graph.calls_of(), self.graph.calls_of().values(), strict=True))
+        for (key, path), array in values.items():
+            variable = paths(ops[key][0].op)[path]
+            variable.assign(array.reshape(variable.shape))
 
     def _quantize(self) -> None:
         """Wraps layers and puts holders after values."""
@@ -257,8 +266,8 @@ class Student:
         return self.scope, blocks, [(type(quantizer).__name__, quantizer.get_config()) for quantizer in given]
 
     def arrays(self) -> list[np.ndarray]:
-        """All weights of the float copy."""
-        ops = [calls[0].op for calls in self.teacher.calls_of().values()]
+        """All weights of both copies."""
+        ops = [calls[0].op for calls in self.teacher.calls_of().values()] + list(self._sources.values())
         return [to_numpy(variable) for op in ops for variable in paths(op).values()]
 
     # What came of it ----------------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ def markdown(report: QuantizationReport) -> str:
     if rows:
         parts += ["## Quantized", *([_escaped(note)] if note else [])]
         columns = shown_columns(rows)
-        header, *cells = ([line[column] for column in columns] for line in (ROW_HEADER, *map(row_cells, rows)))
-        parts.append(_table(header, cells, left=sum(column < TEXT_COLUMNS for column in columns)))
+        header, *body = ([line[column] for column in columns] for line in (ROW_HEADER, *map(row_cells, rows)))
+        parts.append(_table(header, body, left=sum(column < TEXT_COLUMNS for column in columns)))
         parts += map(_escaped, remarks(report))
     if report.unquantized:
         lines = [

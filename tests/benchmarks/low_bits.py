@@ -55,6 +55,7 @@ ROWS: dict[str, tuple[Any, ...]] = {
     "adaround": ("adaround",),
     "brecq": ("brecq",),
     "reconstruct": ("reconstruct",),
+    "output_range + gptq + reconstruct": (GPTQ_RANGE, "gptq", "reconstruct"),
 }
 
 

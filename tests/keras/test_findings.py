@@ -111,14 +111,21 @@ def test_algorithms_are_told_with_their_options_where_these_are_known() -> None:
             algorithms=algorithms,
         )  # fmt: skip
 
-    rows = [weight("a", "gptq, bias_correction"), weight("b", "gptq, bias_correction"), weight("c", "hqq"), weight("d", "")]
+    rows = [
+        weight("a", "gptq, bias_correction"),
+        weight("b", "gptq, bias_correction"),
+        weight("c", "hqq"),
+        weight("d", ""),
+    ]
     steps = ({"name": "gptq", "damping": 0.1}, "bias_correction")
     recipe = Recipe("r", weights=TensorSpec(bits=4, algorithms=steps))
     assert algorithms_of(recipe, rows) == {
         "algorithms": "gptq damping=0.1, bias_correction (2 of 4 quantized weights); hqq (c/kernel)"
     }
     other = TensorSpec(bits=4, algorithms=({"name": "gptq", "damping": 0.2},))
-    assert algorithms_of(recipe.with_rules(Rule("b", weights=other)), rows)["algorithms"].startswith("gptq, bias_correction (2")
+    assert algorithms_of(recipe.with_rules(Rule("b", weights=other)), rows)["algorithms"].startswith(
+        "gptq, bias_correction (2"
+    )
     assert algorithms_of(recipe, rows[3:]) == {}, "none worked"
 
 

@@ -26,6 +26,14 @@ def kernel_ops(path: str) -> list[tuple[str, str]]:
     ]
 
 
+def lost_hessians(path: str, found: dict[str, Any]) -> list[str]:
+    """Inputs of FULLY_CONNECTED for which calibration has no Hessian in the end."""
+    lite = Interpreter(path)
+    names = {tensor["index"]: tensor["name"] for tensor in lite.get_tensor_details()}
+    inputs = [names[op["inputs"][0]] for op in lite._get_ops_details() if op["op_name"] == "FULLY_CONNECTED"]
+    return [name for name in inputs if "hessian" not in found.get(name, {})]
+
+
 class Plan:
     """Adds settings to a quantizer, and notes which it refused."""
 
@@ -85,6 +93,11 @@ def run(cell: Cell) -> np.ndarray:
         if tool.need_calibration:
             batches = [{argument: images} for images in cell.batches(cell.options.get("batch", BATCH))]
             found = tool.calibrate({"serving_default": batches}, num_threads=2)
+            if "elsewhere" in cell.options and lost_hessians(str(cell.file(".tflite")), found):
+                cell.remarks.append(
+                    "the operation before has another algorithm, which drops GPTQ's Hessian from the tensor; "
+                    "the tool then stores the bytes of the float kernel as codes"
+                )
         content = tool.quantize(found).quantized_model
     return scores_of(Interpreter(model_content=bytes(content), num_threads=2), cell.data["x_test"])
 
