@@ -118,8 +118,8 @@ assert taught > channel3
 
 
 # --- 6. One word instead: effort ---------------------------------------------------------------------------------
-# "fast" rounds to nearest; "balanced" is GPTQ with ranges made for it, and bias correction; "best" is reconstruction,
-# in minutes. Algorithms that a recipe names stay as they are.
+# "fast" rounds to nearest; "balanced" is GPTQ with ranges made for it, and bias correction; "best" is GPTQ, and
+# reconstruction from there, in minutes. Algorithms that a recipe names stay as they are.
 print("\neffort")
 by_effort, balanced, balanced4 = quantize('4 bits, effort="balanced"', "w4a8", effort="balanced")
 assert balanced4 > shifted4
@@ -150,7 +150,7 @@ print("\nfrom a file of statistics")
 with tempfile.TemporaryDirectory() as folder:
     path = qi.observers.save_statistics(Path(folder) / "statistics.npz", qi.calibrate(model, x, progress=False))
     print(f"{path.stat().st_size:,} bytes; the images: {x.nbytes:,}")
-    stored = {"statistics": path, "resume": Path(folder) / "progress.npz"}
+    stored = {"statistics": path, "resume": Path(folder) / "work.progress"}
     first, _, _ = quantize("4 bits, balanced, no images", "w4a8", None, effort="balanced", **stored)
     again, _, _ = quantize("the same again, with its progress file", "w4a8", None, effort="balanced", **stored)
 assert np.array_equal(first, by_effort)  # bit for bit what the images gave

@@ -27,7 +27,7 @@ FAST = os.environ.get("QI_FAST") == "1"  # fewer images, for a quick look
 warnings.simplefilter("ignore", qi.QuantizationWarning)  # QI warns where errors are large: here they are on purpose
 
 data = load_demo_data()
-x = data.x_calib[:: 4 if FAST else 2]  # 250 images
+x = data.x_calib[:: 2 if FAST else 1]
 every = 4 if FAST else 1
 x_test, y_test = data.x_test[1 :: 2 * every], data.y_test[1 :: 2 * every]  # to judge by, at the end
 x_held, y_held = (
@@ -62,7 +62,7 @@ budget = report.totals.bytes_after
 # needed. Then an integer program, solved exactly, picks one candidate for each weight: the least sum of losses that
 # fits into the budget.
 found = qi.search(
-    model, x, {"bytes": budget}, candidates=(2, 3, 4, 5, 6, 8), samples=64 if FAST else 128, progress=False
+    model, x, {"bytes": budget}, candidates=(2, 3, 4, 5, 6, 8), samples=64 if FAST else 256, progress=False
 )
 print(f"\n{found}\n")
 assert found.chosen.costs["bytes"] <= budget

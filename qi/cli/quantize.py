@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "run"]
 
-_DESCRIPTION = """Quantizes a trained Functional or Sequential Keras model; the given file stays as it is.
+_DESCRIPTION = """Quantizes a trained Keras model, Functional, Sequential or a registered class of its own, from a .keras or .h5 file, which
+stays as it is.
 
 recipes: a name such as w8a8 (weights and activations of 8 bits), w8 (weights alone), w4a8, w8a16 or w4_g32 (one scale
 per 32 weights), with algorithms behind it as in w4a8_gptq, or a .json file with rules. Recipes with activations need
@@ -56,7 +57,7 @@ def add(commands: Any) -> None:
     add_jobs(parser, "weights the algorithms work on")
     parser.add_argument(
         "--resume", metavar="FILE", type=Path,
-        help="an .npz file that keeps what the algorithms have done: stopped by Ctrl-C, the same command goes on there",
+        help="a .progress file that keeps what the algorithms have done: stopped by Ctrl-C, the same command goes on there",
     )  # fmt: skip
     parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the .keras file to write")
     parser.add_argument(
@@ -110,15 +111,13 @@ def _check(arguments: argparse.Namespace) -> None:
     for path in arguments.report:
         check_output(path, REPORTS, [*read, Path(arguments.recipe)])
     if arguments.resume is not None:
-        check_output(arguments.resume, [".npz"], [*read, arguments.out])
+        check_output(arguments.resume, [".progress"], [*read, arguments.out])
     if arguments.max_drop is None:
         if arguments.metric is not None:
             raise InputError(f"expected --max-drop with --metric {arguments.metric}; received none")
         return
     if arguments.data is None:
         raise InputError("expected --data with --max-drop, for its metric needs true values; received none")
-    if arguments.resume is not None:
-        raise InputError("expected --resume without --max-drop, which quantizes several times; received both")
     from qi.ledger import METRICS
 
     METRICS.get(arguments.metric or "accuracy")  # an unknown name shall not cost the loading of a model

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
@@ -132,7 +133,7 @@ def _value(metric: Metric, model: keras.Model, what: str) -> float:
     """
     value = metric(model)
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
@@ -177,9 +178,17 @@ def _with_algorithms(recipe: Recipe, spec: TensorSpec, name: str) -> Recipe:
 def _wider(recipe: Recipe, layers: list[str]) -> Recipe:
     """The recipe with activations of 16 bits for some layers."""
     spec = TensorSpec(bits=16, range="minmax")
-    rules = [Rule(literally(layer), activations=spec) for layer in dict.fromkeys(layers)]
+    chosen = list(dict.fromkeys(layers))
+    rules: list[Rule] = []
+    for rule in recipe.rules:
+        # A rule that decides on a layer's weights would hide one for its activations that comes behind it.
+        for layer in chosen if rule.weight is None and rule.activations is None else ():
+            if rule.match is None or fnmatchcase(layer, rule.match):
+                rules.append(replace(rule, match=literally(layer), activations=spec))
+        rules.append(rule)
     # Behind the others: ahead of them they would decide on the weights as well.
-    return replace(recipe, name=f"{recipe.name}, {len(rules)} activations of 16 bits", rules=(*recipe.rules, *rules))
+    rules += [Rule(literally(layer), activations=spec) for layer in chosen]
+    return replace(recipe, name=f"{recipe.name}, {len(chosen)} activations of 16 bits", rules=tuple(rules))
 
 
 def _counts(total: int) -> list[int]:

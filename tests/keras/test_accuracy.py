@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -114,12 +115,25 @@ def test_data_that_can_be_read_once_are_refused(trained: Any) -> None:
         qi.quantize_model(model, "w8a8", iter([x]), max_drop=1, metric=accuracy(x, y), progress=False)
 
 
-def test_where_rules_say_all_about_weights_activations_still_get_more_bits(trained: Any) -> None:
+@pytest.mark.parametrize("weight", ["kernel", None])
+def test_where_rules_say_all_about_weights_activations_still_get_more_bits(trained: Any, weight: str | None) -> None:
     model, x, y = trained
-    recipe = get_recipe("w4a2").with_rules(Rule("*", weight="kernel", weights=get_recipe("w8").weights))
+    recipe = get_recipe("w4a2").with_rules(Rule("*", weight=weight, weights=get_recipe("w8").weights))
     _, report = qi.quantize_model(model, recipe, x, max_drop=1, metric=accuracy(x, y), progress=False)
     assert "2->16" in str(report.settings["raised"])
-    assert {row.bits for row in report.rows if row.kind == "weight" and row.quantized} == {8}
+    assert {row.bits for row in report.rows if row.name == "kernel" and row.quantized} == {8}
+
+
+def test_each_recipe_that_is_tried_keeps_its_work(trained: Any, tmp_path: Path) -> None:
+    model, x, y = trained
+    options = {"max_drop": 1, "metric": accuracy(x, y), "effort": "balanced", "progress": False}
+    first, _ = qi.quantize_model(model, "w2a8", x, resume=tmp_path / "kept", **options)
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(kept) > 1
+    assert "kept.w2a8" in kept
+    again, _ = qi.quantize_model(model, "w2a8", x, resume=tmp_path / "kept", **options)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
+    np.testing.assert_array_equal(first.predict(x, verbose=0), again.predict(x, verbose=0))
 
 
 @pytest.mark.parametrize("last", [1, 2, 4])
