@@ -118,7 +118,7 @@ assert taught > channel3
 
 
 # --- 6. One word instead: effort ---------------------------------------------------------------------------------
-# "fast" rounds to nearest; "balanced" is GPTQ with ranges made for it, and bias correction; "best" is GPTQ, and
+# "fast" rounds to nearest; "balanced" is GPTQ with ranges made for it, and bias correction; "best" is all that, and
 # reconstruction from there, in minutes. Algorithms that a recipe names stay as they are.
 print("\neffort")
 by_effort, balanced, balanced4 = quantize('4 bits, effort="balanced"', "w4a8", effort="balanced")
@@ -161,7 +161,7 @@ assert np.array_equal(again, first)
 # SQNR of the outputs first: it tells small differences apart, and needs no labels. If it's low, the report's output_error
 # and its warnings say where. What to try, in this order: a scale per channel, which costs no work; GPTQ, which takes
 # seconds; more bits where they count (tutorial 14 finds out where); reconstruction, which takes longest and gains most with
-# the fewest bits: at 2 bits, with twice these samples, rounding this model leaves 17 %, effort="balanced" 63 %, effort="best" 90 %.
+# the fewest bits: at 2 bits, with twice these samples, rounding this model leaves 17 %, effort="balanced" 63 %, "best" 90 %.
 def plot(path):
     from matplotlib.figure import Figure
 

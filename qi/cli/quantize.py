@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "run"]
 
-_DESCRIPTION = """Quantizes a trained Keras model, Functional, Sequential or a registered class of its own, from a .keras or .h5 file, which
-stays as it is.
+_DESCRIPTION = """Quantizes a trained Keras model; the given file stays as it is. A file that holds layers or classes of
+yours can't be read here, as their code isn't in it: quantize those in Python, by qi.quantize_model.
 
 recipes: a name such as w8a8 (weights and activations of 8 bits), w8 (weights alone), w4a8, w8a16 or w4_g32 (one scale
 per 32 weights), with algorithms behind it as in w4a8_gptq, or a .json file with rules. Recipes with activations need

@@ -36,7 +36,6 @@ __all__ = ["LowBits"]
 
 _EMPIRICAL = "empirical_bias_correction"
 _FROM_NORMS = "analytic_bias_correction"
-_CORRECTED = {_FROM_NORMS, "bias_correction", "norm_correction"}
 _LOOKED_UP = "is looked up, and the nearest codes are best for rows that go into more than linear layers"
 
 
@@ -186,12 +185,14 @@ class LowBits:
             self.sites, calibration.inputs, jobs=jobs, resume=resume, origin=origin, progress=progress
         )
         self._tell(rounded)
-        trained, activations = self._trained(rounded, activations, data, resume, progress)
-        for key, before in rounded.items():
-            if (id(before.site.op), before.site.weight) not in trained:
-                self._keep(self._corrected(before, calibration.inputs.get(key)))
-        for one in trained.values():
-            self._keep(one)
+        found = {key: self._corrected(before, calibration.inputs.get(key)) for key, before in rounded.items()}
+        trained, activations = self._trained(found, activations, data, resume, progress)
+        for one, bias in found.values():
+            if (id(one.site.op), one.site.weight) not in trained:
+                self._keep(one)
+                self._offset(one.site, bias)
+        for made in trained.values():
+            self._keep(made)
         self._note(rounded, trained)
         if means:
             with self._on_grids():
@@ -232,7 +233,7 @@ class LowBits:
 
     def _trained(
         self,
-        rounded: dict[str, Rounded],
+        rounded: Mapping[str, tuple[Rounded, np.ndarray | None]],
         activations: dict[int, BaseInferableQuantizer],
         data: Any,
         resume: str | os.PathLike[str] | None,
@@ -243,23 +244,22 @@ class LowBits:
         if not asking:
             return {}, activations
         start = {key: site.quantizer for key, site in asking.items()}
-        start |= {
-            (id(one.site.op), one.site.weight): one.quantizer
-            for one in rounded.values()
-            if (id(one.site.op), one.site.weight) in asking
-        }
-        begin = {
-            (id(one.site.op), one.site.weight): one.values
-            for one in rounded.values()
-            if (id(one.site.op), one.site.weight) in asking
-        }
+        begin: dict[tuple[int, str], np.ndarray] = {}
+        for one, bias in rounded.values():
+            site, key = one.site, (id(one.site.op), one.site.weight)
+            if key in asking:
+                start[key], begin[key] = one.quantizer, one.values
+                if bias is not None and site.linear is not None and site.linear.bias is not None:
+                    begin[id(site.op), site.linear.bias] = bias
         name, options = _one_way(list(asking.values()))
         settings = ALGORITHMS.get(name).function(**options)
         kept = None if resume is None else f"{os.fspath(resume)}.training"
         found = reconstruct(
             self.ready, start, activations, data, resume=kept, begin=begin, progress=progress, **settings
         )
-        for (op, path), values in found.floats.items():
+        # What couldn't be trained keeps its corrected bias.
+        offsets = {key: values for key, values in begin.items() if key not in start} | found.floats
+        for (op, path), values in offsets.items():
             self._assign(next(site.op for site in asking.values() if id(site.op) == op), path, values)
         self.told += [f"{place!r} wasn't trained: {why}" for place, why in found.fixed.items()]
         before, after = (sum(pair[i] for pair in found.losses.values()) for i in (0, 1))
@@ -282,28 +282,32 @@ class LowBits:
             one = rounded.get(site.key)
             done = (id(site.op), site.weight) in trained
             left = self._left.get(site.key, set())
-            # What was trained needs no analytic correction, and gets none.
-            skipped = _CORRECTED if done else {step.name for step in site.spec.algorithms if step.stage == "training"}
+            skipped = set() if done else {step.name for step in site.spec.algorithms if step.stage == "training"}
             names = [step.name for step in site.spec.algorithms if step.name not in left | skipped]
             error = one.solved.error / one.solved.nearest if one is not None and one.solved.nearest else np.nan
             self._notes[site.key] = {"algorithms": ", ".join(names)} | (
                 {"output_error": float(error)} if np.isfinite(error) else {}
             )
 
-    def _corrected(self, rounded: Rounded, moments: Moments | None) -> Rounded:
-        """A weight after the corrections that the recipe names; the layer's bias takes what they shift."""
+    def _corrected(self, rounded: Rounded, moments: Moments | None) -> tuple[Rounded, np.ndarray | None]:
+        """A weight after the corrections that the recipe names, and the layer's bias, where it takes what they shift."""
         site = rounded.site
         if moments is None and not _asks_norms(site):
-            return rounded
+            return rounded, None
         ends = ends_after(self.ready.graph, site.op)
         found = corrected(rounded, moments, self._norm_means.get(site.key), ends=ends)
         for name, why in found.left.items():
             self.told.append(f"{site.key!r} is left without {name}: it {why}")
             self._left.setdefault(site.key, set()).add(name)
-        if found.shift is not None and site.linear is not None and site.linear.bias is not None:
-            before = to_numpy(weights_of(site.op)[site.linear.bias])
-            self._assign(site.op, site.linear.bias, before + found.shift.reshape(before.shape))
-        return found.rounded
+        if found.shift is None or site.linear is None or site.linear.bias is None:
+            return found.rounded, None
+        before = to_numpy(weights_of(site.op)[site.linear.bias])
+        return found.rounded, before + found.shift.reshape(before.shape)
+
+    def _offset(self, site: WeightSite, bias: np.ndarray | None) -> None:
+        """Has a layer add what correction made of its bias."""
+        if bias is not None and site.linear is not None and site.linear.bias is not None:
+            self._assign(site.op, site.linear.bias, bias)
 
     @cached_property
     def _norm_means(self) -> dict[str, np.ndarray]:

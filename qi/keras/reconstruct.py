@@ -379,7 +379,9 @@ class _Job:
     def _steps(self, learner: _Learner, bar: Any, done: int, before: float) -> None:
         how, decay = self.settings, keras.optimizers.schedules.CosineDecay
         learner.compile(keras.optimizers.Adam(decay(how.rate, how.steps)), jit_compile=_jit())
-        learner.optimizer.build(learner.trainable_variables)  # made within the first step, slots would hold memory for good
+        learner.optimizer.build(
+            learner.trainable_variables
+        )  # made within the first step, slots would hold memory for good
         start = self.kept.restore(self.place, learner)
         orders = _orders(len(self.inputs[0]), how.batch, np.random.default_rng([how.seed, self.place]))
         for step, chosen in islice(zip(range(how.steps), orders, strict=False), start, None):

@@ -19,15 +19,21 @@ __all__ = ["EFFORTS", "check_many_times", "check_no_algorithms", "check_repeatab
 EFFORTS = {
     "fast": "to nearest, in seconds",
     "balanced": "ranges for GPTQ, GPTQ, and bias correction, from moments of the layers' inputs, in tens of seconds",
-    "best": "ranges for GPTQ, GPTQ, and from there reconstruction by gradients, in minutes; reads the data many times",
+    "best": "what balanced does, and from there reconstruction by gradients, in minutes; reads the data many times",
 }
 """The efforts, with what they do and take, for networks of some hundred thousand weights."""
 
 _FULL_BITS = 8
 # Measured best on the whole: `python -m tests.benchmarks.low_bits`.
 _RANGE = {"name": "output_range", "rounding": "gptq"}
-_ALGORITHMS = {"balanced": (_RANGE, "gptq", "bias_correction"), "best": (_RANGE, "gptq", "reconstruct")}
-_POWERS = {"balanced": ("gptq", "bias_correction"), "best": ("gptq", "reconstruct")}  # scales stay powers of two
+_ALGORITHMS = {
+    "balanced": (_RANGE, "gptq", "bias_correction"),
+    "best": (_RANGE, "gptq", "bias_correction", "reconstruct"),
+}
+_POWERS = {
+    "balanced": ("gptq", "bias_correction"),
+    "best": ("gptq", "bias_correction", "reconstruct"),
+}  # scales stay powers of two
 
 
 def with_effort(recipe: RecipeLike, effort: str) -> Recipe:

@@ -55,7 +55,7 @@ ROWS: dict[str, tuple[Any, ...]] = {
     "adaround": ("adaround",),
     "brecq": ("brecq",),
     "reconstruct": ("reconstruct",),
-    "output_range + gptq + reconstruct": (GPTQ_RANGE, "gptq", "reconstruct"),
+    "output_range + gptq + bias_correction + reconstruct": (GPTQ_RANGE, "gptq", "bias_correction", "reconstruct"),
 }
 
 

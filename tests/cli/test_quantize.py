@@ -42,6 +42,25 @@ def test_the_model_and_its_reports_are_written(
     assert np.array_equal(ours, direct)
 
 
+def test_classes_of_users_need_python_as_the_help_says(tmp_path: Path, qi_command: Callable[..., Any]) -> None:
+    import keras
+
+    class Own(keras.Model):
+        def call(self, x: Any) -> Any:
+            return keras.ops.relu(x)
+
+    x = np.ones((40, 5), "float32")
+    model = Own()
+    model(x)
+    model.save(tmp_path / "own.keras")
+    done = qi_command("quantize", tmp_path / "own.keras", "--recipe", "w8", "-o", tmp_path / "q.keras")
+    assert done.code == 2
+    assert "Could not locate class 'Own'" in done.err
+    qi.quantize_model(model, "w8", x, progress=False)
+    told = qi_command("quantize", "--help").out
+    assert "A file that holds layers or classes of\nyours can't be read here" in told
+
+
 def test_a_page_is_written(quantize: Callable[..., Any], tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     assert quantize("--recipe", "w8", "--report", tmp_path / "r.html").code == 0

@@ -20,7 +20,7 @@ def asked(recipe: Any) -> list[str]:
 def test_efforts() -> None:
     assert with_effort("w4a8", "fast") == get_recipe("w4a8")
     assert asked(with_effort("w4a8", "balanced")) == ["output_range", "gptq", "bias_correction"]
-    assert asked(with_effort("w4a8", "best")) == ["output_range", "gptq", "reconstruct"]
+    assert asked(with_effort("w4a8", "best")) == ["output_range", "gptq", "reconstruct", "bias_correction"]
     assert list(EFFORTS) == ["fast", "balanced", "best"]
 
 
@@ -31,7 +31,7 @@ def test_what_a_recipe_names_stays(effort: str) -> None:
 
 def test_eight_bits() -> None:
     assert asked(with_effort("w8a8", "balanced")) == []
-    assert asked(with_effort("w8a8", "best")) == ["output_range", "gptq", "reconstruct"]
+    assert asked(with_effort("w8a8", "best")) == ["output_range", "gptq", "reconstruct", "bias_correction"]
 
 
 def test_rules_get_theirs() -> None:
