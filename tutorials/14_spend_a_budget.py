@@ -93,7 +93,8 @@ if len(sys.argv) == 1:
 
 # --- 4. Quantize with it -------------------------------------------------------------------------------------------
 # Losses were measured with rounding to nearest; the better algorithms of tutorial 13 go on top, with effort="balanced". The
-# comparison is fair: the same bytes, the same algorithms.
+# comparison is fair: the same bytes, the same algorithms. Bytes are those of packed codes, biases and scales; not every
+# runtime packs all bits: for LiteRT, say, search with candidates=(4, 8), and export with packed=True.
 searched, report = quantize("searched", recipe)
 assert report.totals.bytes_after == found.chosen.costs["bytes"]  # the budget is kept to the byte
 quantize('3 bits everywhere, effort="balanced"', "w3a8", effort="balanced")

@@ -109,6 +109,11 @@ def quantize_within(
 
     found = None if holds(base) else tried[0]
     if found is not None:
+        if data is None and statistics is None:
+            raise InputError(
+                f"expected data or statistics, to find out what each weight costs: {base.name} gives {found.value:.6g}, and not "
+                f"{least:.6g}, the least that max_drop allows; received neither; do pass data"
+            )
         ladder = _more_bits(model, base, data, statistics, batch_size, jobs, progress)
         if not _first(ladder, holds):
             widest = ladder[-1] if ladder else base

@@ -62,7 +62,7 @@ def as_steps(given: object) -> tuple[Step, ...]:
     """Steps from names, mappings with a "name", or steps, in the order in which they run.
 
     Raises:
-        ConfigError: something else, an algorithm named twice, or two that round.
+        ConfigError: something else, an algorithm named twice, two that round, or ranges for a table of values.
 
     Example:
         >>> [step.name for step in as_steps(["bias_correction", {"name": "gptq", "damping": 0.1}])]
@@ -79,6 +79,13 @@ def as_steps(given: object) -> tuple[Step, ...]:
         raise ConfigError(
             f"expected each algorithm once, and one that rounds; received algorithms={names}; do leave out "
             f"{twice or rounding[-1]!r}"
+        )
+    tables = [step.name for step in steps if ALGORITHMS.get(step.name).index_bits is not None]
+    ranges = [step.name for step in steps if step.stage == "range"]
+    if tables and len(ranges) > 1:  # it makes its values anew
+        raise ConfigError(
+            f"expected no other algorithm for ranges beside {tables[-1]}, which makes a table of values; received "
+            f"algorithms={names}; do leave out {next(name for name in ranges if name != tables[-1])!r}"
         )
     return tuple(steps)
 

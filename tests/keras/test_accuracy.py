@@ -151,3 +151,11 @@ def test_a_stopped_control_leaves_the_model_as_it_was(trained: Any, last: int) -
     with pytest.raises(KeyboardInterrupt):
         qi.quantize_model(model, "w2a8", x, max_drop=0.5, metric=stopped, progress=False)
     assert all(map(np.array_equal, before, [variable.numpy() for variable in model.variables]))
+
+
+def test_a_search_without_data_is_refused_when_it_is_needed(trained: Any) -> None:
+    model, x, y = trained
+    _, report = qi.quantize_model(model, "w8", max_drop=50, metric=accuracy(x, y), progress=False)
+    assert report.settings["metric_quantized"] > 50
+    with pytest.raises(qi.InputError, match="to find out what each weight costs: w2 gives"):
+        qi.quantize_model(model, "w2", max_drop=0, metric=accuracy(x, y), progress=False)

@@ -110,6 +110,13 @@ def test_powers_of_two_with_what_keeps_them() -> None:
     assert TensorSpec(bits=4, method="power_of_two", algorithms=algorithms).algorithms  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("given", ["hqq kmeans", "kmeans powers", "output_range powers gptq"])
+def test_tables_are_their_own_ranges(given: str) -> None:
+    with pytest.raises(ConfigError, match="expected no other algorithm for ranges beside"):
+        as_steps(given.split())
+    assert as_steps(["best_range", "hqq"])
+
+
 @pytest.mark.parametrize("name", ["kmeans", "powers"])
 def test_no_tables_for_groups(name: str) -> None:
     with pytest.raises(ConfigError, match="per_channel") as caught:
