@@ -6,7 +6,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ __all__ = ["Checkpoint"]
 _FORMAT, _VERSION = "qi.training", 1
 _SECONDS = 10.0  # between writes, or more where they take long
 _SHARE = 20.0  # times as long as the last write took
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is known at one moment: replaced as a whole, so that Ctrl-C never leaves parts of two moments.
+
+    Attributes:
+        done: losses before and after of the blocks that are done.
+        step: of the block behind them.
+        arrays: what they learned, and the optimizer's, by name and number.
+    """
+
+    done: tuple[tuple[float, float], ...] = ()
+    step: int = 0
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Checkpoint:
@@ -41,9 +57,7 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str] | None, fingerprint: str = "") -> None:
         self.path, self.fingerprint = None if path is None else Path(path), fingerprint
-        self._done: list[tuple[float, float]] = []  # losses of blocks before and after
-        self._step = 0  # of the block behind them
-        self._arrays: dict[str, np.ndarray] = {}
+        self._state = _State()
         self._written, self._wait = time.monotonic(), _SECONDS
         if self.path is None:
             return
@@ -57,10 +71,10 @@ class Checkpoint:
         Raises:
             FileFormatError: arrays of other shapes.
         """
-        if place >= len(self._done):
+        if place >= len(self._state.done):
             return None
         self._assign(f"block{place}", variables)
-        return self._done[place]
+        return self._state.done[place]
 
     def restore(self, place: int, learner: keras.Model) -> int:
         """Puts the block that trained and its optimizer, which is built, where they were; gives the steps that it had done.
@@ -68,11 +82,11 @@ class Checkpoint:
         Raises:
             FileFormatError: arrays of other shapes.
         """
-        if place != len(self._done) or not self._step:
+        if place != len(self._state.done) or not self._state.step:
             return 0
         self._assign(f"block{place}", learner.trainable_variables)
         self._assign("optimizer", learner.optimizer.variables)
-        return self._step
+        return self._state.step
 
     def step(self, place: int, steps: int, learner: keras.Model) -> None:
         """After a step: writes the file if it is time to.
@@ -80,11 +94,11 @@ class Checkpoint:
         Raises:
             OSError: it can't be written.
         """
-        if self.path is None or place != len(self._done) or time.monotonic() - self._written < self._wait:
+        state = self._state
+        if self.path is None or place != len(state.done) or time.monotonic() - self._written < self._wait:
             return
-        self._step = steps
-        self._take(f"block{place}", learner.trainable_variables)
-        self._take("optimizer", learner.optimizer.variables)
+        taken = _taken(f"block{place}", learner.trainable_variables) | _taken("optimizer", learner.optimizer.variables)
+        self._state = _State(state.done, steps, {**state.arrays, **taken})
         self.write()
 
     def finish(self, place: int, losses: tuple[float, float], variables: Sequence[keras.Variable], last: bool) -> None:
@@ -93,12 +107,11 @@ class Checkpoint:
         Raises:
             OSError: the file can't be written.
         """
-        if self.path is None or place != len(self._done):
+        state = self._state
+        if self.path is None or place != len(state.done):
             return
-        self._arrays = {name: array for name, array in self._arrays.items() if not name.startswith("optimizer.")}
-        self._take(f"block{place}", variables)
-        self._done.append(losses)
-        self._step = 0
+        kept = {name: array for name, array in state.arrays.items() if not name.startswith("optimizer.")}
+        self._state = _State((*state.done, losses), 0, kept | _taken(f"block{place}", variables))
         if last or time.monotonic() - self._written >= self._wait:
             self.write()
 
@@ -111,21 +124,19 @@ class Checkpoint:
         if self.path is None:
             return
         start = time.monotonic()
+        state = self._state
         header = {
-            "format": _FORMAT, "version": _VERSION, "fingerprint": self.fingerprint, "done": self._done, "step": self._step,
+            "format": _FORMAT, "version": _VERSION, "fingerprint": self.fingerprint, "done": state.done, "step": state.step,
         }  # fmt: skip
         buffer = io.BytesIO()
-        named: dict[str, Any] = self._arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
+        named: dict[str, Any] = {**state.arrays, "header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
         np.savez(buffer, allow_pickle=False, **named)
         write_atomically(self.path, buffer.getvalue())
         self._written = time.monotonic()
         self._wait = max(_SECONDS, _SHARE * (self._written - start))
 
-    def _take(self, name: str, variables: Sequence[keras.Variable]) -> None:
-        self._arrays |= {f"{name}.{at}": to_numpy(variable).copy() for at, variable in enumerate(variables)}
-
     def _assign(self, name: str, variables: Sequence[keras.Variable]) -> None:
-        found = [self._arrays.get(f"{name}.{at}") for at in range(len(variables))]
+        found = [self._state.arrays.get(f"{name}.{at}") for at in range(len(variables))]
         for array, variable in zip(found, variables, strict=True):
             if array is None or array.shape != tuple(variable.shape) or not np.isfinite(array).all():
                 raise FileFormatError(f"expected the state of this training; received {self.path}; do delete it")
@@ -142,9 +153,9 @@ class Checkpoint:
                 if sum(member.file_size for member in archive.zip.infolist()) > path.stat().st_size:
                     raise ValueError("compressed")  # written plain: no file makes more of itself than it is
                 if known == self.fingerprint:
-                    self._arrays = {name: archive[name] for name in archive.files if name != "header"}
-                    self._done = [(float(before), float(after)) for before, after in header["done"]]
-                    self._step = int(header["step"])
+                    arrays = {name: archive[name] for name in archive.files if name != "header"}
+                    done = tuple((float(before), float(after)) for before, after in header["done"])
+                    self._state = _State(done, int(header["step"]), arrays)
         except DAMAGE as error:
             raise FileFormatError(
                 f"expected the state of a training; received {path}, which is damaged or something else "
@@ -155,3 +166,7 @@ class Checkpoint:
                 f"expected the state of this model's training with these samples and settings; received {path}, which is of "
                 "others; do name another file, or delete it"
             )
+
+
+def _taken(name: str, variables: Sequence[keras.Variable]) -> dict[str, np.ndarray]:
+    return {f"{name}.{at}": to_numpy(variable).copy() for at, variable in enumerate(variables)}

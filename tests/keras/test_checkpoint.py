@@ -96,6 +96,30 @@ def test_it_goes_on_and_ends_the_same(
     assert len(ran) == steps - stop
 
 
+def test_ctrl_c_while_the_state_is_taken_leaves_the_one_before(
+    model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept.training"
+    whole = train(model)
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "_SHARE", 0.0)
+    taken, calls = checkpoint._taken, []
+
+    def stopped(name: str, variables: Any) -> dict[str, np.ndarray]:
+        calls.append(name)
+        if len(calls) == 6:  # the optimizer's of the third step
+            raise KeyboardInterrupt
+        return taken(name, variables)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_taken", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, path)
+    ran = stop_at(monkeypatch, 1000)
+    same(train(model, path), whole)
+    assert len(ran) == 4
+
+
 def test_without_time_to_write_only_blocks_are_kept(
     model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
