@@ -26,6 +26,7 @@ from qi.keras.prepare import Prepared
 from qi.keras.reconstruct import reconstruct
 from qi.keras.rounding import Rounded, WeightSite, round_weights, weight_sites
 from qi.keras.scaling import equalize_links, rescale_statistics, smooth_links
+from qi.keras.student import Weight
 from qi.keras.tables import table_moments, with_tables
 from qi.keras.variables import to_numpy, weights_of
 from qi.ledger import Row
@@ -186,13 +187,14 @@ class LowBits:
         )
         self._tell(rounded)
         found = {key: self._corrected(before, calibration.inputs.get(key)) for key, before in rounded.items()}
-        trained, activations = self._trained(found, activations, data, resume, progress)
-        for one, bias in found.values():
-            if (id(one.site.op), one.site.weight) not in trained:
-                self._keep(one)
-                self._offset(one.site, bias)
-        for made in trained.values():
-            self._keep(made)
+        biases = {(id(one.site.op), path): bias for one, path, bias in found.values() if bias is not None}
+        kept = [one for one, _, _ in found.values()]
+        trained, activations, offsets = self._trained(kept, biases, activations, data, resume, progress)
+        for one in [one for one in kept if (id(one.site.op), one.site.weight) not in trained] + [*trained.values()]:
+            self._keep(one)
+        calls = self.ready.graph.calls_of()  # normalizations among them: their offsets train as well
+        for (op, path), values in (biases | offsets).items():
+            self._assign(calls[op][0].op, path, values)
         self._note(rounded, trained)
         if means:
             with self._on_grids():
@@ -233,39 +235,40 @@ class LowBits:
 
     def _trained(
         self,
-        rounded: Mapping[str, tuple[Rounded, np.ndarray | None]],
+        rounded: Iterable[Rounded],
+        biases: Mapping[Weight, np.ndarray],
         activations: dict[int, BaseInferableQuantizer],
         data: Any,
         resume: str | os.PathLike[str] | None,
         progress: bool,
-    ) -> tuple[dict[tuple[int, str], Trained], dict[int, BaseInferableQuantizer]]:
-        """The weights whose recipe names an algorithm of stage "training", after it, and the activations' quantizers."""
+    ) -> tuple[dict[Weight, Trained], dict[int, BaseInferableQuantizer], dict[Weight, np.ndarray]]:
+        """The weights whose recipe names an algorithm of stage "training", the activations' quantizers, and biases, after it."""
         asking = {(id(site.op), site.weight): site for site in self.sites if site.steps("training")}
         if not asking:
-            return {}, activations
+            return {}, activations, {}
         start = {key: site.quantizer for key, site in asking.items()}
-        begin: dict[tuple[int, str], np.ndarray] = {}
-        for one, bias in rounded.values():
-            site, key = one.site, (id(one.site.op), one.site.weight)
+        # All else is as it will be: the copy that learns makes up for that as well.
+        begin = {
+            (id(site.op), site.weight): np.asarray(site.quantizer(site.array))
+            for site in weight_sites(self.ready)
+            if (id(site.op), site.weight) not in asking
+        }
+        for one in rounded:
+            key = id(one.site.op), one.site.weight
+            begin[key] = one.values
             if key in asking:
-                start[key], begin[key] = one.quantizer, one.values
-                if bias is not None and site.linear is not None and site.linear.bias is not None:
-                    begin[id(site.op), site.linear.bias] = bias
+                start[key] = one.quantizer
         name, options = _one_way(list(asking.values()))
         settings = ALGORITHMS.get(name).function(**options)
         kept = None if resume is None else f"{os.fspath(resume)}.training"
         found = reconstruct(
-            self.ready, start, activations, data, resume=kept, begin=begin, progress=progress, **settings
+            self.ready, start, activations, data, resume=kept, begin=begin | dict(biases), progress=progress, **settings
         )
-        # What couldn't be trained keeps its corrected bias.
-        offsets = {key: values for key, values in begin.items() if key not in start} | found.floats
-        for (op, path), values in offsets.items():
-            self._assign(next(site.op for site in asking.values() if id(site.op) == op), path, values)
         self.told += [f"{place!r} wasn't trained: {why}" for place, why in found.fixed.items()]
         before, after = (sum(pair[i] for pair in found.losses.values()) for i in (0, 1))
         self.settings |= {"reconstruction_loss_before": before, "reconstruction_loss_after": after}
         trained = {key: Trained(asking[key], *pair) for key, pair in found.weights.items()}
-        return trained, activations | found.activations
+        return trained, activations | found.activations, found.floats
 
     def _keep(self, one: Rounded | Trained) -> None:
         """Has a layer hold what a weight became."""
@@ -289,25 +292,20 @@ class LowBits:
                 {"output_error": float(error)} if np.isfinite(error) else {}
             )
 
-    def _corrected(self, rounded: Rounded, moments: Moments | None) -> tuple[Rounded, np.ndarray | None]:
-        """A weight after the corrections that the recipe names, and the layer's bias, where it takes what they shift."""
+    def _corrected(self, rounded: Rounded, moments: Moments | None) -> tuple[Rounded, str, np.ndarray | None]:
+        """A weight after the corrections that the recipe names; path and values of a bias that takes what they shift, or None."""
         site = rounded.site
         if moments is None and not _asks_norms(site):
-            return rounded, None
+            return rounded, "", None
         ends = ends_after(self.ready.graph, site.op)
         found = corrected(rounded, moments, self._norm_means.get(site.key), ends=ends)
         for name, why in found.left.items():
             self.told.append(f"{site.key!r} is left without {name}: it {why}")
             self._left.setdefault(site.key, set()).add(name)
         if found.shift is None or site.linear is None or site.linear.bias is None:
-            return found.rounded, None
+            return found.rounded, "", None
         before = to_numpy(weights_of(site.op)[site.linear.bias])
-        return found.rounded, before + found.shift.reshape(before.shape)
-
-    def _offset(self, site: WeightSite, bias: np.ndarray | None) -> None:
-        """Has a layer add what correction made of its bias."""
-        if bias is not None and site.linear is not None and site.linear.bias is not None:
-            self._assign(site.op, site.linear.bias, bias)
+        return found.rounded, site.linear.bias, before + found.shift.reshape(before.shape)
 
     @cached_property
     def _norm_means(self) -> dict[str, np.ndarray]:

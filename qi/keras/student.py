@@ -101,8 +101,10 @@ class Student:
     def _begin(self, values: Mapping[Weight, np.ndarray]) -> None:
         ops = dict(zip(self._ready.graph.calls_of(), self.graph.calls_of().values(), strict=True))
         for (key, path), array in values.items():
-            variable = paths(ops[key][0].op)[path]
-            variable.assign(array.reshape(variable.shape))
+            op = ops[key][0].op
+            if id(op) != key:  # what couldn't be copied is the given model's own
+                variable = paths(op)[path]
+                variable.assign(array.reshape(variable.shape))
 
     def _quantize(self) -> None:
         """Wraps layers and puts holders after values."""

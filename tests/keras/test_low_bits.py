@@ -301,3 +301,44 @@ def test_other_methods(model: keras.Model, method: str) -> None:
 
 def test_options_of_training_are_arguments_of_it() -> None:
     assert set(options_of()) <= set(inspect.signature(reconstruct).parameters)
+
+
+@pytest.mark.filterwarnings("ignore::qi.QuantizationWarning")
+def test_training_begins_where_the_algorithms_before_it_end_and_goes_with_the_other_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What comes out is what training found, offsets of other layers among it."""
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, activation="relu", name="first")(inputs)
+    x = layers.LayerNormalization(name="norm")(layers.Dense(8, activation="relu", name="second")(x))
+    model = uneven(keras.Model(inputs, layers.Dense(3, name="third")(x)))
+    rows = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    few = TensorSpec(bits=3, algorithms=("gptq", "bias_correction", {"name": "reconstruct", "steps": 30}))  # type: ignore[arg-type]
+    other = TensorSpec(bits=4, algorithms=("gptq", "bias_correction"))  # type: ignore[arg-type]
+    rules = [Rule("first", weights=other), Rule("third", weights=TensorSpec(bits=8))]
+    recipe = get_recipe("w3a8")
+    seen: list[Any] = []
+
+    def spied(ready: Any, weights: Any, *given: Any, begin: Any, **named: Any) -> Any:
+        paths = {id(calls[0].op): calls[0].path for calls in ready.graph.calls_of().values()}
+        found = reconstruct(ready, weights, *given, begin=begin, **named)
+        seen.append({kind: {(paths[op], path): values for (op, path), values in part.items()}
+                     for kind, part in (("begin", begin), ("floats", found.floats), ("start", weights))})  # fmt: skip
+        return found
+
+    monkeypatch.setattr("qi.keras.low_bits.reconstruct", spied)
+    given = Recipe("mine", weights=few, activations=recipe.activations, rules=tuple(rules))
+    q, report = quantized(model, given, rows)
+    (told,) = seen
+    assert set(told["start"]) == {("second", "kernel")}
+    kernels = {(name, "kernel") for name in ("first", "second", "third")}
+    assert set(told["begin"]) == kernels | {("first", "bias"), ("second", "bias")}
+    assert set(told["floats"]) == {("first", "bias"), ("second", "bias"), ("norm", "beta"), ("third", "bias")}
+    held = {row.path: row for row in report.rows}
+    assert held["first/kernel"].algorithms == "gptq, bias_correction"
+    values = {name.replace("_raw", ""): array for name, array in arrays(q).items()}
+    for (layer, path), trained in told["floats"].items():
+        np.testing.assert_array_equal(values[f"{layer}/{path}"], trained.reshape(values[f"{layer}/{path}"].shape))
+        assert (trained != to_numpy(getattr(model.get_layer(layer), path))).any()
+    settings = report.settings
+    assert settings["reconstruction_loss_after"] < settings["reconstruction_loss_before"]
