@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.benchmarks.common import MODELS, bench_dir, load_data, load_float
-from tests.benchmarks.peers.page import GRADIENT_EPOCHS, MORE_EPOCHS, NOT_MEASURED, STOPPED, Result, Row, page
+from tests.benchmarks.peers.page import GRADIENT_EPOCHS, NOT_MEASURED, STOPPED, Result, Row, page
 
 SCRIPTS = Path(__file__).resolve().parent / "peers"
 BITS = (8, 4, 3, 2)
@@ -85,15 +85,12 @@ def rows() -> list[Row]:
         *(Row("ours", label, EIGHT, options) for label, options in OURS.items()),
         Row("mct", "PTQ, defaults", EIGHT, {}),
         Row("mct", "PTQ, k-means weights", EIGHT, {"weights": "LUT_SYM_QUANTIZER"}, bits=(4, 3, 2)),
-        *(
-            Row(
-                "mct",
-                f"gradient PTQ, {count} epochs, no Hessian",
-                EIGHT,
-                {"gradient": NO_HESSIAN | {"n_epochs": count}},
-                bits=(4, 3, 2),
-            )
-            for count in (GRADIENT_EPOCHS, MORE_EPOCHS)
+        Row(
+            "mct",
+            f"gradient PTQ, {GRADIENT_EPOCHS} epochs, no Hessian",
+            EIGHT,
+            {"gradient": NO_HESSIAN | {"n_epochs": GRADIENT_EPOCHS}},
+            bits=(4, 3, 2),
         ),
         Row("mct", f"gradient PTQ, {GRADIENT_EPOCHS} epochs, defaults", EIGHT, {"gradient": epochs}, bits=(4, 3, 2)),
         aeq("static, min/max", "static", nearest, EIGHT),

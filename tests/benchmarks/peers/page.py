@@ -15,7 +15,6 @@ import numpy as np
 Result = dict[str, Any]
 NOT_MEASURED, STOPPED = "not measured", "stopped"
 GRADIENT_EPOCHS = 5
-MORE_EPOCHS = 20
 _SHORT, _LONG = 60, 400
 _SIGMAS = 2
 _EVERYDAY = "effort balanced"
@@ -120,7 +119,7 @@ How to read the lines below a table: plus/minus is one standard error of the dif
 below two of these are called even. Both sides' best rows are picked by these test images, the peers' of more rows than QI's,
 so that each best is a little flattered. Other work shared the machine; that moves processor time less than seconds on the
 clock, which is why a cell that reached the limit of seconds is told with the processor time that it had until then. MCT's
-gradient method is given {GRADIENT_EPOCHS} and {MORE_EPOCHS} epochs; more may serve it better."""
+gradient method is given {GRADIENT_EPOCHS} epochs; more may serve it better."""
 
 
 def _table(
