@@ -297,7 +297,7 @@ class LowBits:
         site = rounded.site
         if moments is None and not _asks_norms(site):
             return rounded, "", None
-        ends = ends_after(self.ready.graph, site.op)
+        ends = ends_after(self.ready.graph, site.op) if "bias_correction" in dict(site.steps("correction")) else None
         found = corrected(rounded, moments, self._norm_means.get(site.key), ends=ends)
         for name, why in found.left.items():
             self.told.append(f"{site.key!r} is left without {name}: it {why}")

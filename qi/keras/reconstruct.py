@@ -353,7 +353,8 @@ class _Job:
             return known, stopped
         before = self.measure()
         if stopped or not self.settings.rate or not variables:
-            self.kept.finish(self.place, (before, before), variables, self._is_last())
+            if not stopped:  # what was given up isn't done
+                self.kept.finish(self.place, (before, before), variables, self._is_last())
             return (before, before), stopped
         state = [(variable, to_numpy(variable).copy()) for variable in variables]
         try:
@@ -369,7 +370,7 @@ class _Job:
             for variable, value in state:
                 variable.assign(value)
         losses = before, min(before, after)
-        if not stopped:  # what was given up isn't done
+        if not stopped:
             self.kept.finish(self.place, losses, variables, self._is_last())
         return losses, stopped
 
@@ -379,9 +380,8 @@ class _Job:
     def _steps(self, learner: _Learner, bar: Any, done: int, before: float) -> None:
         how, decay = self.settings, keras.optimizers.schedules.CosineDecay
         learner.compile(keras.optimizers.Adam(decay(how.rate, how.steps)), jit_compile=_jit())
-        learner.optimizer.build(
-            learner.trainable_variables
-        )  # made within the first step, slots would hold memory for good
+        # Made within the first step, the optimizer's variables would hold memory for good.
+        learner.optimizer.build(learner.trainable_variables)
         start = self.kept.restore(self.place, learner)
         orders = _orders(len(self.inputs[0]), how.batch, np.random.default_rng([how.seed, self.place]))
         for step, chosen in islice(zip(range(how.steps), orders, strict=False), start, None):
